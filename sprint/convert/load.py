@@ -1,0 +1,38 @@
+"""Networks with weights in them, from whatever `sprint convert` opens."""
+
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import SanaTransformer2DModel
+
+from sprint.convert.checkpoint import Checkpoint, understand
+from sprint.errors import SprintError
+
+
+def build_network(
+    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, depth: int | None = None
+) -> SanaTransformer2DModel:
+    """The checkpoint's network in eval mode; with `depth`, only its first blocks between its two ends."""
+    config = checkpoint.config | {"num_layers": depth or checkpoint.config["num_layers"]}
+    with init_empty_weights(include_buffers=False):
+        network = SanaTransformer2DModel(**config)
+    wanted = network.state_dict().keys()
+    state = {
+        name: tensor.to(dtype, copy=True) for name, tensor in checkpoint.stream("diffusers") if name in wanted
+    }
+    network.load_state_dict(state, strict=True, assign=True)
+    return network.eval()
+
+
+def load_teacher(
+    path_or_id: str | Path, time_scale: float | None = None
+) -> tuple[SanaTransformer2DModel, float]:
+    """A teacher in fp32 and eval mode, and what multiplies t_fm before its time embedder (1000 or 1).
+
+    Takes every source that `convert` takes. Raises SprintError as `convert` does, and for a student.
+    """
+    checkpoint = understand(path_or_id, time_scale)
+    if checkpoint.config["guidance_embeds"]:
+        raise SprintError(f"{path_or_id} is a student (it embeds guidance); a teacher is needed here")
+    return build_network(checkpoint), checkpoint.time_scale

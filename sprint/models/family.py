@@ -1,0 +1,119 @@
+"""What stands around the network: tokenizer, text encoder and autoencoder of a diffusers Sana folder.
+
+Prompts are encoded exactly as diffusers' Sana pipelines do: lower case, right padding, optionally behind
+the "complex human instruction", keeping token 0 and the last `max_length − 1`. (REFERENCE: Sana §3.1)
+"""
+
+import inspect
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderDC, SanaSprintPipeline
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from sprint.errors import SprintError
+
+log = logging.getLogger(__name__)
+BUILT_IN = {"tiny": Path(__file__).parents[1] / "assets" / "tiny"}
+
+
+def resolve(name: str) -> str:
+    """A built-in family's folder, or the name unchanged (a path or a hub id)."""
+    return str(BUILT_IN.get(name, name))
+
+
+def human_instruction() -> list[str]:
+    """The lines that diffusers' Sana pipelines put before every prompt."""
+    call = inspect.signature(SanaSprintPipeline.__call__)
+    return list(call.parameters["complex_human_instruction"].default)
+
+
+@dataclass
+class Family:
+    """Frozen text side and autoencoder of one Sana folder."""
+
+    tokenizer: PreTrainedTokenizerBase
+    text_encoder: PreTrainedModel
+    autoencoder: AutoencoderDC
+    max_length: int = 300
+    instruction: bool = True
+
+    def to(self, device: torch.device) -> "Family":
+        self.text_encoder.to(device)
+        self.autoencoder.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.autoencoder.device
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent cell."""
+        return 2 ** (len(self.autoencoder.config.encoder_block_out_channels) - 1)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """-> text [B, max_length, D], mask [B, max_length]; longer prompts are cut with a warning."""
+        ids, mask = tokenize(self.tokenizer, prompts, self.max_length, self.instruction)
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        text = self.text_encoder(ids, attention_mask=mask)[0]
+        keep = [0, *range(1 - self.max_length, 0)]
+        return text[:, keep], mask[:, keep]
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures: np.ndarray) -> Tensor:
+        """uint8 [B, H, W, 3] -> unit-scale latents [B, C, H/down, W/down]: scaling_factor · encoding."""
+        x = torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2)
+        x = (x.float() / 127.5 - 1).to(self.autoencoder.dtype)
+        return self.autoencoder.encode(x).latent.float() * self.autoencoder.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latent: Tensor) -> np.ndarray:
+        """Unit-scale latents [B, C, h, w] -> uint8 [B, H, W, 3]"""
+        z = latent.to(self.autoencoder.dtype) / self.autoencoder.config.scaling_factor
+        x = self.autoencoder.decode(z).sample.float()
+        x = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        return (x * 255).round().astype(np.uint8)
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_length: int, instruction: bool
+) -> tuple[Tensor, Tensor]:
+    """-> ids, mask [B, L] with L = max_length (and the instruction's length on top, if asked for)."""
+    prefix = "\n".join(human_instruction()) if instruction else ""
+    room = max_length + (len(tokenizer.encode(prefix)) - 2 if instruction else 0)
+    tokenizer.padding_side = "right"
+    texts = [prefix + prompt.lower().strip() for prompt in prompts]
+    for prompt, ids in zip(prompts, tokenizer(texts).input_ids, strict=True):
+        if len(ids) > room:
+            log.warning("prompt cut to %d tokens: %.60s…", max_length, prompt)
+    out = tokenizer(
+        texts, padding="max_length", max_length=room, truncation=True, return_tensors="pt"
+    )
+    return out.input_ids, out.attention_mask
+
+
+def load_family(
+    name: str, max_length: int = 300, instruction: bool = True, dtype: torch.dtype = torch.float32
+) -> Family:
+    """Load the text side and autoencoder of a diffusers Sana pipeline folder, built-in name or hub id."""
+    folder = resolve(name)
+    try:
+        family = Family(
+            AutoTokenizer.from_pretrained(folder, subfolder="tokenizer"),
+            AutoModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype),
+            AutoencoderDC.from_pretrained(folder, subfolder="vae", torch_dtype=dtype),
+            max_length,
+            instruction,
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise SprintError(f"{name}: no tokenizer, text_encoder and vae to load there ({reason})") from error
+    family.text_encoder.eval().requires_grad_(False)
+    family.autoencoder.eval().requires_grad_(False)
+    return family

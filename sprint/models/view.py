@@ -1,0 +1,54 @@
+"""A flow-matching network seen through TrigFlow: the same weights, another clock. Nothing is trained."""
+
+import torch
+from diffusers import SanaTransformer2DModel
+from torch import Tensor, nn
+
+from sprint.trigflow import flow_time, to_flow_input, to_trig_velocity
+
+SPARSE_TIME = 1000.0  # Sana's base checkpoints embed 1000 · t_fm
+DENSE_TIME = 1.0  # Sana-Sprint's embed t_fm itself
+
+
+class TrigFlowView(nn.Module):
+    """F(x_hat, t) of a network that predicts the flow-matching velocity v(x_fm, t_fm).
+
+    network      a diffusers `SanaTransformer2DModel`
+    time_scale   what multiplies t_fm before the network's time embedder (SPARSE_TIME or DENSE_TIME)
+
+    The network runs in its own dtype; time, x_fm and F are in the dtype of `x_hat` and at least float32.
+    """
+
+    def __init__(self, network: SanaTransformer2DModel, time_scale: float):
+        super().__init__()
+        self.network = network
+        self.time_scale = time_scale
+
+    def flow_velocity(
+        self, x_fm: Tensor, t_fm: Tensor, text: Tensor, mask: Tensor, guidance: Tensor | None = None
+    ) -> Tensor:
+        """The network's own prediction.
+
+        x_fm [B, C, H, W]; t_fm [B] in [0, 1]; text [B, T, D]; mask [B, T], 1 where a token is real;
+        guidance [B], the plain scale (4.5, say), for networks that embed it.  -> v [B, C, H, W]
+        """
+        dtype = self.network.dtype
+        if guidance is not None:
+            guidance = guidance * self.network.config.guidance_embeds_scale
+        (v,) = self.network(
+            x_fm.to(dtype),
+            encoder_hidden_states=text.to(dtype),
+            encoder_attention_mask=mask,
+            timestep=t_fm * self.time_scale,
+            guidance=guidance,
+            return_dict=False,
+        )
+        return v.to(torch.promote_types(x_fm.dtype, torch.float32))
+
+    def forward(
+        self, x_hat: Tensor, t: Tensor, text: Tensor, mask: Tensor, guidance: Tensor | None = None
+    ) -> Tensor:
+        """F(x_hat, t): x_hat = x_t/σ_d [B, C, H, W]; t [B] in [0, π/2].  -> [B, C, H, W]"""
+        t_fm = flow_time(t)
+        x_fm = to_flow_input(x_hat, t_fm)
+        return to_trig_velocity(self.flow_velocity(x_fm, t_fm, text, mask, guidance), x_fm, t_fm)

@@ -1,0 +1,405 @@
+"""The page people look at: what a run is (`Report`), and `write_report`, which sets it.
+
+Three files in the run's folder: report.html (self-contained), samples.png (the picture grid) and
+report.json (the same without pictures). Whatever was not measured is None or empty and is left out.
+"""
+
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+
+from sprint import report_page as html
+from sprint.chart import Point
+from sprint.evaluate.grid import picture_grid
+from sprint.files import write_whole
+
+
+class Role(str, Enum):
+    teacher = "teacher"  # adapted, with guidance; what the student is held against
+    undistilled = "undistilled"  # the same weights at the student's steps
+    student = "student"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Shares of prompts whose picture holds what they say, 0 to 1; categories by name."""
+
+    overall: float
+    categories: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One way of sampling: a set of weights and a number of steps."""
+
+    role: Role
+    steps: int
+    seconds_per_picture: float | None = None
+    scores: Scores | None = None
+    fid: float | None = None
+    pictures: Sequence[np.ndarray] = ()  # uint8 [H, W, 3], one for each caption of the report, or none
+
+    @property
+    def key(self) -> str:
+        return f"{self.role.value}_{self.steps}"
+
+    @property
+    def titles(self) -> tuple[str, str]:
+        return self.role.value.capitalize(), f"{self.steps} step{'s' if self.steps > 1 else ''}"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What was wanted and what came out, in words, and whether it is enough."""
+
+    text: str
+    goal: str
+    value: str
+    met: bool
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A chart: named lines of (x, y)."""
+
+    title: str
+    lines: Mapping[str, Sequence[Point]]
+    x_label: str = "step"
+    y_label: str = "loss"
+    log_y: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    name: str  # of the recipe
+    columns: Sequence[Column] = ()  # in reading order: teacher, undistilled, student 1, 2, 3, 4
+    captions: Sequence[str] = ()  # of the pictures; the same seed along a row
+    prompts: int | None = None  # behind scores and FID
+    fid_space: str = ""  # whose features FID compares, "the autoencoder's latents" say
+    goals: Sequence[Goal] = ()
+    curves: Sequence[Curve] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)  # by part of the run, in order
+    peak_memory: int | None = None  # bytes
+    recipe: str = ""  # resolved, as YAML
+    command: str = ""  # that makes this run again
+    environment: Mapping[str, str] = field(default_factory=dict)  # {"torch": "2.11.0", "CPU": "…"}
+    notes: Sequence[str] = ()  # whatever a reader must know; set under the headline
+
+    def find(self, role: Role, steps: int | None = None) -> Column | None:
+        """The first column of this role, at these steps if given."""
+        matches = (c for c in self.columns if c.role == role and steps in (None, c.steps))
+        return next(matches, None)
+
+
+# ---- writing ----------------------------------------------------------------------------------------
+
+
+def write_report(folder: Path, report: Report) -> Path:
+    """Write report.html, report.json and, where there are pictures, samples.png.  -> path of the page
+
+    Raises ValueError for a column whose pictures are not one for each caption.
+    """
+    folder = Path(folder)
+    for column in report.columns:
+        if len(column.pictures) not in (0, len(report.captions)):
+            raise ValueError(
+                f"{column.key}: {len(column.pictures)} pictures for {len(report.captions)} captions"
+            )
+    shown = _with_pictures(report)
+    if shown:
+        grid = picture_grid([c.titles for c in shown], report.captions, [c.pictures for c in shown])
+        data = io.BytesIO()
+        grid.save(data, "PNG", optimize=True)
+        write_whole(folder / "samples.png", data.getvalue())
+    write_whole(folder / "report.json", json.dumps(report_data(report), indent=2) + "\n")
+    return write_whole(folder / "report.html", report_html(report))
+
+
+def report_data(report: Report) -> dict:
+    """The report as plain data, without pictures; numbers that are not finite become null."""
+    bare = [dataclasses.replace(column, pictures=()) for column in report.columns]
+    data = dataclasses.asdict(dataclasses.replace(report, columns=bare))
+    for column, plain in zip(bare, data["columns"], strict=True):
+        del plain["pictures"]
+        plain["key"] = column.key
+    return _plain(data)
+
+
+def report_html(report: Report) -> str:
+    """The whole page as text."""
+    return html.page(
+        f"{report.name} · sprint report",
+        [
+            html.masthead("Sprint · distillation report", report.name, headline(report)),
+            *(html.paragraph(note, "note") for note in report.notes),
+            html.figures(_key_figures(report)),
+            _pictures(report),
+            _scores(report),
+            _curves(report),
+            _cost(report),
+            _record(report),
+        ],
+    )
+
+
+# ---- what it says -----------------------------------------------------------------------------------
+
+
+def headline(report: Report) -> str:
+    """The run in two sentences, of what was measured only."""
+    students = [c for c in report.columns if c.role == Role.student]
+    if not students:
+        return "A run without samples."
+    fewest = min(students, key=lambda column: column.steps)
+    most = max(students, key=lambda column: column.steps)
+    span = f"{fewest.steps} to {most.steps} steps" if most.steps > fewest.steps else fewest.titles[1]
+    text = f"One set of weights, {span}"
+    if fewest.seconds_per_picture:
+        text += f": {fewest.titles[1]} takes {_seconds(fewest.seconds_per_picture)} a picture"
+    score = _ratio(_overall(fewest), _overall(report.find(Role.teacher)))
+    if score is not None:
+        teacher = report.find(Role.teacher)
+        text += f" and keeps {score:.0%} of the scene score of the {teacher.steps}-step teacher"
+    short = sum(not goal.met for goal in report.goals)
+    if not report.goals:
+        return text + "."
+    verdict = f"{short} of {len(report.goals)} goals fall short" if short else "Every goal is met"
+    return f"{text}. {verdict}."
+
+
+def distillation_goals(report: Report) -> list[Goal]:
+    """The thresholds of a tiny distillation against its adapted teacher; those not measured are left out.
+
+    FID at most 2 × the teacher's at 1 step and 1.5 × at 2 to 4; colours and counting at least 0.85 × at
+    1 step and 0.9 × at 4; overall scene score at least 0.6 × at 1 step and 0.75 × at 4.
+    """
+    teacher = report.find(Role.teacher)
+    goals = []
+    for steps, most in ((1, 2.0), (2, 1.5), (3, 1.5), (4, 1.5)):
+        ratio = _ratio(_fid(report.find(Role.student, steps)), _fid(teacher))
+        goals.append(_ratio_goal(f"FID, {_steps(steps)}", ratio, most, at_most=True))
+    for name, at_1, at_4 in (("colors", 0.85, 0.9), ("counting", 0.85, 0.9), ("overall", 0.6, 0.75)):
+        for steps, least in ((1, at_1), (4, at_4)):
+            ratio = _ratio(_score(report.find(Role.student, steps), name), _score(teacher, name))
+            goals.append(_ratio_goal(f"{_category(name)}, {_steps(steps)}", ratio, least, at_most=False))
+    return [goal for goal in goals if goal is not None]
+
+
+def training_curves(
+    rows: Sequence[dict], adapt_starts: Mapping[str, Sequence[dict]] | None = None
+) -> list[Curve]:
+    """The charts of a metrics.jsonl (`sprint.log.read_metrics`); a metric that is not there draws nothing.
+
+    rows          of this run
+    adapt_starts  rows of stage 1 from other starts, by name ("norms at one"); drawn beside this run's
+
+    Names read: loss, grad_norm in every phase; loss_scm, loss_adv, tangent_norm, logvar in phase G.
+    """
+    flow = {"this run": _line(rows, "flow", "loss")}
+    for name, other in (adapt_starts or {}).items():
+        flow[name] = _line(other, "flow", "loss")
+    student, heads = {"student": "G"}, {"discriminator": "D"}
+    drawn = [
+        Curve("Stage 1: flow loss", flow),
+        Curve("Stage 1: gradient norm", {"norm": _line(rows, "flow", "grad_norm")}, y_label="norm", log_y=True),
+        Curve("Stage 2: consistency loss (sCM)", {"sCM": _line(rows, "G", "loss_scm")}),
+        Curve(
+            "Stage 2: adversarial losses",
+            {"student": _line(rows, "G", "loss_adv"), "discriminator": _line(rows, "D", "loss")},
+        ),
+        Curve(
+            "Stage 2: gradient norms",
+            {name: _line(rows, phase, "grad_norm") for name, phase in (student | heads).items()},
+            y_label="norm",
+            log_y=True,
+        ),
+        Curve(
+            "Stage 2: tangent norm",
+            {"norm": _line(rows, "G", "tangent_norm")},
+            y_label="norm",
+            log_y=True,
+            note="Of dF/dt, before it is normalised.",
+        ),
+        Curve("Stage 2: log-variance weight", {"logvar": _line(rows, "G", "logvar")}, y_label="logvar"),
+    ]
+    return [c for c in map(_without_empty_lines, drawn) if c.lines]
+
+
+# ---- sections ---------------------------------------------------------------------------------------
+
+
+def _key_figures(report: Report) -> list[tuple[str, str, str]]:
+    teacher, student = report.find(Role.teacher), report.find(Role.student)
+    figures = []
+    if student and student.seconds_per_picture:
+        speed = _ratio(_pace(teacher), student.seconds_per_picture)
+        beside = f"{speed:.0f}× as fast as the teacher" if speed else ""
+        figures.append((_seconds(student.seconds_per_picture), f"a picture, {student.titles[1]}", beside))
+    if _overall(student) is not None:
+        beside = f"teacher {_overall(teacher):.2f}" if _overall(teacher) is not None else ""
+        figures.append((f"{_overall(student):.2f}", f"scene score, {student.titles[1]}", beside))
+    if _fid(student) is not None:
+        beside = f"teacher {_fid(teacher):.2f}" if _fid(teacher) is not None else ""
+        figures.append((f"{_fid(student):.2f}", f"FID, {student.titles[1]}", beside))
+    if report.seconds:
+        memory = f"at most {_memory(report.peak_memory)} of memory" if report.peak_memory else ""
+        figures.append((_duration(sum(report.seconds.values())), "from recipe to page", memory))
+    return figures
+
+
+def _pictures(report: Report) -> str:
+    shown = _with_pictures(report)
+    if not shown:
+        return ""
+    text = "Each row is one prompt and one seed; each column is one way to sample it."
+    if report.find(Role.undistilled):
+        text += " Undistilled is the adapted teacher asked to do what the student does."
+    grid = html.picture_table([c.titles for c in shown], report.captions, [c.pictures for c in shown])
+    return html.section("Pictures", html.paragraph(text), grid)
+
+
+def _scores(report: Report) -> str:
+    """The table of everything measured, one column a way of sampling, and the goals."""
+    columns = [c for c in report.columns if c.scores or c.fid is not None or c.seconds_per_picture]
+    goals = html.checklist([(g.text, g.goal, g.value, g.met) for g in report.goals])
+    if not columns:
+        return html.section("Scores", goals)
+    categories = list(dict.fromkeys(name for c in columns if c.scores for name in c.scores.categories))
+    teacher = report.find(Role.teacher)
+    rows, bars = [], []
+    for name in ["overall", *categories]:
+        values = [_score(column, name) for column in columns]
+        rows.append((_category(name), [_number(v, ".2f") for v in values]))
+        bars.append(values)
+    for name, measure, spec in (("FID", _fid, ".2f"), ("Seconds a picture", _pace, ".3g")):
+        values = [measure(column) for column in columns]
+        against = [_ratio(value, measure(teacher)) for value in values]
+        rows += [(name, [_number(v, spec) for v in values])]
+        rows += [("… against the teacher", [_number(v, ".2f", "×") for v in against])]
+        bars += [[None] * len(columns)] * 2
+    kept = [i for i, (_, cells) in enumerate(rows) if any(cell != "–" for cell in cells)]
+    drawn = html.table([("", ""), *(c.titles for c in columns)], [rows[i] for i in kept], [bars[i] for i in kept])
+    return html.section("Scores", html.paragraph(_what_scores_are(report)), drawn, goals)
+
+
+def _what_scores_are(report: Report) -> str:
+    text = ""
+    if any(column.scores for column in report.columns):
+        text += "A scene score is the share of prompts whose picture shows what the prompt says. "
+    if any(column.fid is not None for column in report.columns):
+        space = f" between {report.fid_space}" if report.fid_space else ""
+        text += f"FID is a distance{space}: lower is better. "
+    if report.prompts:
+        text += f"All on {report.prompts} held-out prompts."
+    return text.strip() or "What was measured."
+
+
+def _curves(report: Report) -> str:
+    drawn = [html.chart(c.title, c.lines, c.x_label, c.y_label, c.log_y, c.note) for c in report.curves]
+    text = html.paragraph("Pale: every logged step. Dark: their running mean, which sets the scale.")
+    return html.section("Training", text if drawn else "", html.charts(drawn))
+
+
+def _cost(report: Report) -> str:
+    total = sum(report.seconds.values())
+    rows = [(part, _duration(s), s / total if total else 0.0) for part, s in report.seconds.items()]
+    facts = f"{_duration(total)} in all" if rows else ""
+    if report.peak_memory:
+        facts += f"{', at' if facts else 'At'} most {_memory(report.peak_memory)} of memory"
+    return html.section("Time and memory", html.paragraph(facts + ".") if facts else "", html.shares(rows))
+
+
+def _record(report: Report) -> str:
+    return html.section(
+        "To make it again", html.code(report.command), html.listing(report.environment), html.code(report.recipe)
+    )
+
+
+# ---- numbers ----------------------------------------------------------------------------------------
+
+
+def _with_pictures(report: Report) -> list[Column]:
+    return [column for column in report.columns if len(column.pictures)]
+
+
+def _score(column: Column | None, name: str) -> float | None:
+    if column is None or column.scores is None:
+        return None
+    return column.scores.overall if name == "overall" else column.scores.categories.get(name)
+
+
+def _overall(column: Column | None) -> float | None:
+    return _score(column, "overall")
+
+
+def _fid(column: Column | None) -> float | None:
+    return None if column is None else column.fid
+
+
+def _pace(column: Column | None) -> float | None:
+    return None if column is None else column.seconds_per_picture
+
+
+def _ratio(value: float | None, reference: float | None) -> float | None:
+    return None if value is None or not reference else value / reference
+
+
+def _ratio_goal(text: str, ratio: float | None, bound: float, at_most: bool) -> Goal | None:
+    if ratio is None:
+        return None
+    sign = "≤" if at_most else "≥"
+    met = ratio <= bound if at_most else ratio >= bound
+    return Goal(text, f"{sign} {bound:g} × the teacher's", f"{ratio:.2f} ×", met)
+
+
+def _line(rows: Sequence[dict], phase: str, metric: str) -> list[Point]:
+    return [(r["step"], r[metric]) for r in rows if r["phase"] == phase and r.get(metric) is not None]
+
+
+def _without_empty_lines(curve: Curve) -> Curve:
+    return dataclasses.replace(curve, lines={name: line for name, line in curve.lines.items() if line})
+
+
+def _category(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
+def _steps(steps: int) -> str:
+    return f"{steps} step{'s' if steps > 1 else ''}"
+
+
+def _number(value: float | None, spec: str, unit: str = "") -> str:
+    return "–" if value is None else f"{value:{spec}}{unit and ' ' + unit}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2g} s"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _memory(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _plain(value):
+    """JSON has no NaN: null instead, at any depth."""
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

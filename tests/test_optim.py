@@ -1,0 +1,199 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sprint.errors import SprintError
+from sprint.optim import CAME, build_optimizer, clip_gradients, warmup
+from sprint.recipe import Optimizer, OptimizerKind
+
+BETA1, BETA2, BETA3 = BETAS = (0.9, 0.999, 0.9999)
+EPS1, EPS2 = 1e-30, 1e-16
+
+
+def rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(x**2)))
+
+
+def came_by_hand(theta: np.ndarray, gradients: list[np.ndarray], lr: float, decay: float) -> np.ndarray:
+    """Algorithm 2 of arXiv 2307.02047, line by line, with the sums 1ᵀ and 1 of the paper."""
+    rows, columns = theta.shape
+    one_rows, one_columns = np.ones((rows, 1)), np.ones((columns, 1))
+    m = np.zeros_like(theta)
+    r, R = np.zeros((rows, 1)), np.zeros((rows, 1))
+    c, C = np.zeros((1, columns)), np.zeros((1, columns))
+    for g in gradients:
+        r = BETA2 * r + (1 - BETA2) * (g**2 + EPS1) @ one_columns
+        c = BETA2 * c + (1 - BETA2) * one_rows.T @ (g**2 + EPS1)
+        v = r @ c / (one_rows.T @ r)
+        u = g / np.sqrt(v)
+        u_hat = u / max(1.0, rms(u) / 1.0)
+        m = BETA1 * m + (1 - BETA1) * u_hat
+        U = (u_hat - m) ** 2
+        R = BETA3 * R + (1 - BETA3) * (U + EPS2) @ one_columns
+        C = BETA3 * C + (1 - BETA3) * one_rows.T @ (U + EPS2)
+        S = R @ C / (one_rows.T @ R)
+        theta = theta - lr * decay * theta - lr / np.sqrt(S) * m
+    return theta
+
+
+def run_came(theta: np.ndarray, gradients: list[np.ndarray], lr: float, decay: float = 0.0) -> np.ndarray:
+    parameter = nn.Parameter(torch.from_numpy(theta.copy()))
+    optimizer = CAME([parameter], lr=lr, betas=BETAS, eps=(EPS1, EPS2), weight_decay=decay)
+    for g in gradients:
+        parameter.grad = torch.from_numpy(g.copy())
+        optimizer.step()
+    return parameter.detach().numpy()
+
+
+THETA = np.array([[0.5, -1.0, 2.0], [0.1, 0.0, -0.3]])
+GRADIENTS = [
+    np.array([[1.0, -2.0, 0.5], [3.0, 0.1, -0.2]]),
+    np.array([[-0.4, 1.5, 0.5], [2.0, -0.3, 0.7]]),
+    np.array([[0.2, 0.2, -4.0], [1.0, 0.9, 0.0]]),
+]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_came_on_a_matrix_is_algorithm_2(decay):
+    expected = came_by_hand(THETA, GRADIENTS, lr=0.01, decay=decay)
+    np.testing.assert_allclose(run_came(THETA, GRADIENTS, 0.01, decay), expected, rtol=1e-12)
+    assert np.abs(expected - THETA).min() > 1e-3
+
+
+def test_first_came_step_in_numbers():
+    """Equal gradients: û = 1, m = 0.1, U = 0.81, S = 8.1e-5, step = lr · 0.1/√8.1e-5 = 11.11 lr."""
+    moved = THETA - run_came(THETA, [np.full((2, 3), 7.0)], lr=0.01)
+    np.testing.assert_allclose(moved, 0.01 * 0.1 / np.sqrt(8.1e-5), rtol=1e-9)
+
+
+def test_came_on_a_vector_keeps_the_whole_second_moment_and_no_instability():
+    theta, gradients = THETA[0], [g[0] for g in GRADIENTS]
+    expected, square, m = theta.copy(), np.zeros(3), np.zeros(3)
+    for g in gradients:
+        square = BETA2 * square + (1 - BETA2) * (g**2 + EPS1)
+        u = g / np.sqrt(square)
+        m = BETA1 * m + (1 - BETA1) * u / max(1.0, rms(u))
+        expected = expected - 0.01 * m
+    np.testing.assert_allclose(run_came(theta, gradients, 0.01), expected, rtol=1e-12)
+
+
+def test_came_treats_a_convolution_as_its_matrix():
+    shaped = run_came(THETA.reshape(2, 3, 1, 1), [g.reshape(2, 3, 1, 1) for g in GRADIENTS], 0.01)
+    np.testing.assert_array_equal(shaped.reshape(2, 3), run_came(THETA, GRADIENTS, 0.01))
+
+
+def test_came_state_of_a_pointwise_convolution_is_one_moment_and_two_edges():
+    conv = nn.Conv2d(32, 48, 1, bias=False)
+    optimizer = CAME(conv.parameters(), lr=1e-3)
+    conv(torch.randn(1, 32, 2, 2)).sum().backward()
+    optimizer.step()
+    assert sum(s.numel() for s in optimizer.state[conv.weight].values()) == 32 * 48 + 2 * (32 + 48)
+
+
+def test_came_survives_zero_gradients_in_float32():
+    parameter = nn.Parameter(torch.ones(4, 4))
+    optimizer = CAME([parameter], lr=0.1)
+    parameter.grad = torch.zeros(4, 4)
+    for _ in range(3):
+        optimizer.step()
+    assert torch.equal(parameter.detach(), torch.ones(4, 4))
+    parameter.grad[0] = 1e-6
+    optimizer.step()
+    assert torch.isfinite(parameter).all()
+    assert torch.equal(parameter[1:].detach(), torch.ones(3, 4))
+
+
+def test_came_learns_a_linear_map():
+    torch.manual_seed(0)
+    target, x = torch.randn(8, 8), torch.randn(256, 8)
+    layer = nn.Linear(8, 8)
+    optimizer = CAME(layer.parameters(), lr=2e-3)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = (layer(x) - x @ target.T).square().mean()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Optimizer(kind=OptimizerKind.came, lr=1e-3, warmup_steps=4),
+        Optimizer(kind=OptimizerKind.adamw, lr=1e-3, betas=(0.9, 0.99), warmup_steps=4),
+    ],
+)
+def test_resume_continues_bit_for_bit(settings, tmp_path):
+    def start():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv1d(3, 5, 3), nn.Flatten(), nn.Linear(10, 2))
+        optimizer = build_optimizer(model.parameters(), settings)
+        return model, optimizer, warmup(optimizer, settings.warmup_steps)
+
+    def train(model, optimizer, schedule, first, last):
+        for step in range(first, last):
+            x = torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+            schedule.step()
+
+    whole = start()
+    train(*whole, 0, 6)
+    half = start()
+    train(*half, 0, 3)
+    torch.save([part.state_dict() for part in half], tmp_path / "half.pt")
+    resumed = start()
+    states = torch.load(tmp_path / "half.pt", weights_only=True)
+    for part, state in zip(resumed, states, strict=True):
+        part.load_state_dict(state)
+    train(*resumed, 3, 6)
+    for a, b in zip(whole[0].parameters(), resumed[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert resumed[1].param_groups[0]["lr"] == 1e-3
+
+
+def test_build_optimizer_uses_the_settings():
+    parameters = [nn.Parameter(torch.ones(2, 2))]
+    came = build_optimizer(iter(parameters), Optimizer(lr=3e-4, betas=(0.8, 0.9, 0.95), weight_decay=0.1))
+    assert isinstance(came, CAME)
+    group = came.param_groups[0]
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (3e-4, (0.8, 0.9, 0.95), 0.1)
+    assert (group["eps"], group["clip_threshold"]) == ((1e-30, 1e-16), 1.0)
+    adamw = build_optimizer(parameters, Optimizer(OptimizerKind.adamw, 4e-4, (0.9, 0.99), 0.01))
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert adamw.param_groups[0]["betas"] == (0.9, 0.99)
+
+
+def test_build_optimizer_refuses_wrong_betas_and_half_precision():
+    parameters = [nn.Parameter(torch.ones(2, 2))]
+    with pytest.raises(SprintError, match=r"adamw takes 2 values, got \[0.9, 0.999, 0.9999\]"):
+        build_optimizer(parameters, Optimizer(kind=OptimizerKind.adamw))
+    with pytest.raises(SprintError, match="came takes 3 values"):
+        build_optimizer(parameters, Optimizer(betas=(0.9, 0.999)))
+    with pytest.raises(TypeError, match="float32"):
+        build_optimizer([nn.Parameter(torch.ones(2, dtype=torch.bfloat16))], Optimizer())
+
+
+@pytest.mark.parametrize(("steps", "factors"), [(4, [0.25, 0.5, 0.75, 1, 1]), (0, [1, 1]), (1, [1, 1])])
+def test_warmup_is_linear_from_the_first_update(steps, factors):
+    optimizer = build_optimizer([nn.Parameter(torch.ones(2, 2))], Optimizer(lr=2e-6))
+    schedule = warmup(optimizer, steps)
+    seen = []
+    for _ in factors:
+        seen.append(optimizer.param_groups[0]["lr"] / 2e-6)
+        optimizer.step()
+        schedule.step()
+    assert seen == pytest.approx(factors)
+
+
+def test_clip_gradients_returns_the_norm_before():
+    a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    a.grad, b.grad = torch.tensor([3.0]), torch.tensor([4.0])
+    assert clip_gradients(iter([a, b]), 0.1).item() == pytest.approx(5.0)
+    assert (a.grad.item(), b.grad.item()) == pytest.approx((0.06, 0.08), rel=1e-4)
+    assert clip_gradients([a, b], 1.0).item() == pytest.approx(0.1, rel=1e-4)
+    assert a.grad.item() == pytest.approx(0.06, rel=1e-4)
+    a.grad = torch.tensor([float("inf")])
+    assert not torch.isfinite(clip_gradients([a, b], 1.0))
