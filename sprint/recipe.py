@@ -132,6 +132,8 @@ class Recipe:
     needs: str = ""  # what a person must bring: weights, data, GPUs, hours; printed by --dry-run
     seed: int = 0
     precision: Precision = Precision.fp32
+    micro_batch_size: int = 0  # samples per forward and process, gradients accumulate; 0 takes them all
+    activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
     data: Data = field(default_factory=Data)
     text: Text = field(default_factory=Text)
     adapt: Adapt = field(default_factory=Adapt)

@@ -161,6 +161,14 @@ def test_sharded_original_and_small_mapped_windows(here, original, net, monkeypa
     refuses(here, "names the shard model-2.safetensors, which is missing", ".", "out")
 
 
+def test_usual_names_and_safetensors_go_first(here, net):
+    net.save_pretrained("folder")
+    torch.save({"wrong": torch.ones(1)}, "folder/diffusion_pytorch_model.bin")
+    save_file({"wrong": torch.ones(1)}, "folder/diffusion_pytorch_model.fp16.safetensors")
+    (file,) = quiet("folder", "out")["source"]["files"]
+    assert file["name"] == "diffusion_pytorch_model.safetensors"
+
+
 # ---- what shapes cannot tell ------------------------------------------------------------------------
 
 
@@ -259,6 +267,7 @@ def test_record_and_summary(here, file):
     assert f"depth {DEPTH}, width 128, {stored['network']['parameters']:,} parameters" in text
     assert "time: sparse, scale 1000 (from the preset of width 128)" in text
     assert "(a)" in text and "fp64" in text and "(c)" in text
+    assert "(c) ways back not written out" in describe(quiet(file, "fast"))
     assert "not verified" in describe(quiet(file, "off", verify="off"))
 
 

@@ -242,14 +242,17 @@ def _describe_certificate(certificate: dict) -> Iterator[str]:
         yield "not verified (--verify off)"
         return
     yield f"(a) {certificate['bits']['tensors']} source tensors come back {certificate['bits']['equal']}"
-    if velocity := certificate.get("velocity"):
-        fp64 = "" if velocity["fp64_error"] is None else f", {velocity['fp64_error']:.1e} in fp64"
-        yield (
-            f"(b) velocities agree to {velocity['fp32_error']:.1e} in fp32{fp64} "
-            f"({velocity['network']}, {velocity['times']} times)"
-        )
+    if "velocity" not in certificate:
+        return
+    velocity = certificate["velocity"]
+    fp64 = "" if velocity["fp64_error"] is None else f", {velocity['fp64_error']:.1e} in fp64"
+    where = f"{velocity['network']}, {velocity['times']} times"
+    yield f"(b) velocities agree to {velocity['fp32_error']:.1e} in fp32{fp64} ({where})"
     if ways := certificate.get("ways_back"):
-        yield f"(c) written on to {' and '.join(ways)}, {min(ways.values())} source tensors come back equal"
+        count = min(ways.values())
+        yield f"(c) written on to {' and '.join(ways)}, {count} source tensors come back bit for bit"
+    else:
+        yield "(c) ways back not written out (--verify full does)"
 
 
 def size_name(depth: int, width: int) -> str:

@@ -13,14 +13,15 @@ from sprint.errors import SprintError
 def build_network(
     checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, depth: int | None = None
 ) -> SanaTransformer2DModel:
-    """The checkpoint's network in eval mode; with `depth`, only its first blocks between its two ends."""
+    """The checkpoint's network in eval mode; with `depth`, only its first blocks between its two ends.
+
+    Weights that are of `dtype` already stay mapped from the file: read them, but do not train them.
+    """
     config = checkpoint.config | {"num_layers": depth or checkpoint.config["num_layers"]}
     with init_empty_weights(include_buffers=False):
         network = SanaTransformer2DModel(**config)
     wanted = network.state_dict().keys()
-    state = {
-        name: tensor.to(dtype, copy=True) for name, tensor in checkpoint.stream("diffusers") if name in wanted
-    }
+    state = {name: tensor.to(dtype) for name, tensor in checkpoint.stream("diffusers") if name in wanted}
     network.load_state_dict(state, strict=True, assign=True)
     return network.eval()
 
@@ -35,4 +36,7 @@ def load_teacher(
     checkpoint = understand(path_or_id, time_scale)
     if checkpoint.config["guidance_embeds"]:
         raise SprintError(f"{path_or_id} is a student (it embeds guidance); a teacher is needed here")
-    return build_network(checkpoint), checkpoint.time_scale
+    network = build_network(checkpoint)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.clone()  # the file may go, and training writes
+    return network, checkpoint.time_scale

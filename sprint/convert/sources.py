@@ -24,6 +24,8 @@ Shape = tuple[int, ...]
 MAPPED_BYTES = 256 * 2**20  # a reader lets go of what it has mapped after this much
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 WEIGHTS = (".safetensors", *PICKLES)
+INDEX = ".index.json"
+USUAL_NAME = re.compile(r"(diffusion_pytorch_|pytorch_)?model\.\w+(\.index\.json)?")
 SIDE_FILES = ("extra.safetensors", "logvar.safetensors")  # original-layout tensors beside a diffusers network
 TRIGFLOW_FILE = "trigflow.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -154,28 +156,25 @@ def _open_folder(name: str, folder: Path) -> Source:
 
 
 def _weights_in(folder: Path) -> list[Path]:
-    """The weight files of a folder: shards with an index first, then a single file, then side files."""
+    """A folder's weight files: of the usual name if there is one, else the only index or the only file; and
+    the side files."""
     side = [folder / name for name in SIDE_FILES if (folder / name).exists()]
     for place in (folder, folder / "checkpoints"):
-        indices = sorted(place.glob("*.index.json"))
-        files = sorted(f for f in place.glob("*") if f.suffix in WEIGHTS and f.name not in SIDE_FILES)
-        usual = [
-            f
-            for f in indices + files
-            if re.fullmatch(r"(diffusion_pytorch_)?model\.\w+(\.index\.json)?", f.name)
-        ]
-        tensors = [f for f in indices + files if f.suffix != ".bin"]
-        for choice in (usual, indices, tensors, files):
-            if len(choice) == 1 or (choice and choice is usual):
+        found = [f for f in place.glob("*") if f.name.endswith((*WEIGHTS, INDEX)) and f not in side]
+        found.sort(key=lambda f: ("safetensors" not in f.name, not f.name.endswith(INDEX), f.name))
+        usual = [f for f in found if USUAL_NAME.fullmatch(f.name)]
+        indices = [f for f in found if f.name.endswith(INDEX)]
+        for choice in (usual[:1], indices, found):
+            if len(choice) == 1:
                 return _shards(choice[0]) + side
-        if files:
-            raise SprintError(f"{place} holds {len(files)} checkpoints; give one of them: {files[0].name}, …")
+        if found:
+            raise SprintError(f"{place} holds {len(found)} checkpoints; give one of them: {found[0].name}, …")
     raise SprintError(f"no model in folder {folder}: no file ends with {', '.join(WEIGHTS)}")
 
 
 def _shards(path: Path) -> list[Path]:
     """[path], or the files that an index names."""
-    if not path.name.endswith(".index.json"):
+    if not path.name.endswith(INDEX):
         if path.suffix not in WEIGHTS:
             raise SprintError(f"{path} is not a checkpoint: its name should end with {', '.join(WEIGHTS)}")
         return [path]

@@ -6,7 +6,7 @@ the "complex human instruction", keeping token 0 and the last `max_length − 1`
 
 import inspect
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +79,14 @@ class Family:
         x = self.autoencoder.decode(z).sample.float()
         x = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         return (x * 255).round().astype(np.uint8)
+
+
+def encode_null(family: Family) -> tuple[Tensor, Tensor]:
+    """The empty prompt with its own mask, never behind the instruction, as diffusers' Sana pipelines do.
+
+    -> text [1, max_length, D], mask [1, max_length]
+    """
+    return replace(family, instruction=False).encode_prompts([""])
 
 
 def tokenize(

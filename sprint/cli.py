@@ -1,0 +1,173 @@
+"""The command line: one function per verb. Heavy imports happen inside the verb that needs them."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from sprint import __version__
+from sprint.errors import SprintError
+
+INTERRUPTED = 130  # the shell's code for Ctrl-C
+
+DESCRIPTION = """\
+Distil a flow-matching image model into one that samples in 1 to 4 steps.
+
+  sprint distill tiny                     the whole path on a laptop, ten minutes, nothing to download
+  sprint distill 0.6b data.path=pictures  the same for Sana 0.6B, on GPUs
+  sprint sample runs/tiny/student --prompt "a red circle" --steps 1
+  sprint convert teacher.safetensors      a teacher in TrigFlow form, proved lossless, reversible
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    try:
+        args.verb(args)
+    except SprintError as error:
+        sys.exit(_complain(str(error), 2))
+    except KeyboardInterrupt:
+        sys.exit(_complain("interrupted; the same command goes on from the last checkpoint", INTERRUPTED))
+    except OSError as error:
+        sys.exit(_complain(f"{error.filename or 'file system'}: {error.strerror or error}", 2))
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"sprint: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sprint", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"sprint {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _add_distill(verbs)
+    _add_sample(verbs)
+    _add_convert(verbs)
+    return parser
+
+
+# ---- distill ----------------------------------------------------------------------------------------
+
+
+def _add_distill(verbs) -> None:
+    verb = verbs.add_parser(
+        "distill",
+        help="turn a teacher into a student: adapt, distil, evaluate, report",
+        description="Adapt a teacher (stage 1), distil it (stage 2), draw, score and write runs/NAME/report.html. "
+        "Interrupted, the same command goes on where it stopped.",
+    )
+    verb.add_argument("recipe", help="a name in recipes/ (tiny, 0.6b, 1.6b) or a YAML file")
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. distill.steps=400 name=try")
+    verb.add_argument("--dry-run", action="store_true", help="print the recipe, parameter counts and a memory plan")
+    verb.set_defaults(verb=distill)
+
+
+def distill(args: argparse.Namespace) -> None:
+    from sprint.recipe import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    if args.dry_run:
+        from sprint.plan import dry_run
+
+        print(dry_run(recipe))
+        return
+    from sprint.train.loop import Interrupted
+    from sprint.train.run import distill as run
+
+    try:
+        page = run(recipe, command=" ".join(["sprint distill", args.recipe, *args.overrides]))
+    except Interrupted as stopped:
+        sys.exit(_complain(f"{stopped}; the same command goes on from there", INTERRUPTED))
+    if page:
+        print(f"report: {page}\nstudent: {page.parent / 'student'}")
+
+
+# ---- sample -----------------------------------------------------------------------------------------
+
+
+def _add_sample(verbs) -> None:
+    verb = verbs.add_parser(
+        "sample",
+        help="draw pictures with a student or a teacher",
+        description="Draw one picture per prompt. A picture depends on its prompt and its own seed only.",
+    )
+    verb.add_argument("model", help="a student or teacher folder, a hub id, or 'tiny', the built-in teacher")
+    verb.add_argument("--prompt", action="append", required=True, help="may be given several times")
+    verb.add_argument("--steps", type=int, help="1 to 4 for students (default 2), 20 for teachers")
+    verb.add_argument("--times", help="TrigFlow times from at most 1.5708 to 0, such as 1.5708,1.3,0")
+    verb.add_argument("--seed", type=int, default=0, help="of the first picture; the next ones count up")
+    verb.add_argument("--guidance", type=float, default=4.5, help="guidance scale (default 4.5)")
+    verb.add_argument("--size", type=int, help="pixels a side (default: the model's own)")
+    verb.add_argument("--out", type=Path, default=Path("samples"), help="folder for the PNG files (default samples)")
+    verb.add_argument("--device", help="cpu, cuda, … (default: cuda where there is one)")
+    verb.set_defaults(verb=sample)
+
+
+def sample(args: argparse.Namespace) -> None:
+    import io
+
+    import torch
+    from PIL import Image
+
+    from sprint.files import write_whole
+    from sprint.generate import StudentGenerator, load_generator
+
+    times = _numbers(args.times) if args.times else None
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    generator = load_generator(args.model, device)
+    steps = args.steps
+    if steps is None and times is None:
+        steps = 2 if isinstance(generator, StudentGenerator) else 20
+    seeds = list(range(args.seed, args.seed + len(args.prompt)))
+    pictures = generator.pictures(args.prompt, seeds, steps, args.guidance, args.size, times)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for picture, seed in zip(pictures, seeds, strict=True):
+        png = io.BytesIO()
+        Image.fromarray(picture).save(png, "PNG")
+        print(write_whole(args.out / f"{seed:06d}.png", png.getvalue()))
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise SprintError(f"--times {text}: write numbers with commas, such as 1.5708,1.3,0") from None
+
+
+# ---- convert ----------------------------------------------------------------------------------------
+
+
+def _add_convert(verbs) -> None:
+    verb = verbs.add_parser(
+        "convert",
+        help="a flow-matching teacher in TrigFlow form, proved lossless; and back",
+        description="Convert between original and diffusers naming and certify the result: every tensor bit for bit, "
+        "and the flow velocity recovered from the TrigFlow view.",
+    )
+    verb.add_argument("source", help=".safetensors, .pth, a folder (sharded, diffusers, converted) or a hub id")
+    verb.add_argument("-o", "--out", help="output folder, or a .safetensors/.pth file with --to original")
+    verb.add_argument("--to", choices=("trigflow", "flow", "original"), default="trigflow")
+    verb.add_argument("--verify", choices=("fast", "full", "off"), default="fast")
+    verb.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="round the weights to this")
+    verb.add_argument("--time-scale", choices=("sparse", "dense"), help="what the teacher embeds: 1000·t or t itself")
+    verb.add_argument("--cross-attention-heads", type=int, help="where neither config nor width tells")
+    verb.set_defaults(verb=convert)
+
+
+def convert(args: argparse.Namespace) -> None:
+    from sprint.convert.checkpoint import TIMES
+    from sprint.convert.convert import convert as run
+    from sprint.convert.convert import describe
+
+    result = run(
+        args.source,
+        args.out,
+        to=args.to,
+        verify=args.verify,
+        dtype=args.dtype,
+        time_scale=TIMES.get(args.time_scale),
+        cross_attention_heads=args.cross_attention_heads,
+    )
+    print(describe(result))

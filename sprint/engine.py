@@ -1,0 +1,128 @@
+"""The only file that knows accelerate: devices, precision, processes.
+
+Every process holds whole networks and works on its slice of the batch; gradients are averaged after the
+backward pass. What a sample draws depends on its place in the batch, so the losses do not depend on the
+number of processes.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from types import MethodType
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from diffusers import SanaTransformer2DModel
+from torch import Tensor, nn
+
+from sprint.errors import SprintError
+from sprint.recipe import Precision
+
+Slices = TypeVar("Slices", bound=tuple)
+
+
+class Engine:
+    """One process's share of a run.
+
+    Raises SprintError if the launcher asked for several processes and fewer are there.
+    """
+
+    def __init__(self, precision: Precision):
+        self.precision = precision
+        bf16 = precision is Precision.bf16
+        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+        asked = int(os.environ.get("WORLD_SIZE", os.environ.get("ACCELERATE_NUM_PROCESSES", "1")))
+        if asked != self.processes:
+            raise SprintError(f"asked for {asked} processes, running in {self.processes}; start with torchrun")
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def processes(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def main_process(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def trainable(self, module: nn.Module) -> nn.Module:
+        """On the device in fp32; a network's time embedding stays fp32 under autocast."""
+        module.to(self.device, torch.float32)
+        if self.precision is Precision.bf16:
+            for part in module.modules():
+                if isinstance(part, SanaTransformer2DModel):
+                    keep_time_in_float32(part)
+        return module
+
+    def frozen(self, network: SanaTransformer2DModel) -> SanaTransformer2DModel:
+        """On the device without gradients; in bf16 but for the time embedding, if the run is."""
+        network.to(self.device).eval().requires_grad_(False)
+        if self.precision is Precision.bf16:
+            network.to(torch.bfloat16)
+            network.time_embed.to(torch.float32)
+            keep_time_in_float32(network)
+        return network
+
+    def autocast(self):
+        return self.accelerator.autocast()
+
+    def share(self, batch_size: int) -> range:
+        """This process's places in a batch. Raises SprintError where the batch does not divide evenly."""
+        size, rest = divmod(batch_size, self.processes)
+        if rest:
+            raise SprintError(f"batch size {batch_size} does not divide over {self.processes} processes")
+        first = self.accelerator.process_index * size
+        return range(first, first + size)
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Mean over processes, in place; nothing to do for one."""
+        if self.processes == 1:
+            return
+        grads = [p.grad for p in parameters if p.grad is not None]
+        flat = self.accelerator.reduce(torch.cat([g.reshape(-1) for g in grads]), "mean")
+        for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            grad.copy_(mean.view_as(grad))
+
+    def average(self, value: Tensor) -> Tensor:
+        """Mean of a scalar over processes."""
+        return self.accelerator.reduce(value, "mean")
+
+    def agree(self, flag: bool) -> bool:
+        """The main process's word, on every process."""
+        if self.processes == 1:
+            return flag
+        return broadcast_object_list([flag])[0]
+
+    def wait(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+
+def keep_time_in_float32(network: SanaTransformer2DModel) -> None:
+    """Shield the time embedder from autocast: bf16 has no number between 0.500 and 0.504."""
+    network.time_embed.forward = MethodType(_forward_in_float32, network.time_embed)
+
+
+def _forward_in_float32(embed: nn.Module, timestep: Tensor, hidden_dtype=None, **conditions):
+    with torch.autocast(timestep.device.type, enabled=False):
+        return type(embed).forward(embed, timestep, hidden_dtype=torch.float32, **conditions)
+
+
+def parts(size: int, largest: int) -> Iterator[slice]:
+    """Cut `size` samples into runs of at most `largest` (0: no cut)."""
+    step = largest or size
+    for start in range(0, size, step):
+        yield slice(start, min(start + step, size))
+
+
+def take(tensors: Slices, where: slice | range) -> Slices:
+    """The same named tuple with every tensor cut along the batch."""
+    where = slice(where.start, where.stop) if isinstance(where, range) else where
+    return type(tensors)(*(tensor[where] for tensor in tensors))
+
+
+def to_device(tensors: Slices, device: torch.device) -> Slices:
+    """The same named tuple with every tensor on `device`."""
+    return type(tensors)(*(tensor.to(device, non_blocking=True) for tensor in tensors))

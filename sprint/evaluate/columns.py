@@ -1,0 +1,137 @@
+"""Teacher and student on the same held-out prompts and seeds: pictures, scores, FID, seconds.
+
+FID compares pictures with real scenes in the autoencoder's own feature space (`autoencoder_features`).
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from sprint.data.scenes import Scene, render, scene
+from sprint.data.source import HELD_OUT_SEED
+from sprint.evaluate.fid import GaussianStatistics, autoencoder_features, fid
+from sprint.evaluate.scenes import score
+from sprint.files import write_whole
+from sprint.generate import Generator
+from sprint.models.family import Family
+from sprint.report import Column, Role, Scores
+
+SHOWN = 12  # pictures on the page: two of each category
+REFERENCE_SCENES = 3000  # real pictures behind FID
+REFERENCE_SEED = HELD_OUT_SEED + 1
+
+
+def held_out(count: int) -> list[Scene]:
+    """The first `count` scenes of the series that is never trained on; categories take turns."""
+    return [scene(HELD_OUT_SEED, i) for i in range(count)]
+
+
+def batches(scenes: list[Scene], size: int) -> Iterator[list[Scene]]:
+    for start in range(0, len(scenes), size):
+        yield scenes[start : start + size]
+
+
+def picture_statistics(pictures: np.ndarray, family: Family, batch_size: int = 100) -> GaussianStatistics:
+    """uint8 [N, H, W, 3] -> mean and covariance of their features"""
+    statistics = GaussianStatistics()
+    for start in range(0, len(pictures), batch_size):
+        latents = family.encode_pictures(pictures[start : start + batch_size])
+        statistics.update(autoencoder_features(latents))
+    return statistics
+
+
+def real_statistics(family: Family, count: int = REFERENCE_SCENES, seed: int = REFERENCE_SEED) -> GaussianStatistics:
+    """Of real scenes that nobody trained on."""
+    drawn = (render(scene(seed, i).things) for i in range(count))
+    return picture_statistics(np.stack(list(drawn)), family)
+
+
+def draw_column(
+    generator: Generator, role: Role, steps: int, scenes: list[Scene], guidance_scale: float, batch_size: int
+) -> tuple[np.ndarray, float]:
+    """Pictures of every scene's caption, seed = its index.  -> uint8 [N, H, W, 3], seconds per picture"""
+    pictures, seconds, seed = [], 0.0, 0
+    bar = tqdm(total=len(scenes), desc=f"drawing {role.value}, {steps} step{'s' * (steps > 1)}", leave=False)
+    for part in batches(scenes, batch_size):
+        captions = [s.caption for s in part]
+        seeds = list(range(seed, seed + len(part)))
+        began = time.perf_counter()
+        pictures.append(generator.pictures(captions, seeds, steps, guidance_scale))
+        seconds += time.perf_counter() - began
+        seed += len(part)
+        bar.update(len(part))
+    bar.close()
+    return np.concatenate(pictures), seconds / len(scenes)
+
+
+def evaluate_column(
+    generator: Generator,
+    role: Role,
+    steps: int,
+    scenes: list[Scene],
+    real: GaussianStatistics,
+    guidance_scale: float,
+    batch_size: int,
+) -> Column:
+    """One column of the report."""
+    pictures, seconds = draw_column(generator, role, steps, scenes, guidance_scale, batch_size)
+    result = score(pictures, [s.claim for s in scenes])
+    return Column(
+        role=role,
+        steps=steps,
+        seconds_per_picture=seconds,
+        scores=Scores(
+            result["mean_over_samples"], {name: row["share"] for name, row in result["categories"].items()}
+        ),
+        fid=fid(picture_statistics(pictures, generator.family), real),
+        pictures=list(pictures[:SHOWN]),
+    )
+
+
+# ---- kept between runs of the same command --------------------------------------------------------
+
+
+def save_column(column: Column, folder: Path) -> None:
+    """Numbers as JSON, pictures as PNG rows in one .npz; the JSON is written last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = folder / f"{column.key}.npz"
+    part = pictures.with_suffix(".part.npz")
+    np.savez_compressed(part, pictures=np.stack(column.pictures))
+    part.replace(pictures)
+    numbers = {
+        "seconds_per_picture": column.seconds_per_picture,
+        "overall": column.scores.overall,
+        "categories": dict(column.scores.categories),
+        "fid": column.fid,
+    }
+    write_whole(folder / f"{column.key}.json", json.dumps(numbers, indent=1))
+
+
+def load_column(role: Role, steps: int, folder: Path) -> Column | None:
+    """What `save_column` kept; None if it is not there."""
+    empty = Column(role, steps)
+    numbers_file = folder / f"{empty.key}.json"
+    if not numbers_file.exists():
+        return None
+    numbers = json.loads(numbers_file.read_text())
+    with np.load(folder / f"{empty.key}.npz") as saved:
+        pictures = list(saved["pictures"])
+    return Column(
+        role,
+        steps,
+        numbers["seconds_per_picture"],
+        Scores(numbers["overall"], numbers["categories"]),
+        numbers["fid"],
+        pictures,
+    )
+
+
+@torch.no_grad()
+def real_floor(family: Family, real: GaussianStatistics, count: int) -> float:
+    """FID of `count` other real scenes: what a perfect generator would score."""
+    return fid(real_statistics(family, count, REFERENCE_SEED + 1), real)

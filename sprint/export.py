@@ -1,0 +1,296 @@
+"""Folders that diffusers opens: a student as `SanaSprintPipeline`, an adapted teacher as `SanaPipeline`.
+
+DIR/model_index.json, scheduler, tokenizer, text_encoder, vae   as diffusers writes them
+DIR/transformer   the network, trigflow.json (its clock), logvar.safetensors (a student's loss weighting)
+DIR/sprint.json   text settings and picture size, which `sprint sample` reads
+DIR/README.md     the model card
+"""
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypedDict
+
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    SanaPipeline,
+    SanaSprintPipeline,
+    SanaTransformer2DModel,
+    SCMScheduler,
+)
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from sprint.convert.checkpoint import understand
+from sprint.convert.load import build_network
+from sprint.convert.sources import SIDE_FILES, TRIGFLOW_FILE
+from sprint.errors import SprintError
+from sprint.generate import SETTINGS_FILE
+from sprint.models.family import Family
+from sprint.models.view import DENSE_TIME, SPARSE_TIME
+from sprint.trigflow import SIGMA_DATA
+
+LOGVAR_FILE = SIDE_FILES[1]
+LOGVAR_KEYS = {"weight": "logvar_linear.weight", "bias": "logvar_linear.bias"}  # Sana-Sprint's own names
+INDEX_FILE = "model_index.json"
+CARD_FILE = "README.md"
+SANA_SHIFT = 3.0  # of the flow times that Sana's sampler walks
+EXAMPLE_PROMPT = "a red circle"
+
+
+class Facts(TypedDict, total=False):
+    """What the model card and sprint.json tell beyond the weights; everything may be left out."""
+
+    recipe: str  # its name
+    teacher: str
+    data: str
+    prompt: str  # an example for the card
+    scores: dict[str, dict[str, float]]  # row ("student, 1 step") -> column ("scene score") -> number
+
+
+# ---- the two exports ----------------------------------------------------------------------------------
+
+
+def export_student(
+    folder: Path, network: SanaTransformer2DModel, logvar: nn.Linear | None, family: Family, facts: Facts
+) -> Path:
+    """Write a student as a folder that `SanaSprintPipeline.from_pretrained` opens offline.  -> folder
+
+    network   embeds guidance and has dense time; weights are written in the dtype they have
+    logvar    Linear(width, 1) of the adaptive loss weighting, for training on; None leaves it out
+
+    Whole or not at all: an earlier export gives way only to a complete one. Raises SprintError for a network
+    without guidance, a folder of something else, and a full or read-only disk.
+    """
+    if not network.config.guidance_embeds:
+        raise SprintError(f"{folder}: a student embeds guidance and this network does not; export a teacher")
+    parts = family.tokenizer, family.text_encoder, family.autoencoder, network
+    with complete_or_absent(Path(folder)) as place:
+        SanaSprintPipeline(*parts, SCMScheduler(sigma_data=SIGMA_DATA)).save_pretrained(place)
+        if logvar is not None:
+            head = {name: getattr(logvar, part).detach().contiguous() for part, name in LOGVAR_KEYS.items()}
+            save_file(head, place / "transformer" / LOGVAR_FILE, {"format": "pt"})
+        _write_about(place, network, family, facts)
+        card = student_card(_name(folder), network, family, facts)
+        (place / CARD_FILE).write_text(card, encoding="utf-8")
+    return Path(folder)
+
+
+def export_teacher(folder: Path, network: SanaTransformer2DModel, family: Family, facts: Facts) -> Path:
+    """Write an adapted teacher as a folder that `SanaPipeline.from_pretrained` opens offline.  -> folder
+
+    network   embeds no guidance and has dense time, which is also written as diffusers' `timestep_scale`, so
+              that `SanaPipeline` itself keeps the clock
+
+    Otherwise as `export_student`.
+    """
+    if network.config.guidance_embeds:
+        raise SprintError(f"{folder}: this network embeds guidance, as students do; a teacher does not")
+    scheduler = DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=SANA_SHIFT
+    )
+    parts = family.tokenizer, family.text_encoder, family.autoencoder, network
+    with complete_or_absent(Path(folder)) as place:
+        SanaPipeline(*parts, scheduler).save_pretrained(place)
+        config = place / "transformer" / "config.json"
+        dense = json.loads(config.read_text(encoding="utf-8")) | {"timestep_scale": DENSE_TIME / SPARSE_TIME}
+        _write_json(config, dense)
+        _write_about(place, network, family, facts)
+        (place / CARD_FILE).write_text(teacher_card(_name(folder), facts), encoding="utf-8")
+    return Path(folder)
+
+
+def load_student(folder: str | Path) -> tuple[SanaTransformer2DModel, nn.Linear | None]:
+    """Network in fp32 and eval mode, and the logvar head if the folder has one. Raises SprintError."""
+    checkpoint = understand(folder)
+    if not checkpoint.config["guidance_embeds"]:
+        raise SprintError(f"{folder} is a teacher (it embeds no guidance); a student is needed here")
+    network = build_network(checkpoint)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.clone()  # free of the file, which a later export may replace
+    extras = dict(checkpoint.stream_extras())
+    if not set(LOGVAR_KEYS.values()) <= extras.keys():
+        return network, None
+    logvar = nn.Linear(checkpoint.width, 1)
+    logvar.load_state_dict({part: extras[name].float() for part, name in LOGVAR_KEYS.items()})
+    return network, logvar
+
+
+# ---- files --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def complete_or_absent(folder: Path) -> Iterator[Path]:
+    """A fresh folder beside `folder` to write into; at the end it takes the place of an earlier export.
+
+    After an error, or Ctrl-C, `folder` is as it was. Raises SprintError for OSErrors on the way, and where
+    `folder` holds anything but an earlier export.
+    """
+    folder = folder.absolute()
+    if folder.exists() and not (folder / INDEX_FILE).is_file() and not _is_empty(folder):
+        raise SprintError(f"{folder} holds something that is no exported model; give another folder")
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        fresh.mkdir(parents=True)
+        yield fresh
+        _swap(fresh, folder, old)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        raise SprintError(f"cannot write {folder}: {reason}; it is as it was") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(fresh: Path, folder: Path, old: Path) -> None:
+    """`fresh` becomes `folder`; if that fails, what was there comes back."""
+    if folder.exists():
+        os.replace(folder, old)
+    try:
+        os.replace(fresh, folder)
+    except BaseException:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def _name(folder: str | Path) -> str:
+    return Path(folder).absolute().name
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_about(place: Path, network: SanaTransformer2DModel, family: Family, facts: Facts) -> None:
+    """trigflow.json, with the fields that `convert` writes and the written files bear out, and sprint.json."""
+    checkpoint = understand(place, DENSE_TIME)
+    config = checkpoint.config
+    clock = {
+        "time": checkpoint.time,
+        "time_scale": checkpoint.time_scale,
+        "time_scale_from": "training",
+        "sigma_data": SIGMA_DATA,
+        "network": {
+            "depth": config["num_layers"],
+            "width": checkpoint.width,
+            "parameters": network.num_parameters(),
+            "cross_attention_heads": config["num_cross_attention_heads"],
+            "qk_norm": config["qk_norm"] is not None,
+            "guidance": config["guidance_embeds"],
+        },
+        "tensors": {"network": len(checkpoint.network), "extra": checkpoint.extras},
+    }
+    text = {"max_length": family.max_length, "instruction": family.instruction}
+    settings = {"text": text, "size": picture_size(network, family), "recipe": facts.get("recipe")}
+    _write_json(place / "transformer" / TRIGFLOW_FILE, clock)
+    _write_json(place / SETTINGS_FILE, settings)
+
+
+def picture_size(network: SanaTransformer2DModel, family: Family) -> int:
+    """Pixels a side that the network was made for."""
+    return network.config.sample_size * family.downscale
+
+
+# ---- model cards --------------------------------------------------------------------------------------
+
+
+def student_card(name: str, network: SanaTransformer2DModel, family: Family, facts: Facts) -> str:
+    """Markdown for the Hugging Face hub; its Python runs as it stands, beside the folder `name`."""
+    size, prompt = picture_size(network, family), facts.get("prompt", EXAMPLE_PROMPT)
+    settings = [
+        f"height={size}, width={size}, use_resolution_binning=False,",
+        f"max_sequence_length={family.max_length},",
+    ]
+    if not family.instruction:
+        settings.append("complex_human_instruction=None,  # trained on bare prompts")
+    arguments = "\n".join(f"    {line}" for line in settings)
+    return f"""---
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [sana-sprint, distillation]
+---
+
+# {name}: pictures in 1 to 4 steps
+
+{_origin(facts)}A Sana network distilled after SANA-Sprint ([arXiv 2503.09641](https://arxiv.org/abs/2503.09641)).
+{size}×{size} pixels. Guidance is embedded: a step is one forward of the network.
+
+{_score_table(facts)}## Sample with sprint
+
+```bash
+sprint sample {name} --prompt {shlex.quote(prompt)} --steps 2 --seed 0
+```
+
+## Sample with diffusers
+
+```python
+from diffusers import SanaSprintPipeline
+
+pipeline = SanaSprintPipeline.from_pretrained("{name}")
+settings = dict(
+    guidance_scale=4.5,
+{arguments}
+)
+two_steps = pipeline(
+    {prompt!r}, num_inference_steps=2, generator=[torch.Generator().manual_seed(0)], **settings
+).images[0]
+one_step = pipeline(
+    {prompt!r}, num_inference_steps=1, intermediate_timesteps=None,
+    generator=[torch.Generator().manual_seed(0)], **settings
+).images[0]
+two_steps.save("two_steps.png")
+one_step.save("one_step.png")
+```
+
+`intermediate_timesteps=None` is needed for every number of steps but two. One generator a picture, seeded by
+itself, gives the pictures of `sprint sample`.
+"""
+
+
+def teacher_card(name: str, facts: Facts) -> str:
+    """Markdown, as `student_card`."""
+    prompt = shlex.quote(facts.get("prompt", EXAMPLE_PROMPT))
+    return f"""---
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+
+# {name}: a flow-matching teacher
+
+{_origin(facts)}Opens in `diffusers.SanaPipeline`; its clock is in `transformer/{TRIGFLOW_FILE}`.
+
+{_score_table(facts)}## Sample
+
+```bash
+sprint sample {name} --prompt {prompt} --steps 20 --seed 0
+```
+"""
+
+
+def _origin(facts: Facts) -> str:
+    told = [(key.capitalize(), facts[key]) for key in ("recipe", "teacher", "data") if facts.get(key)]
+    return "".join(f"- {key}: {value}\n" for key, value in told) + "\n" * bool(told)
+
+
+def _score_table(facts: Facts) -> str:
+    """Rows by model, columns by score; a missing number is a dash."""
+    rows = facts.get("scores", {})
+    if not rows:
+        return ""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    lines = [["model", *columns], ["---", *["---:"] * len(columns)]]
+    for label, row in rows.items():
+        lines.append([label, *(f"{row[column]:.3g}" if column in row else "–" for column in columns)])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"## Scores\n\n{table}\n\n"

@@ -1,0 +1,217 @@
+"""Pictures from prompts and seeds: students in a few steps, teachers in many, with one signature.
+
+A picture depends on its prompt and its seed, not on the batch it is drawn in.
+"""
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from torch import Tensor
+
+from sprint.convert.checkpoint import understand
+from sprint.convert.load import build_network
+from sprint.data.null import encode_null
+from sprint.errors import SprintError
+from sprint.models.family import Family, load_family, resolve
+from sprint.models.guidance import guided_velocity
+from sprint.models.view import TrigFlowView
+from sprint.sample import Noise, sample_consistency, sample_ode
+from sprint.schedule import check_times, student_times, teacher_times
+
+SETTINGS_FILE = "sprint.json"  # in the folder's root: what a diffusers pipeline has no place for
+STUDENT_STEPS = 4  # most steps with a default list of times
+
+
+class Generator:
+    """What students and teachers share; use `StudentGenerator` or `TeacherGenerator`.
+
+    view     the network seen through TrigFlow, put in evaluation mode
+    family   text side and autoencoder, on the network's device
+    size     pixels a side where a call names none; by default the network's own
+    """
+
+    def __init__(self, view: TrigFlowView, family: Family, size: int | None = None):
+        self.view = view.eval()
+        self.family = family
+        self.size = size or view.network.config.sample_size * family.downscale
+
+    def pictures(
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        num_inference_steps: int | None = None,
+        guidance_scale: float = 4.5,
+        size: int | None = None,
+        times: list[float] | None = None,
+    ) -> np.ndarray:
+        """One picture for each prompt and its seed.  -> uint8 [B, size, size, 3]
+
+        num_inference_steps   network steps, with the default times; may be left out where `times` is given
+        guidance_scale        embedded by a student, applied by a teacher; at least 0
+        size                  pixels a side, a multiple of the autoencoder's and the network's cell
+        times                 TrigFlow times in radians from at most π/2 down to 0, one more than steps
+
+        Raises SprintError for an empty prompt and whatever else cannot be drawn. Prompts longer than the
+        text encoder reads are cut with a warning.
+        """
+        return self.family.decode_latents(
+            self.latents(prompts, seeds, num_inference_steps, guidance_scale, size, times)
+        )
+
+    @torch.no_grad()
+    def latents(
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        num_inference_steps: int | None = None,
+        guidance_scale: float = 4.5,
+        size: int | None = None,
+        times: list[float] | None = None,
+    ) -> Tensor:
+        """As `pictures`, before the autoencoder.  -> unit-scale latents [B, C, h, w], float32"""
+        _check_prompts(prompts, seeds)
+        if not 0 <= guidance_scale < math.inf:
+            raise SprintError(f"guidance {guidance_scale}: give a number of at least 0")
+        times = self.times(num_inference_steps, times)
+        cells = self._cells(self.size if size is None else size)
+        noise = Noise(seeds, (self.view.network.config.in_channels, cells, cells), self.family.device)
+        text, mask = self.family.encode_prompts(prompts)
+        scales = torch.full((len(prompts),), float(guidance_scale), device=self.family.device)
+        return self._sample(text, mask, scales, noise, times)
+
+    def times(self, num_inference_steps: int | None, times: list[float] | None = None) -> list[float]:
+        """The checked custom list, or the default one for so many steps. Raises SprintError."""
+        if times is None:
+            if num_inference_steps is None:
+                raise SprintError("give a number of steps or a list of times")
+            return self._default_times(num_inference_steps)
+        steps = len(check_times(times)) - 1
+        if num_inference_steps not in (None, steps):
+            raise SprintError(f"steps {num_inference_steps}, but --times makes {steps}; leave one out")
+        return times
+
+    def _cells(self, size: int) -> int:
+        """Latent cells a side of a picture of `size` pixels."""
+        unit = self.family.downscale * self.view.network.config.patch_size
+        if size < unit or size % unit:
+            below = max(size // unit, 1) * unit
+            nearest = f"{below} or {below + unit}" if size > unit else f"{unit}"
+            raise SprintError(f"size {size} is not a multiple of {unit} pixels; the nearest is {nearest}")
+        return size // self.family.downscale
+
+    def _default_times(self, num_inference_steps: int) -> list[float]:
+        raise NotImplementedError
+
+    def _sample(self, text: Tensor, mask: Tensor, scales: Tensor, noise: Noise, times: list[float]) -> Tensor:
+        raise NotImplementedError
+
+
+class StudentGenerator(Generator):
+    """A network that embeds guidance: one conditional forward a step, fresh noise between steps."""
+
+    def _default_times(self, num_inference_steps: int) -> list[float]:
+        if not 1 <= num_inference_steps <= STUDENT_STEPS:
+            raise SprintError(
+                f"steps {num_inference_steps}: a student takes 1 to {STUDENT_STEPS}; "
+                "for any other number give --times, a list in radians from 1.5708 to 0"
+            )
+        return student_times(num_inference_steps)
+
+    def _sample(self, text: Tensor, mask: Tensor, scales: Tensor, noise: Noise, times: list[float]) -> Tensor:
+        return sample_consistency(partial(self.view, text=text, mask=mask, guidance=scales), noise, times)
+
+
+class TeacherGenerator(Generator):
+    """A flow-matching network with classifier-free guidance: first-order steps along its ODE."""
+
+    def _default_times(self, num_inference_steps: int) -> list[float]:
+        return teacher_times(num_inference_steps)
+
+    def _sample(self, text: Tensor, mask: Tensor, scales: Tensor, noise: Noise, times: list[float]) -> Tensor:
+        null_text, null_mask = encode_null(self.family)
+        F = partial(
+            guided_velocity,
+            self.view,
+            text=text,
+            mask=mask,
+            null_text=null_text,
+            null_mask=null_mask,
+            guidance_scale=scales,
+        )
+        return sample_ode(F, noise, times)
+
+
+def _check_prompts(prompts: list[str], seeds: list[int]) -> None:
+    if not prompts:
+        raise SprintError("no prompt to draw; give at least one")
+    for number, prompt in enumerate(prompts, 1):
+        if not prompt.strip():
+            raise SprintError(f"prompt {number} of {len(prompts)} is empty; say what to draw")
+    if len(seeds) != len(prompts):
+        raise SprintError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed for each")
+    for seed in seeds:
+        if not 0 <= seed < 2**63:
+            raise SprintError(f"seed {seed} is not a whole number from 0 to 2**63 - 1")
+
+
+# ---- from a folder ----------------------------------------------------------------------------------
+
+
+def load_generator(
+    name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Generator:
+    """A student's or a teacher's generator: which of the two, and its clock, the folder itself tells.
+
+    name     built-in name, diffusers pipeline folder (Sana or Sana-Sprint) or hub id
+    dtype    of network, text encoder and autoencoder; time and noise stay float32
+
+    Raises SprintError where there is no such model.
+    """
+    checkpoint = understand(resolve(name))
+    settings = read_settings(resolve(name))
+    family = load_family(name, settings.max_length, settings.instruction, dtype).to(device)
+    view = TrigFlowView(build_network(checkpoint, dtype).to(device), checkpoint.time_scale)
+    kind = StudentGenerator if checkpoint.config["guidance_embeds"] else TeacherGenerator
+    return kind(view.requires_grad_(False), family, settings.size)
+
+
+class Settings(NamedTuple):
+    """How prompts were read and pictures sized in training; the defaults are those of public Sana models."""
+
+    max_length: int = 300
+    instruction: bool = True
+    size: int | None = None
+
+
+def read_settings(name: str) -> Settings:
+    """The settings of a folder or hub id, from its sprint.json; defaults where it has none."""
+    file = Path(name) / SETTINGS_FILE if Path(name).exists() else _settings_on_hub(name)
+    if file is None or not file.is_file():
+        return Settings()
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        settings = Settings(**content.get("text", {}), size=content.get("size"))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise SprintError(
+            f'{file}: expected {{"text": {{"max_length": …, "instruction": …}}, "size": …}}'
+        ) from error
+    if [type(value) for value in settings] not in ([int, bool, int], [int, bool, type(None)]):
+        raise SprintError(f"{file}: max_length and size are whole numbers, instruction is true or false")
+    return settings
+
+
+def _settings_on_hub(repo_id: str) -> Path | None:
+    try:
+        return Path(hf_hub_download(repo_id, SETTINGS_FILE))
+    except EntryNotFoundError:
+        return None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise SprintError(f"{repo_id}: the hub did not answer for {SETTINGS_FILE}: {reason}") from error

@@ -1,0 +1,62 @@
+"""The student: the adapted teacher's weights, an embedded guidance scale, and a learned log-variance."""
+
+import torch
+from diffusers import SanaTransformer2DModel
+from torch import Tensor, nn
+
+from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.trigflow import flow_time
+
+GUIDANCE_STD = 0.02
+
+
+class Student(nn.Module):
+    """F_θ(x_hat, t | text, guidance) and logvar_φ(t).
+
+    network  a `SanaTransformer2DModel` with QK-norm and a guidance embedder, in dense time
+    logvar   Linear(width, 1) on the time embedding; lives in training only
+    """
+
+    def __init__(self, network: SanaTransformer2DModel, logvar_bias: float = 0.0):
+        super().__init__()
+        self.view = TrigFlowView(network, DENSE_TIME)
+        self.logvar = nn.Linear(network.time_embed.linear.in_features, 1)
+        nn.init.zeros_(self.logvar.weight)
+        nn.init.constant_(self.logvar.bias, logvar_bias)
+
+    @property
+    def network(self) -> SanaTransformer2DModel:
+        return self.view.network
+
+    def forward(self, x_hat: Tensor, t: Tensor, text: Tensor, mask: Tensor, guidance: Tensor) -> Tensor:
+        """x_hat = x_t/σ_d [B, C, H, W]; t, guidance [B].  -> F [B, C, H, W]"""
+        return self.view(x_hat, t, text, mask, guidance)
+
+    def log_variance(self, t: Tensor, guidance: Tensor) -> Tensor:
+        """The adaptive weight's exponent, from the network's own embedding of (t, guidance).  -> [B]"""
+        scaled = guidance * self.network.config.guidance_embeds_scale
+        _, embedded = self.network.time_embed(
+            flow_time(t) * self.view.time_scale, guidance=scaled, hidden_dtype=self.network.dtype
+        )
+        return self.logvar(embedded.to(self.logvar.weight.dtype)).squeeze(1).float()
+
+
+def from_adapted(adapted: SanaTransformer2DModel) -> SanaTransformer2DModel:
+    """The adapted weights in a network that also embeds guidance; at the start it has no effect.
+
+    The new embedder's first layer is random and its last zero: all-zero in both could never learn.
+    """
+    student = SanaTransformer2DModel.from_config(dict(adapted.config) | {"guidance_embeds": True})
+    embedder = student.time_embed.guidance_embedder
+    nn.init.normal_(embedder.linear_1.weight, std=GUIDANCE_STD)
+    for zero in (embedder.linear_1.bias, embedder.linear_2.weight, embedder.linear_2.bias):
+        nn.init.zeros_(zero)
+    old = "time_embed.emb.timestep_embedder."
+    weights = {
+        key.replace(old, "time_embed.timestep_embedder."): value for key, value in adapted.state_dict().items()
+    }
+    missing, unexpected = student.load_state_dict(weights, strict=False)
+    strays = [key for key in missing if not key.startswith("time_embed.guidance_embedder.")]
+    if strays or unexpected:
+        raise ValueError(f"weights that do not fit: {[*strays, *unexpected][:3]}")
+    return student.to(torch.float32)

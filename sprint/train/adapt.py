@@ -1,0 +1,103 @@
+"""Stage 1: the flow loss on the adapted teacher, until dense time and QK-norm feel native.
+
+L = ‖v(x_fm, t_fm) − (ε − latent)‖², mean over everything.  (SANA-Sprint §3.2.2)
+"""
+
+from typing import NamedTuple
+
+import torch
+from diffusers import SanaTransformer2DModel
+from torch import Tensor
+
+from sprint.data.batch import Batch
+from sprint.dist import step_generator
+from sprint.engine import Engine, parts, take, to_device
+from sprint.losses import mean_square_error
+from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.recipe import Recipe
+from sprint.schedule import shifted_logit_normal_flow_times
+from sprint.train.update import Means, Updater
+from sprint.trigflow import expand_time
+
+
+class FlowDraws(NamedTuple):
+    """t_fm [B]; noise [B, C, H, W]; dropped [B], True where the caption gives way to the null prompt."""
+
+    t_fm: Tensor
+    noise: Tensor
+    dropped: Tensor
+
+
+def draw(seed: int, step: int, batch_size: int, latent_shape: tuple, shift: float, dropout: float) -> FlowDraws:
+    """All randomness of one step, for the whole batch."""
+    generator = step_generator(seed, "adapt", step)
+    return FlowDraws(
+        shifted_logit_normal_flow_times(batch_size, shift, generator),
+        torch.randn((batch_size, *latent_shape), generator=generator),
+        torch.rand(batch_size, generator=generator) < dropout,
+    )
+
+
+def noised(latent: Tensor, draws: FlowDraws) -> Tensor:
+    """x_fm = (1 − t_fm) · latent + t_fm · ε"""
+    t = expand_time(draws.t_fm, latent)
+    return (1 - t) * latent + t * draws.noise
+
+
+def flow_loss(view: TrigFlowView, batch: Batch, draws: FlowDraws, null: tuple[Tensor, Tensor]) -> Tensor:
+    """null: text [1, T, D] and mask [1, T] of the empty prompt.  -> scalar"""
+    text = torch.where(draws.dropped[:, None, None], null[0], batch.text)
+    mask = torch.where(draws.dropped[:, None], null[1], batch.mask)
+    v = view.flow_velocity(noised(batch.latent, draws), draws.t_fm, text, mask)
+    return mean_square_error(v, draws.noise - batch.latent)
+
+
+class AdaptStage:
+    """State and update of stage 1."""
+
+    name = "adapt"
+
+    def __init__(self, recipe: Recipe, engine: Engine, network: SanaTransformer2DModel, null: tuple[Tensor, Tensor]):
+        self.recipe, self.engine, self.null = recipe, engine, null
+        self.settings = recipe.adapt
+        if recipe.activation_checkpointing:
+            network.enable_gradient_checkpointing()
+        self.network = engine.trainable(network).train()
+        self.view = TrigFlowView(self.network, DENSE_TIME)
+        self.updater = Updater(self.network, self.settings.optimizer, engine)
+
+    @property
+    def steps(self) -> int:
+        return self.settings.steps
+
+    @property
+    def batch_size(self) -> int:
+        return self.settings.batch_size
+
+    def phase(self, step: int) -> str:
+        return "flow"
+
+    def update(self, step: int, batch: Batch) -> Means:
+        """One optimizer step on this process's share of batch number `step`."""
+        engine, settings = self.engine, self.settings
+        shape = tuple(batch.latent.shape[1:])
+        draws = draw(self.recipe.seed, step, self.batch_size, shape, settings.shift, settings.caption_dropout)
+        draws = to_device(take(draws, engine.share(self.batch_size)), engine.device)
+        means, size = Means(), len(batch.latent)
+        self.updater.zero_grad()
+        for part in parts(size, self.recipe.micro_batch_size):
+            share = (part.stop - part.start) / size
+            with engine.autocast():
+                loss = flow_loss(self.view, take(batch, part), take(draws, part), self.null)
+            (share * loss).backward()
+            means.add(share, loss=loss)
+        norm, _ = self.updater.step()
+        means.add(1.0, grad_norm=norm, skipped=torch.tensor(self.updater.skipped))
+        return means
+
+    def state_dict(self) -> dict:
+        return {"network": self.network.state_dict(), "updater": self.updater.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.network.load_state_dict(state["network"])
+        self.updater.load_state_dict(state["updater"])

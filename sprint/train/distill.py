@@ -1,0 +1,230 @@
+"""Stage 2: sCM + LADD. Generator and discriminator take turns on successive batches.
+
+Source: SANA-Sprint (arXiv 2503.09641, Algorithm 1), with the reference trainer's settings (REFERENCE §4).
+The student F_θ, the frozen adapted teacher F_T (with guidance for sCM, its features for LADD), the heads.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from diffusers import SanaTransformer2DModel
+from torch import Tensor
+
+from sprint import losses
+from sprint.data.batch import Batch
+from sprint.dist import step_generator
+from sprint.ema import Ema
+from sprint.engine import Engine, parts, take, to_device
+from sprint.jvp import value_and_tangent
+from sprint.models.guidance import guided_velocity
+from sprint.models.heads import DiscriminatorHeads, deinterleave, interleave
+from sprint.models.student import Student, from_adapted
+from sprint.models.taps import TappedTeacher
+from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.recipe import Distill, Recipe
+from sprint.schedule import lognormal_trig_times, with_max_time
+from sprint.train.update import Means, Updater
+from sprint.trigflow import SIGMA_DATA, data_estimate, diffuse
+
+GENERATOR, DISCRIMINATOR = "G", "D"
+
+
+class Draws(NamedTuple):
+    """All randomness of one update; every tensor has the batch first.
+
+    guidance                  [B], the scale the student is told
+    t, noise                  where sCM looks (generator only)
+    start_t, start_noise      where the student starts its one-step sample, π/2 for some
+    renoise_t, renoise_noise  where the discriminator looks at it
+    """
+
+    guidance: Tensor
+    t: Tensor
+    noise: Tensor
+    start_t: Tensor
+    start_noise: Tensor
+    renoise_t: Tensor
+    renoise_noise: Tensor
+
+
+def draw(recipe: Recipe, step: int, latent_shape: tuple) -> Draws:
+    """Both phases draw alike; which step it is decides what."""
+    settings = recipe.distill
+    batch, adversarial = settings.batch_size, settings.adversarial
+    generator = step_generator(recipe.seed, "distill", step)
+    scales = torch.tensor(settings.guidance_scales, dtype=torch.float32)
+    shape = (batch, *latent_shape)
+
+    def times(density):
+        return lognormal_trig_times(batch, density.mean, density.std, generator)
+
+    return Draws(
+        guidance=scales[torch.randint(len(scales), (batch,), generator=generator)],
+        t=times(settings.consistency.time),
+        noise=torch.randn(shape, generator=generator),
+        start_t=with_max_time(times(settings.consistency.time), adversarial.max_time_probability, generator),
+        start_noise=torch.randn(shape, generator=generator),
+        renoise_t=times(adversarial.time),
+        renoise_noise=torch.randn(shape, generator=generator),
+    )
+
+
+def teacher_velocity(
+    teacher: TrigFlowView, x_t: Tensor, draws: Draws, batch: Batch, null: tuple[Tensor, Tensor]
+) -> Tensor:
+    """D = σ_d · (F_u + w (F_c − F_u)) = dx_t/dt along the guided teacher's flow."""
+    F = guided_velocity(teacher, x_t / SIGMA_DATA, draws.t, batch.text, batch.mask, *null, draws.guidance)
+    return SIGMA_DATA * F
+
+
+def one_step_sample(student: Student, batch: Batch, draws: Draws) -> Tensor:
+    """x̂_0 = f_θ(x_t', t') from the noised data, or from pure noise where t' = π/2."""
+    x_t = diffuse(SIGMA_DATA * batch.latent, draws.start_noise, draws.start_t)
+    F = student(x_t / SIGMA_DATA, draws.start_t, batch.text, batch.mask, draws.guidance)
+    return data_estimate(x_t, F, draws.start_t)
+
+
+def renoised_features(tapped: TappedTeacher, x_0: Tensor, draws: Draws, batch: Batch) -> list[Tensor]:
+    """What the frozen teacher sees of x_0 at the discriminator's own noise level."""
+    x_t = diffuse(x_0, draws.renoise_noise, draws.renoise_t)
+    return tapped(x_t / SIGMA_DATA, draws.renoise_t, batch.text, batch.mask)
+
+
+class DistillStage:
+    """State and updates of stage 2. Even steps train the student, odd ones the heads (if LADD is on)."""
+
+    name = "distill"
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        engine: Engine,
+        adapted: SanaTransformer2DModel,
+        null: tuple[Tensor, Tensor],
+        latent_shape: tuple[int, int, int],
+    ):
+        self.recipe, self.engine, self.null = recipe, engine, null
+        self.settings: Distill = recipe.distill
+        config = adapted.config
+        torch.manual_seed(recipe.seed)
+        network = from_adapted(adapted)
+        if recipe.activation_checkpointing:
+            network.enable_gradient_checkpointing()
+        self.student = engine.trainable(Student(network, losses.settled_logvar(math.prod(latent_shape)))).train()
+        width = config.num_attention_heads * config.attention_head_dim
+        taps = self.settings.adversarial.taps
+        self.heads = engine.trainable(DiscriminatorHeads(width, len(taps))).train()
+        self.teacher = TrigFlowView(engine.frozen(adapted), DENSE_TIME)
+        self.tapped = TappedTeacher(self.teacher, taps)
+        self.generator = Updater(self.student, self.settings.optimizer, engine)
+        self.discriminator = Updater(self.heads, self.settings.adversarial.optimizer, engine)
+        self.ema = Ema(self.student, self.settings.ema_decay) if self.settings.ema_decay else None
+        self.generator_updates = 0
+
+    @property
+    def steps(self) -> int:
+        return self.settings.steps
+
+    @property
+    def batch_size(self) -> int:
+        return self.settings.batch_size
+
+    def phase(self, step: int) -> str:
+        odd = step % 2 == 1
+        return DISCRIMINATOR if odd and self.settings.adversarial.weight > 0 else GENERATOR
+
+    def update(self, step: int, batch: Batch) -> Means:
+        """One update on this process's share of batch number `step`; its phase is `phase(step)`."""
+        engine = self.engine
+        draws = draw(self.recipe, step, tuple(batch.latent.shape[1:]))
+        draws = to_device(take(draws, engine.share(self.batch_size)), engine.device)
+        generator_phase = self.phase(step) == GENERATOR
+        accumulate = self._generator_loss if generator_phase else self._discriminator_loss
+        updater = self.generator if generator_phase else self.discriminator
+        means, size = Means(), len(batch.latent)
+        updater.zero_grad()
+        for part in parts(size, self.recipe.micro_batch_size):
+            share = (part.stop - part.start) / size
+            with engine.autocast():
+                loss, seen = accumulate(take(batch, part), take(draws, part))
+            (share * loss).backward()
+            means.add(share, loss=loss, **seen)
+        norm, moved = updater.step()
+        if generator_phase and moved:
+            self.generator_updates += 1
+            if self.ema:
+                self.ema.update(self.student)
+        means.add(1.0, grad_norm=norm, skipped=torch.tensor(updater.skipped))
+        return means
+
+    def _generator_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """weight · L_sCM + weight · L_adv; a term of weight zero is not computed."""
+        loss, seen = torch.zeros((), device=batch.latent.device), {}
+        if self.settings.consistency.weight > 0:
+            scm, seen = self._consistency_loss(batch, draws)
+            loss = loss + self.settings.consistency.weight * scm
+        if self.settings.adversarial.weight > 0:
+            adversarial = self._adversarial_loss(batch, draws)
+            loss = loss + self.settings.adversarial.weight * adversarial
+            seen["loss_adv"] = adversarial
+        return loss, seen
+
+    def _consistency_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        settings, t = self.settings.consistency, draws.t
+        x_t = diffuse(SIGMA_DATA * batch.latent, draws.noise, t)
+        with torch.no_grad():
+            D = teacher_velocity(self.teacher, x_t, draws, batch, self.null)
+
+        def F_theta(x_hat, t):
+            return self.student(x_hat, t, batch.text, batch.mask, draws.guidance)
+
+        F, F_prime = value_and_tangent(F_theta, x_t / SIGMA_DATA, t, *losses.tangent_inputs(t, D))
+        r = losses.tangent_warmup(self.generator_updates, settings.tangent_warmup_updates)
+        g = losses.consistency_tangent(F.detach(), F_prime, D, x_t, t, r)
+        normalised = losses.normalise_tangent(g, settings.tangent_normalisation)
+        logvar = self.student.log_variance(t, draws.guidance)
+        loss = losses.consistency_loss(F, F.detach(), normalised, logvar, t)
+        tangent_norm = torch.linalg.vector_norm(F_prime, dim=(1, 2, 3)).mean()
+        return loss, {"loss_scm": loss, "tangent_norm": tangent_norm, "logvar": logvar.mean()}
+
+    def _adversarial_loss(self, batch: Batch, draws: Draws) -> Tensor:
+        """The heads see real and generated side by side, so that local batch norm cannot hide the difference."""
+        x_0 = one_step_sample(self.student, batch, draws)
+        fake = renoised_features(self.tapped, x_0, draws, batch)
+        with torch.no_grad():
+            real = renoised_features(self.tapped, SIGMA_DATA * batch.latent, draws, batch)
+        with self.heads.frozen():
+            logits = self.heads([interleave(r, f) for r, f in zip(real, fake, strict=True)])
+        _, fake_logits = deinterleave(logits, 2)
+        return losses.generator_adversarial_loss(fake_logits)
+
+    def _discriminator_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """Hinge: real against generated and, if asked for, against data under a neighbour's prompt."""
+        with torch.no_grad():
+            real = SIGMA_DATA * batch.latent
+            pictures = [real, one_step_sample(self.student, batch, draws)]
+            if self.settings.adversarial.misaligned_pairs:
+                pictures.append(real.roll(1, dims=0))
+            features = [renoised_features(self.tapped, x_0, draws, batch) for x_0 in pictures]
+        logits = self.heads([interleave(*kinds) for kinds in zip(*features, strict=True)])
+        real_logits, *fake_logits = deinterleave(logits, len(pictures))
+        loss = losses.discriminator_hinge_loss(real_logits, torch.cat(fake_logits))
+        return loss, {"logit_real": real_logits.mean(), "logit_fake": fake_logits[0].mean()}
+
+    def state_dict(self) -> dict:
+        state = {
+            "student": self.student.state_dict(),
+            "heads": self.heads.state_dict(),
+            "generator": self.generator.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "generator_updates": self.generator_updates,
+        }
+        return state | ({"ema": self.ema.state_dict()} if self.ema else {})
+
+    def load_state_dict(self, state: dict) -> None:
+        for name in ("student", "heads", "generator", "discriminator"):
+            getattr(self, name).load_state_dict(state[name])
+        self.generator_updates = state["generator_updates"]
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])

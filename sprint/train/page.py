@@ -1,0 +1,111 @@
+"""From a finished run to its page: held-out pictures, scores, costs, curves."""
+
+import dataclasses
+import json
+import platform
+import resource
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from sprint.evaluate.columns import (
+    SHOWN,
+    evaluate_column,
+    held_out,
+    load_column,
+    real_floor,
+    real_statistics,
+    save_column,
+)
+from sprint.files import write_whole
+from sprint.generate import load_generator
+from sprint.log import METRICS, read_metrics
+from sprint.recipe import Recipe, recipe_text
+from sprint.report import Column, Report, Role, distillation_goals, training_curves, write_report
+
+COSTS = "costs.json"  # seconds by part and peak memory, kept over interruptions
+PARTS = {"adapt": "Stage 1: adapt", "distill": "Stage 2: sCM + LADD", "evaluate": "Evaluation"}
+
+
+def note_cost(folder: Path, part: str, seconds: float) -> None:
+    """Remember what a part of the run took."""
+    costs = read_costs(folder)
+    costs["seconds"][part] = round(seconds, 1)
+    costs["peak_memory"] = max(costs["peak_memory"], peak_memory())
+    write_whole(folder / COSTS, json.dumps(costs, indent=1))
+
+
+def read_costs(folder: Path) -> dict:
+    file = folder / COSTS
+    return json.loads(file.read_text()) if file.exists() else {"seconds": {}, "peak_memory": 0}
+
+
+def peak_memory() -> int:
+    """Bytes: of the GPU where one is used, of this process otherwise."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def evaluate_run(recipe: Recipe, folder: Path) -> tuple[list[Column], float]:
+    """Every column, drawn once and kept in folder/evaluation.  -> columns, FID of real against real"""
+    settings, kept = recipe.evaluate, folder / "evaluation"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    teacher = load_generator(str(folder / "teacher"), device)
+    student = load_generator(str(folder / "student"), device)
+    scenes = held_out(settings.prompts)
+    real = real_statistics(teacher.family)
+    wanted = [(teacher, Role.teacher, settings.teacher_steps), (teacher, Role.undistilled, 1)]
+    wanted += [(student, Role.student, steps) for steps in settings.steps]
+    columns = []
+    for generator, role, steps in wanted:
+        column = load_column(role, steps, kept)
+        if column is None:
+            column = evaluate_column(
+                generator, role, steps, scenes, real, settings.guidance_scale, settings.batch_size
+            )
+            save_column(column, kept)
+        columns.append(column)
+    return columns, real_floor(teacher.family, real, settings.prompts)
+
+
+def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
+    """Evaluate what is not yet evaluated and write the report.  -> report.html"""
+    columns, notes = [], []
+    if recipe.evaluate.prompts:
+        began = time.monotonic()
+        columns, floor = evaluate_run(recipe, folder)
+        notes = [
+            f"FID in this space is {floor:.3f} for as many other real scenes: no generator can do better.",
+            "Seconds per picture: text encoder, network and autoencoder, "
+            f"in batches of {recipe.evaluate.batch_size}.",
+        ]
+        if "evaluate" not in read_costs(folder)["seconds"]:
+            note_cost(folder, "evaluate", time.monotonic() - began)
+    costs = read_costs(folder)
+    report = Report(
+        name=recipe.name,
+        columns=columns,
+        captions=[s.caption for s in held_out(min(SHOWN, recipe.evaluate.prompts))],
+        prompts=recipe.evaluate.prompts or None,
+        fid_space="the autoencoder's latents",
+        curves=training_curves(read_metrics(folder / METRICS)),
+        seconds={PARTS[part]: seconds for part, seconds in costs["seconds"].items()},
+        peak_memory=costs["peak_memory"],
+        recipe=recipe_text(recipe),
+        command=command,
+        environment=environment(),
+        notes=notes,
+    )
+    report = dataclasses.replace(report, goals=distillation_goals(report))
+    return write_report(folder, report)
+
+
+def environment() -> dict[str, str]:
+    packages = {name: version(name) for name in ("sprint-distill", "torch", "diffusers", "transformers")}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return packages | {"python": platform.python_version(), "device": f"{device}, {torch.get_num_threads()} threads"}

@@ -1,0 +1,131 @@
+"""A whole run: teacher in, student out, page written. Every part is skipped if it is already there.
+
+runs/NAME/
+    recipe.yaml      as resolved            teacher/       the adapted teacher, a SanaPipeline folder
+    metrics.jsonl    losses and norms       student/       the result, a SanaSprintPipeline folder
+    checkpoints/     one folder per stage   report.html    the page; samples.png, report.json beside it
+"""
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import SanaTransformer2DModel
+from torch import Tensor
+
+from sprint import checkpoint
+from sprint.convert.load import load_teacher
+from sprint.data.source import Source, encode, open_source
+from sprint.dist import step_generator
+from sprint.engine import Engine, to_device
+from sprint.export import export_student, export_teacher
+from sprint.files import write_whole
+from sprint.log import RunLog
+from sprint.models.adapted import calibrated, with_ones
+from sprint.models.family import Family, encode_null, load_family, resolve
+from sprint.plan import check_arch
+from sprint.recipe import AdaptStart, DataKind, Precision, Recipe, recipe_hash, recipe_text
+from sprint.train.adapt import AdaptStage, draw, noised
+from sprint.train.distill import DistillStage
+from sprint.train.loop import Stage, train
+from sprint.train.page import note_cost, write_page
+
+CALIBRATION_BATCHES, CALIBRATION_SIZE = 4, 32
+
+
+class Run:
+    """A recipe at work in its folder."""
+
+    def __init__(self, recipe: Recipe, root: Path = Path("runs")):
+        self.recipe = recipe
+        self.folder = root / recipe.name
+        self.engine = Engine(recipe.precision)
+        if self.engine.main_process:
+            checkpoint.claim(self.folder, recipe_hash(recipe))
+            write_whole(self.folder / "recipe.yaml", recipe_text(recipe))
+        self.engine.wait()
+        self.source: Source = open_source(recipe.data)
+        family = recipe.teacher_family or recipe.teacher
+        dtype = torch.bfloat16 if recipe.precision is Precision.bf16 else torch.float32
+        self.family: Family = load_family(family, recipe.text.max_length, recipe.text.instruction, dtype)
+        self.family.to(self.engine.device)
+        self.null: tuple[Tensor, Tensor] = encode_null(self.family)
+
+    def train(self) -> None:
+        """Both stages, each exported when it ends."""
+        recipe = self.recipe
+        totals = {"adapt": recipe.adapt.steps, "distill": recipe.distill.steps}
+        with RunLog(
+            self.folder, totals, main_process=self.engine.main_process, wandb=recipe.wandb
+        ) as log:
+            if not (self.folder / "teacher").exists():
+                self._adapt(log)
+            if not (self.folder / "student").exists():
+                self._distill(log)
+
+    def _adapt(self, log: RunLog) -> None:
+        teacher, time_scale = load_teacher(resolve(self.recipe.teacher))
+        check_arch(self.recipe, teacher.config)
+        network = self.start_of_adaptation(teacher, time_scale)
+        stage = AdaptStage(self.recipe, self.engine, network, self.null)
+        self._train(stage, log)
+        if self.engine.main_process:
+            export_teacher(self.folder / "teacher", stage.network, self.family, self._facts())
+        self._leave("adapt")
+
+    def start_of_adaptation(self, teacher: SanaTransformer2DModel, time_scale: float) -> SanaTransformer2DModel:
+        """The adapted network before its first step, calibrated on the run's own data or at ones."""
+        if self.recipe.adapt.start is AdaptStart.ones:
+            return with_ones(teacher)
+        teacher.to(self.engine.device)
+        batches = []
+        for i in range(CALIBRATION_BATCHES):
+            positions = range(i * CALIBRATION_SIZE, (i + 1) * CALIBRATION_SIZE)
+            batch = encode(self.source.samples(positions), self.family)
+            draws = draw(self.recipe.seed, -1 - i, CALIBRATION_SIZE, batch.latent.shape[1:], self.recipe.adapt.shift, 0.0)
+            draws = to_device(draws, self.engine.device)
+            batches.append((noised(batch.latent, draws), draws.t_fm, batch))
+        return calibrated(teacher, batches, time_scale)
+
+    def _distill(self, log: RunLog) -> None:
+        adapted, _ = load_teacher(self.folder / "teacher")
+        sample = encode(self.source.samples(range(1)), self.family)
+        stage = DistillStage(self.recipe, self.engine, adapted, self.null, tuple(sample.latent.shape[1:]))
+        self._train(stage, log)
+        if self.engine.main_process:
+            with stage.ema.applied(stage.student) if stage.ema else contextlib.nullcontext():
+                student = stage.student
+                export_student(self.folder / "student", student.network, student.logvar, self.family, self._facts())
+        self._leave("distill")
+
+    def _train(self, stage: Stage, log: RunLog) -> None:
+        recipe = self.recipe
+        folder = self.folder / "checkpoints" / stage.name
+        seconds = train(
+            stage, self.source, self.family, self.engine, log, folder, recipe.save_every, recipe.log_every
+        )
+        if self.engine.main_process:
+            note_cost(self.folder, stage.name, seconds)
+
+    def _leave(self, stage: str) -> None:
+        """The stage's result is exported: its checkpoints are of no more use."""
+        if self.engine.main_process:
+            shutil.rmtree(self.folder / "checkpoints" / stage)
+        self.engine.wait()
+
+    def _facts(self) -> dict:
+        data = "built-in scenes" if self.recipe.data.kind is DataKind.scenes else self.recipe.data.path
+        return {"recipe": self.recipe.name, "teacher": self.recipe.teacher, "data": data}
+
+
+def distill(recipe: Recipe, root: Path = Path("runs"), command: str = "") -> Path | None:
+    """Everything that `sprint distill` does.  -> the page; None on processes other than the main one
+
+    Raises SprintError for a recipe that cannot run, `Interrupted` after a signal, once the run is saved.
+    """
+    run = Run(recipe, root)
+    run.train()
+    if not run.engine.main_process:
+        return None
+    return write_page(recipe, run.folder, command)
