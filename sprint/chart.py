@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from statistics import median
 
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 520, 280  # of the viewBox
 LEFT, RIGHT, TOP, BOTTOM = 58, 506, 12, 236  # the frame that data fill
-MEAN_SHARE = 1 / 25  # of a line's points on either side of each running mean
+MEDIAN_SHARE = 1 / 25  # of a line's points on either side of each running median
 FEW_POINTS = 40  # lines with no more are drawn as they are
 MARKS = 120  # points of a line, at most, that tell their value
 
@@ -41,36 +42,37 @@ class Scale:
         return [round(n * step, 12) for n in range(first, last + 1)]
 
 
-def running_mean(points: Sequence[Point]) -> list[Point]:
-    """Each y replaced by the mean of its neighbours (centred, shrinking at the ends); few points stay."""
+def running_median(points: Sequence[Point]) -> list[Point]:
+    """Each y replaced by the median of its neighbours (centred, shrinking at the ends); few points stay."""
     if len(points) <= FEW_POINTS:
         return list(points)
-    reach = max(1, round(len(points) * MEAN_SHARE))
-    means = []
+    reach = max(1, round(len(points) * MEDIAN_SHARE))
+    smooth = []
     for i, (x, _) in enumerate(points):
         near = min(reach, i, len(points) - 1 - i)
-        window = points[i - near : i + near + 1]
-        means.append((x, sum(y for _, y in window) / len(window)))
-    return means
+        smooth.append((x, median(y for _, y in points[i - near : i + near + 1])))
+    return smooth
 
 
 def line_chart(lines: Mapping[str, Sequence[Point]], x_label: str, y_label: str, log_y: bool = False) -> str:
     """An <svg> of named lines of (x, y).
 
-    Long lines are drawn twice: every point pale, the running mean dark. The axes fit the mean, so a lone
+    Long lines are drawn twice: every point pale, the running median dark. The axes fit the median, so a lone
     pale spike may leave the frame. On a log axis, points at or below zero are left out.
     """
     raw = {name: [p for p in line if not log_y or p[1] > 0] for name, line in lines.items()}
     raw = {name: line for name, line in raw.items() if line}
     if not raw:
         raise ValueError("a chart needs at least one point")
-    mean = {name: running_mean(line) for name, line in raw.items()}
-    points = [p for line in mean.values() for p in line]
+    smooth = {name: running_median(line) for name, line in raw.items()}
+    points = [p for line in smooth.values() for p in line]
     x = Scale(*_spread(min(p[0] for p in points), max(p[0] for p in points)), LEFT, RIGHT)
     y = _vertical([p[1] for p in points], log_y)
-    drawn = [_path(raw[name], x, y, f"raw line-{n}") for n, name in enumerate(raw) if raw[name] != mean[name]]
-    drawn += [_path(mean[name], x, y, f"mean line-{n}") for n, name in enumerate(raw)]
-    drawn += [_marks(name, mean[name], x, y) for name in raw]
+    drawn = [
+        _path(raw[name], x, y, f"raw line-{n}") for n, name in enumerate(raw) if raw[name] != smooth[name]
+    ]
+    drawn += [_path(smooth[name], x, y, f"smooth line-{n}") for n, name in enumerate(raw)]
+    drawn += [_marks(name, smooth[name], x, y) for name in raw]
     label = escape(f"{y_label} by {x_label}: {', '.join(raw)}")
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
@@ -125,7 +127,8 @@ def _marks(name: str, points: Sequence[Point], x: Scale, y: Scale) -> str:
 def _grid(x: Scale, y: Scale, x_label: str, y_label: str) -> str:
     rules = "".join(f'<path class="rule" d="M{LEFT},{y(v):.1f}H{RIGHT}"/>' for v in y.ticks())
     left = "".join(
-        f'<text class="tick end" x="{LEFT - 8}" y="{y(v) + 4:.1f}">{short_number(v)}</text>' for v in y.ticks()
+        f'<text class="tick end" x="{LEFT - 8}" y="{y(v) + 4:.1f}">{short_number(v)}</text>'
+        for v in y.ticks()
     )
     below = "".join(
         f'<text class="tick mid" x="{x(v):.1f}" y="{BOTTOM + 18}">{short_number(v)}</text>' for v in x.ticks()

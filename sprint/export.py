@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from diffusers import (
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     SanaPipeline,
     SanaSprintPipeline,
@@ -71,7 +72,7 @@ def export_student(
         raise SprintError(f"{folder}: a student embeds guidance and this network does not; export a teacher")
     parts = family.tokenizer, family.text_encoder, family.autoencoder, network
     with complete_or_absent(Path(folder)) as place:
-        SanaSprintPipeline(*parts, SCMScheduler(sigma_data=SIGMA_DATA)).save_pretrained(place)
+        _save_pipeline(SanaSprintPipeline(*parts, SCMScheduler(sigma_data=SIGMA_DATA)), place)
         if logvar is not None:
             head = {name: getattr(logvar, part).detach().contiguous() for part, name in LOGVAR_KEYS.items()}
             save_file(head, place / "transformer" / LOGVAR_FILE, {"format": "pt"})
@@ -96,10 +97,9 @@ def export_teacher(folder: Path, network: SanaTransformer2DModel, family: Family
     )
     parts = family.tokenizer, family.text_encoder, family.autoencoder, network
     with complete_or_absent(Path(folder)) as place:
-        SanaPipeline(*parts, scheduler).save_pretrained(place)
+        _save_pipeline(SanaPipeline(*parts, scheduler), place)
         config = place / "transformer" / "config.json"
-        dense = json.loads(config.read_text(encoding="utf-8")) | {"timestep_scale": DENSE_TIME / SPARSE_TIME}
-        _write_json(config, dense)
+        _write_json(config, _read_json(config) | {"timestep_scale": DENSE_TIME / SPARSE_TIME})
         _write_about(place, network, family, facts)
         (place / CARD_FILE).write_text(teacher_card(_name(folder), facts), encoding="utf-8")
     return Path(folder)
@@ -134,8 +134,8 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
     folder = folder.absolute()
     if folder.exists() and not (folder / INDEX_FILE).is_file() and not _is_empty(folder):
         raise SprintError(f"{folder} holds something that is no exported model; give another folder")
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    fresh, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(fresh, ignore_errors=True)  # of a run that was killed
     try:
         fresh.mkdir(parents=True)
         yield fresh
@@ -168,12 +168,25 @@ def _name(folder: str | Path) -> str:
     return Path(folder).absolute().name
 
 
+def _save_pipeline(pipeline: DiffusionPipeline, place: Path) -> None:
+    """What diffusers writes, less the folders of this machine that the parts were once loaded from."""
+    pipeline.save_pretrained(place)
+    for config in place.glob("*/config.json"):
+        content = _read_json(config)
+        if content.pop("_name_or_path", None) is not None:
+            _write_json(config, content)
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_about(place: Path, network: SanaTransformer2DModel, family: Family, facts: Facts) -> None:
-    """trigflow.json, with the fields that `convert` writes and the written files bear out, and sprint.json."""
+    """trigflow.json, with the fields that `convert` writes, from the files just written; and sprint.json."""
     checkpoint = understand(place, DENSE_TIME)
     config = checkpoint.config
     clock = {
@@ -235,6 +248,7 @@ sprint sample {name} --prompt {shlex.quote(prompt)} --steps 2 --seed 0
 ## Sample with diffusers
 
 ```python
+import torch
 from diffusers import SanaSprintPipeline
 
 pipeline = SanaSprintPipeline.from_pretrained("{name}")

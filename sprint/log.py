@@ -95,7 +95,7 @@ class RunLog:
         self._wandb = _start_wandb(Path(folder), totals) if wandb and main_process else None
 
     def begin(self, stage: str, step: int) -> None:
-        """Enter `stage` with `step` steps done (0, or where it resumes); what was logged past it is dropped."""
+        """Enter `stage` with `step` steps done (0, or where it resumes); lines logged past it are dropped."""
         self.stage = stage
         self._recent.clear()
         if not self.main_process:

@@ -20,6 +20,8 @@ from sprint.chart import Point
 from sprint.evaluate.grid import picture_grid
 from sprint.files import write_whole
 
+CATEGORY_TITLES = {"two_object": "Two objects", "color_attr": "Attribute binding"}  # GenEval's short names
+
 
 class Role(str, Enum):
     teacher = "teacher"  # adapted, with guidance; what the student is held against
@@ -52,7 +54,7 @@ class Column:
 
     @property
     def titles(self) -> tuple[str, str]:
-        return self.role.value.capitalize(), f"{self.steps} step{'s' if self.steps > 1 else ''}"
+        return self.role.value.capitalize(), html.steps(self.steps)
 
 
 @dataclass(frozen=True)
@@ -157,13 +159,13 @@ def headline(report: Report) -> str:
     """The run in two sentences, of what was measured only."""
     students = [c for c in report.columns if c.role == Role.student]
     if not students:
-        return "A run without samples."
+        return "Trained; no pictures were drawn."
     fewest = min(students, key=lambda column: column.steps)
     most = max(students, key=lambda column: column.steps)
     span = f"{fewest.steps} to {most.steps} steps" if most.steps > fewest.steps else fewest.titles[1]
     text = f"One set of weights, {span}"
     if fewest.seconds_per_picture:
-        text += f": {fewest.titles[1]} takes {_seconds(fewest.seconds_per_picture)} a picture"
+        text += f": {fewest.titles[1]} takes {html.brief(fewest.seconds_per_picture)} a picture"
     score = _ratio(_overall(fewest), _overall(report.find(Role.teacher)))
     if score is not None:
         teacher = report.find(Role.teacher)
@@ -185,11 +187,11 @@ def distillation_goals(report: Report) -> list[Goal]:
     goals = []
     for steps, most in ((1, 2.0), (2, 1.5), (3, 1.5), (4, 1.5)):
         ratio = _ratio(_fid(report.find(Role.student, steps)), _fid(teacher))
-        goals.append(_ratio_goal(f"FID, {_steps(steps)}", ratio, most, at_most=True))
+        goals.append(_ratio_goal(f"FID, {html.steps(steps)}", ratio, most, at_most=True))
     for name, at_1, at_4 in (("colors", 0.85, 0.9), ("counting", 0.85, 0.9), ("overall", 0.6, 0.75)):
         for steps, least in ((1, at_1), (4, at_4)):
             ratio = _ratio(_score(report.find(Role.student, steps), name), _score(teacher, name))
-            goals.append(_ratio_goal(f"{_category(name)}, {_steps(steps)}", ratio, least, at_most=False))
+            goals.append(_ratio_goal(f"{_category(name)}, {html.steps(steps)}", ratio, least, at_most=False))
     return [goal for goal in goals if goal is not None]
 
 
@@ -209,7 +211,9 @@ def training_curves(
     student, heads = {"student": "G"}, {"discriminator": "D"}
     drawn = [
         Curve("Stage 1: flow loss", flow),
-        Curve("Stage 1: gradient norm", {"norm": _line(rows, "flow", "grad_norm")}, y_label="norm", log_y=True),
+        Curve(
+            "Stage 1: gradient norm", {"norm": _line(rows, "flow", "grad_norm")}, y_label="norm", log_y=True
+        ),
         Curve("Stage 2: consistency loss (sCM)", {"sCM": _line(rows, "G", "loss_scm")}),
         Curve(
             "Stage 2: adversarial losses",
@@ -242,7 +246,7 @@ def _key_figures(report: Report) -> list[tuple[str, str, str]]:
     if student and student.seconds_per_picture:
         speed = _ratio(_pace(teacher), student.seconds_per_picture)
         beside = f"{speed:.0f}× as fast as the teacher" if speed else ""
-        figures.append((_seconds(student.seconds_per_picture), f"a picture, {student.titles[1]}", beside))
+        figures.append((html.brief(student.seconds_per_picture), f"a picture, {student.titles[1]}", beside))
     if _overall(student) is not None:
         beside = f"teacher {_overall(teacher):.2f}" if _overall(teacher) is not None else ""
         figures.append((f"{_overall(student):.2f}", f"scene score, {student.titles[1]}", beside))
@@ -250,8 +254,8 @@ def _key_figures(report: Report) -> list[tuple[str, str, str]]:
         beside = f"teacher {_fid(teacher):.2f}" if _fid(teacher) is not None else ""
         figures.append((f"{_fid(student):.2f}", f"FID, {student.titles[1]}", beside))
     if report.seconds:
-        memory = f"at most {_memory(report.peak_memory)} of memory" if report.peak_memory else ""
-        figures.append((_duration(sum(report.seconds.values())), "from recipe to page", memory))
+        memory = f"at most {html.memory(report.peak_memory)} of memory" if report.peak_memory else ""
+        figures.append((html.duration(sum(report.seconds.values())), "from recipe to page", memory))
     return figures
 
 
@@ -272,21 +276,22 @@ def _scores(report: Report) -> str:
     goals = html.checklist([(g.text, g.goal, g.value, g.met) for g in report.goals])
     if not columns:
         return html.section("Scores", goals)
-    categories = list(dict.fromkeys(name for c in columns if c.scores for name in c.scores.categories))
-    teacher = report.find(Role.teacher)
-    rows, bars = [], []
-    for name in ["overall", *categories]:
-        values = [_score(column, name) for column in columns]
-        rows.append((_category(name), [_number(v, ".2f") for v in values]))
-        bars.append(values)
-    for name, measure, spec in (("FID", _fid, ".2f"), ("Seconds a picture", _pace, ".3g")):
-        values = [measure(column) for column in columns]
-        against = [_ratio(value, measure(teacher)) for value in values]
-        rows += [(name, [_number(v, spec) for v in values])]
-        rows += [("… against the teacher", [_number(v, ".2f", "×") for v in against])]
-        bars += [[None] * len(columns)] * 2
-    kept = [i for i, (_, cells) in enumerate(rows) if any(cell != "–" for cell in cells)]
-    drawn = html.table([("", ""), *(c.titles for c in columns)], [rows[i] for i in kept], [bars[i] for i in kept])
+    names = dict.fromkeys(["overall", *(n for c in columns if c.scores for n in c.scores.categories)])
+    reference = report.find(Role.teacher)
+    shares = [[_score(c, name) for c in columns] for name in names]
+    fid = [_ratio(c.fid, _fid(reference)) for c in columns]
+    speed = [_ratio(_pace(reference), c.seconds_per_picture) for c in columns]
+    rows = [(_category(n), [html.number(v) for v in row]) for n, row in zip(names, shares, strict=True)]
+    rows += [
+        ("FID", [html.number(c.fid) for c in columns]),
+        ("FID ÷ teacher's", [html.number(v) for v in fid]),
+        ("Time a picture", [html.brief(c.seconds_per_picture) for c in columns]),
+        ("Speed ÷ teacher's", [html.number(v, ".1f") for v in speed]),
+    ]
+    bars = shares + [[None] * len(columns)] * 4
+    kept = [i for i, (_, cells) in enumerate(rows) if set(cells) != {"–"}]
+    head = [("", ""), *(c.titles for c in columns)]
+    drawn = html.table(head, [rows[i] for i in kept], [bars[i] for i in kept])
     return html.section("Scores", html.paragraph(_what_scores_are(report)), drawn, goals)
 
 
@@ -304,22 +309,25 @@ def _what_scores_are(report: Report) -> str:
 
 def _curves(report: Report) -> str:
     drawn = [html.chart(c.title, c.lines, c.x_label, c.y_label, c.log_y, c.note) for c in report.curves]
-    text = html.paragraph("Pale: every logged step. Dark: their running mean, which sets the scale.")
+    text = html.paragraph("Pale: every logged step. Dark: their running median, which sets the scale.")
     return html.section("Training", text if drawn else "", html.charts(drawn))
 
 
 def _cost(report: Report) -> str:
     total = sum(report.seconds.values())
-    rows = [(part, _duration(s), s / total if total else 0.0) for part, s in report.seconds.items()]
-    facts = f"{_duration(total)} in all" if rows else ""
+    rows = [(part, html.duration(s), s / total if total else 0.0) for part, s in report.seconds.items()]
+    facts = f"{html.duration(total)} in all" if rows else ""
     if report.peak_memory:
-        facts += f"{', at' if facts else 'At'} most {_memory(report.peak_memory)} of memory"
+        facts += f"{', at' if facts else 'At'} most {html.memory(report.peak_memory)} of memory"
     return html.section("Time and memory", html.paragraph(facts + ".") if facts else "", html.shares(rows))
 
 
 def _record(report: Report) -> str:
     return html.section(
-        "To make it again", html.code(report.command), html.listing(report.environment), html.code(report.recipe)
+        "To make it again",
+        html.code(report.command),
+        html.listing(report.environment),
+        html.code(report.recipe),
     )
 
 
@@ -357,7 +365,7 @@ def _ratio_goal(text: str, ratio: float | None, bound: float, at_most: bool) -> 
         return None
     sign = "≤" if at_most else "≥"
     met = ratio <= bound if at_most else ratio >= bound
-    return Goal(text, f"{sign} {bound:g} × the teacher's", f"{ratio:.2f} ×", met)
+    return Goal(f"{text}, ÷ teacher's", f"{sign} {bound:g}", f"{ratio:.2f}", met)
 
 
 def _line(rows: Sequence[dict], phase: str, metric: str) -> list[Point]:
@@ -369,31 +377,7 @@ def _without_empty_lines(curve: Curve) -> Curve:
 
 
 def _category(name: str) -> str:
-    return name.replace("_", " ").capitalize()
-
-
-def _steps(steps: int) -> str:
-    return f"{steps} step{'s' if steps > 1 else ''}"
-
-
-def _number(value: float | None, spec: str, unit: str = "") -> str:
-    return "–" if value is None else f"{value:{spec}}{unit and ' ' + unit}"
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.2g} s"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _memory(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"
+    return CATEGORY_TITLES.get(name, name.replace("_", " ").capitalize())
 
 
 def _plain(value):

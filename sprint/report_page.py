@@ -88,14 +88,15 @@ def checklist(rows: Sequence[tuple[str, str, str, bool]]) -> str:
         f"<td>{'met' if met else 'falls short'}</td></tr>"
         for text, goal, value, met in rows
     )
-    head = "<tr><th>Goal</th><th>measured</th><th>wanted</th><th></th></tr>"
+    head = "<tr><th>Goal</th><th>Measured</th><th>Wanted</th><th></th></tr>"
     return f'<table class="goals"><thead>{head}</thead><tbody>{body}</tbody></table>' if rows else ""
 
 
 def shares(rows: Sequence[tuple[str, str, float]]) -> str:
     """(name, value as text, share of the whole 0 to 1), each with its bar."""
     body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td class="wide">{_bar(share)}</td><td>{escape(value)}</td></tr>'
+        f'<tr><th scope="row">{escape(name)}</th><td class="wide">{_bar(share)}</td>'
+        f"<td>{escape(value)}</td></tr>"
         for name, value, share in rows
     )
     return f'<table class="shares"><tbody>{body}</tbody></table>' if rows else ""
@@ -146,6 +147,39 @@ def listing(rows: Mapping[str, str]) -> str:
 
 def code(text: str) -> str:
     return f"<pre><code>{escape(text.rstrip())}</code></pre>" if text.strip() else ""
+
+
+# ---- numbers as text --------------------------------------------------------------------------------
+
+
+def number(value: float | None, spec: str = ".2f", unit: str = "") -> str:
+    return "–" if value is None else f"{value:{spec}}{unit}"
+
+
+def steps(count: int) -> str:
+    return f"{count} step{'s' if count != 1 else ''}"
+
+
+def brief(seconds: float | None) -> str:
+    """0.0104 -> "10 ms", 1.42 -> "1.4 s"."""
+    if seconds is None:
+        return "–"
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    return f"{1000 * seconds:.0f} ms" if seconds >= 0.01 else f"{1000 * seconds:.1f} ms"
+
+
+def duration(seconds: float) -> str:
+    """694 -> "11 min 34 s", 7300 -> "2 h 2 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def memory(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
 
 
 def _bar(share: float | None) -> str:
