@@ -17,9 +17,8 @@ from torch import Tensor
 
 from sprint.convert.checkpoint import understand
 from sprint.convert.load import build_network
-from sprint.data.null import encode_null
 from sprint.errors import SprintError
-from sprint.models.family import Family, load_family, resolve
+from sprint.models.family import Family, encode_null, load_family, resolve
 from sprint.models.guidance import guided_velocity
 from sprint.models.view import TrigFlowView
 from sprint.sample import Noise, sample_consistency, sample_ode

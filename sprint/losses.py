@@ -5,8 +5,6 @@ Symbols as in `sprint.trigflow`; F⁻ is F without gradient, F' its total time d
 D = σ_d · F_teacher the teacher's dx_t/dt (guided), w_φ(t) = logvar.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import relu
@@ -65,9 +63,12 @@ def tangent_warmup(generator_updates: int, warmup_updates: int) -> float:
     return min(1.0, generator_updates / max(1, warmup_updates))
 
 
-def settled_logvar(samples_per_latent: int) -> float:
-    """Where logvar comes to rest when ‖g‖ ≈ 1: ln of the mean square, −ln(C·H·W)."""
-    return -math.log(samples_per_latent)
+def settled_logvar(t: Tensor, values: int, sigma_data: float = SIGMA_DATA) -> Tensor:
+    """Where logvar comes to rest while ‖g‖ ≈ 1: ln of the weighted square, −ln(C·H·W · σ_d tan t).
+
+    values  C·H·W.  It is the minimum over logvar of the loss above, so the loss is 1 + this there.
+    """
+    return -torch.log(values * sigma_data * torch.tan(t))
 
 
 # ---- LADD -----------------------------------------------------------------------------------------

@@ -187,11 +187,12 @@ def distillation_goals(report: Report) -> list[Goal]:
     goals = []
     for steps, most in ((1, 2.0), (2, 1.5), (3, 1.5), (4, 1.5)):
         ratio = _ratio(_fid(report.find(Role.student, steps)), _fid(teacher))
-        goals.append(_ratio_goal(f"FID, {html.steps(steps)}", ratio, most, at_most=True))
+        goals.append(_ratio_goal(f"FID ÷ teacher's, {html.steps(steps)}", ratio, most, at_most=True))
     for name, at_1, at_4 in (("colors", 0.85, 0.9), ("counting", 0.85, 0.9), ("overall", 0.6, 0.75)):
         for steps, least in ((1, at_1), (4, at_4)):
             ratio = _ratio(_score(report.find(Role.student, steps), name), _score(teacher, name))
-            goals.append(_ratio_goal(f"{_category(name)}, {html.steps(steps)}", ratio, least, at_most=False))
+            text = f"{_category(name)} ÷ teacher's, {html.steps(steps)}"
+            goals.append(_ratio_goal(text, ratio, least, at_most=False))
     return [goal for goal in goals if goal is not None]
 
 
@@ -308,8 +309,12 @@ def _what_scores_are(report: Report) -> str:
 
 
 def _curves(report: Report) -> str:
-    drawn = [html.chart(c.title, c.lines, c.x_label, c.y_label, c.log_y, c.note) for c in report.curves]
-    text = html.paragraph("Pale: every logged step. Dark: their running median, which sets the scale.")
+    drawn = [
+        html.chart(c.title, c.lines, c.x_label, c.y_label, c.log_y, c.note)
+        for c in report.curves
+        if _drawable(c)
+    ]
+    text = html.paragraph("Faint: every logged step. Strong: their running median, which sets the scale.")
     return html.section("Training", text if drawn else "", html.charts(drawn))
 
 
@@ -365,7 +370,7 @@ def _ratio_goal(text: str, ratio: float | None, bound: float, at_most: bool) -> 
         return None
     sign = "≤" if at_most else "≥"
     met = ratio <= bound if at_most else ratio >= bound
-    return Goal(f"{text}, ÷ teacher's", f"{sign} {bound:g}", f"{ratio:.2f}", met)
+    return Goal(text, f"{sign} {bound:g}", f"{ratio:.3f}", met)
 
 
 def _line(rows: Sequence[dict], phase: str, metric: str) -> list[Point]:
@@ -374,6 +379,11 @@ def _line(rows: Sequence[dict], phase: str, metric: str) -> list[Point]:
 
 def _without_empty_lines(curve: Curve) -> Curve:
     return dataclasses.replace(curve, lines={name: line for name, line in curve.lines.items() if line})
+
+
+def _drawable(curve: Curve) -> bool:
+    """A log axis has no place for zero."""
+    return any(y > 0 or not curve.log_y for line in curve.lines.values() for _, y in line)
 
 
 def _category(name: str) -> str:

@@ -16,6 +16,7 @@ from sprint.chart import Point, line_chart
 from sprint.evaluate.grid import resize_picture
 
 PICTURE_EDGE = 256  # pixels; larger pictures are reduced to this on the page
+SMALL_PICTURE = 96  # pixels; up to here a picture is enlarged, and its pixels stay square
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -193,5 +194,6 @@ def _picture(picture: np.ndarray, alt: str) -> str:
     data = io.BytesIO()
     image.save(data, "PNG", optimize=True)
     source = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    kind = 'class="pixels" ' if max(image.size) <= SMALL_PICTURE else ""
     size = f'width="{image.width}" height="{image.height}"'
-    return f'<img src="{source}" {size} alt="{escape(alt)}" title="{escape(alt)}">'
+    return f'<img {kind}src="{source}" {size} alt="{escape(alt)}" title="{escape(alt)}">'

@@ -115,9 +115,8 @@ def test_adapted_teacher_is_that_of_diffusers(tmp_path):
     ours = load_generator(str(folder))
     assert isinstance(ours, TeacherGenerator) and ours.view.time_scale == DENSE_TIME
     latents = ours.latents(PROMPTS, SEEDS, 20)
-    assert (
-        latents - theirs
-    ).std() / theirs.std() < 0.02  # it starts at 0.9997, rounds its times, and ends alike
+    # its solver starts at t_fm = 0.9997, not at 1; under sparse time the two would be 0.42 apart
+    assert (latents - theirs).std() / theirs.std() < 2e-3
 
 
 # ---- there and back -----------------------------------------------------------------------------------
@@ -242,7 +241,7 @@ def test_foreign_folder_is_refused(tmp_path, network):
 
 def test_place_under_a_file_is_refused(tmp_path, network):
     (tmp_path / "file").touch()
-    with pytest.raises(SprintError, match="cannot write .*/file/student: Not a directory"):
+    with pytest.raises(SprintError, match=r"cannot write .*/file/student: Not a directory"):
         export_student(tmp_path / "file" / "student", network, None, mini_family(), {})
 
 

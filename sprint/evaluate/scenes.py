@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy import ndimage
 
 from sprint.data.scenes import (
     BACKGROUND,
@@ -25,6 +24,11 @@ from sprint.data.scenes import (
     render,
 )
 from sprint.errors import SprintError
+
+try:
+    from scipy import ndimage
+except ImportError as error:
+    raise SprintError("scoring pictures needs scipy: pip install 'sprint-distill[eval]'") from error
 
 MIN_AREA = 16  # pixels; a core smaller than this is a speck
 MIN_RADIUS = 5.0  # pixels; an object smaller than this is too small to have a shape

@@ -17,12 +17,12 @@ class Student(nn.Module):
     logvar   Linear(width, 1) on the time embedding; lives in training only
     """
 
-    def __init__(self, network: SanaTransformer2DModel, logvar_bias: float = 0.0):
+    def __init__(self, network: SanaTransformer2DModel):
         super().__init__()
         self.view = TrigFlowView(network, DENSE_TIME)
         self.logvar = nn.Linear(network.time_embed.linear.in_features, 1)
         nn.init.zeros_(self.logvar.weight)
-        nn.init.constant_(self.logvar.bias, logvar_bias)
+        nn.init.zeros_(self.logvar.bias)
 
     @property
     def network(self) -> SanaTransformer2DModel:
@@ -39,6 +39,22 @@ class Student(nn.Module):
             flow_time(t) * self.view.time_scale, guidance=scaled, hidden_dtype=self.network.dtype
         )
         return self.logvar(embedded.to(self.logvar.weight.dtype)).squeeze(1).float()
+
+    @torch.no_grad()
+    def start_log_variance(self, t: Tensor, guidance: Tensor, target: Tensor, ridge: float = 1e-4) -> None:
+        """Set the head to the least-squares fit of `target` [N] at times t [N]: the loss starts balanced."""
+        self.logvar.weight.zero_()
+        rows: list[Tensor] = []
+        handle = self.logvar.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].double()))
+        self.log_variance(t, guidance)
+        handle.remove()
+        x, y = rows[0], target.double()
+        centred = x - x.mean(0)
+        gram = centred.T @ centred / len(x)
+        gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=x.dtype, device=x.device)
+        weight = torch.linalg.solve(gram, centred.T @ (y - y.mean()) / len(x))
+        self.logvar.weight.copy_(weight[None])
+        self.logvar.bias.copy_(y.mean() - x.mean(0) @ weight)
 
 
 def from_adapted(adapted: SanaTransformer2DModel) -> SanaTransformer2DModel:

@@ -111,7 +111,8 @@ class DistillStage:
         network = from_adapted(adapted)
         if recipe.activation_checkpointing:
             network.enable_gradient_checkpointing()
-        self.student = engine.trainable(Student(network, losses.settled_logvar(math.prod(latent_shape)))).train()
+        self.student = engine.trainable(Student(network)).train()
+        self._start_log_variance(math.prod(latent_shape))
         width = config.num_attention_heads * config.attention_head_dim
         taps = self.settings.adversarial.taps
         self.heads = engine.trainable(DiscriminatorHeads(width, len(taps))).train()
@@ -121,6 +122,14 @@ class DistillStage:
         self.discriminator = Updater(self.heads, self.settings.adversarial.optimizer, engine)
         self.ema = Ema(self.student, self.settings.ema_decay) if self.settings.ema_decay else None
         self.generator_updates = 0
+
+    def _start_log_variance(self, values: int) -> None:
+        """Where it would settle anyway; from zero it drowns one loss, then the other, on its way there."""
+        density = self.settings.consistency.time
+        t = lognormal_trig_times(4096, density.mean, density.std, step_generator(self.recipe.seed, "logvar", 0))
+        guidance = torch.full_like(t, sum(self.settings.guidance_scales) / len(self.settings.guidance_scales))
+        t, guidance = t.to(self.engine.device), guidance.to(self.engine.device)
+        self.student.start_log_variance(t, guidance, losses.settled_logvar(t, values))
 
     @property
     def steps(self) -> int:

@@ -1,0 +1,52 @@
+# Two commands do all: `make distill` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+RECIPE ?= tiny
+ARGS ?=
+TEACHER_DIR ?= runs/teacher
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: help setup distill test lint format teacher gpu-check bench-convert clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  PYTHON=python3.12 picks the interpreter; RECIPE=0.6b the recipe; ARGS='distill.steps=400' overrides it."
+
+setup: $(READY) ## create .venv and install everything, extras included
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "sprint needs Python 3.10 or newer; $(PYTHON) is older. Try: make setup PYTHON=python3.12"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch>=2.11,<2.14"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cluster,track,eval,dev]"
+	@touch $@
+
+distill: $(READY) ## teacher to student with RECIPE (tiny): about ten minutes on two cores; interrupted, it resumes
+	$(BIN)/sprint distill $(RECIPE) $(ARGS)
+
+test: $(READY) ## every test
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## ruff: check and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY) ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+teacher: $(READY) ## train the built-in tiny teacher anew into TEACHER_DIR: about two hours; interrupted, it resumes
+	test -f $(TEACHER_DIR)/vae/training.json || $(BIN)/python tools/make_autoencoder.py --out $(TEACHER_DIR)
+	$(BIN)/python tools/make_teacher.py --out $(TEACHER_DIR)
+
+gpu-check: $(READY) ## everything that needs a GPU, in at most ten minutes
+	$(BIN)/python tools/gpu_check.py
+
+bench-convert: $(READY) ## speed and memory of `sprint convert` against `cp`
+	$(BIN)/python tools/bench_convert.py
+
+clean: ## remove the environment and caches, keep runs/
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
