@@ -31,7 +31,8 @@ from sprint.convert.checkpoint import understand
 from sprint.convert.load import build_network
 from sprint.convert.sources import SIDE_FILES, TRIGFLOW_FILE
 from sprint.errors import SprintError
-from sprint.generate import SETTINGS_FILE
+from sprint.files import write_whole
+from sprint.generate import SETTINGS_FILE, Settings, read_settings
 from sprint.models.family import Family
 from sprint.models.view import DENSE_TIME, SPARSE_TIME
 from sprint.trigflow import SIGMA_DATA
@@ -77,8 +78,7 @@ def export_student(
             head = {name: getattr(logvar, part).detach().contiguous() for part, name in LOGVAR_KEYS.items()}
             save_file(head, place / "transformer" / LOGVAR_FILE, {"format": "pt"})
         _write_about(place, network, family, facts)
-        card = student_card(_name(folder), network, family, facts)
-        (place / CARD_FILE).write_text(card, encoding="utf-8")
+        _write_card(place, _name(folder), facts)
     return Path(folder)
 
 
@@ -101,7 +101,7 @@ def export_teacher(folder: Path, network: SanaTransformer2DModel, family: Family
         config = place / "transformer" / "config.json"
         _write_json(config, _read_json(config) | {"timestep_scale": DENSE_TIME / SPARSE_TIME})
         _write_about(place, network, family, facts)
-        (place / CARD_FILE).write_text(teacher_card(_name(folder), facts), encoding="utf-8")
+        _write_card(place, _name(folder), facts)
     return Path(folder)
 
 
@@ -205,29 +205,36 @@ def _write_about(place: Path, network: SanaTransformer2DModel, family: Family, f
         "tensors": {"network": len(checkpoint.network), "extra": checkpoint.extras},
     }
     text = {"max_length": family.max_length, "instruction": family.instruction}
-    settings = {"text": text, "size": picture_size(network, family), "recipe": facts.get("recipe")}
+    size = config["sample_size"] * family.downscale
+    settings = {"text": text, "size": size, "recipe": facts.get("recipe")}
     _write_json(place / "transformer" / TRIGFLOW_FILE, clock)
     _write_json(place / SETTINGS_FILE, settings)
-
-
-def picture_size(network: SanaTransformer2DModel, family: Family) -> int:
-    """Pixels a side that the network was made for."""
-    return network.config.sample_size * family.downscale
 
 
 # ---- model cards --------------------------------------------------------------------------------------
 
 
-def student_card(name: str, network: SanaTransformer2DModel, family: Family, facts: Facts) -> str:
+def write_card(folder: Path, facts: Facts) -> Path:
+    """Write an exported folder's model card anew, once the scores are known.  -> README.md"""
+    return _write_card(Path(folder), _name(folder), facts)
+
+
+def _write_card(folder: Path, name: str, facts: Facts) -> Path:
+    kind = _read_json(folder / INDEX_FILE)["_class_name"]
+    card = {SanaSprintPipeline.__name__: student_card, SanaPipeline.__name__: teacher_card}[kind]
+    return write_whole(folder / CARD_FILE, card(name, read_settings(str(folder)), facts))
+
+
+def student_card(name: str, settings: Settings, facts: Facts) -> str:
     """Markdown for the Hugging Face hub; its Python runs as it stands, beside the folder `name`."""
-    size, prompt = picture_size(network, family), facts.get("prompt", EXAMPLE_PROMPT)
-    settings = [
+    size, prompt = settings.size, facts.get("prompt", EXAMPLE_PROMPT)
+    lines = [
         f"height={size}, width={size}, use_resolution_binning=False,",
-        f"max_sequence_length={family.max_length},",
+        f"max_sequence_length={settings.max_length},",
     ]
-    if not family.instruction:
-        settings.append("complex_human_instruction=None,  # trained on bare prompts")
-    arguments = "\n".join(f"    {line}" for line in settings)
+    if not settings.instruction:
+        lines.append("complex_human_instruction=None,  # trained on bare prompts")
+    arguments = "\n".join(f"    {line}" for line in lines)
     return f"""---
 library_name: diffusers
 pipeline_tag: text-to-image
@@ -272,7 +279,7 @@ itself, gives the pictures of `sprint sample`.
 """
 
 
-def teacher_card(name: str, facts: Facts) -> str:
+def teacher_card(name: str, settings: Settings, facts: Facts) -> str:
     """Markdown, as `student_card`."""
     prompt = shlex.quote(facts.get("prompt", EXAMPLE_PROMPT))
     return f"""---
@@ -282,7 +289,8 @@ pipeline_tag: text-to-image
 
 # {name}: a flow-matching teacher
 
-{_origin(facts)}Opens in `diffusers.SanaPipeline`; its clock is in `transformer/{TRIGFLOW_FILE}`.
+{_origin(facts)}{settings.size}×{settings.size} pixels. Opens in `diffusers.SanaPipeline`.
+The clock of its time embedder is in `transformer/{TRIGFLOW_FILE}`.
 
 {_score_table(facts)}## Sample
 

@@ -13,7 +13,7 @@ from torch import nn
 from sprint.convert.convert import convert
 from sprint.convert.load import load_teacher
 from sprint.errors import SprintError
-from sprint.export import export_student, export_teacher, load_student
+from sprint.export import export_student, export_teacher, load_student, write_card
 from sprint.generate import StudentGenerator, TeacherGenerator, load_generator
 from sprint.models.view import DENSE_TIME, TrigFlowView
 from tests.test_generate import (
@@ -180,6 +180,18 @@ def test_card_tells_the_facts(folder):
     assert "| model | scene score | FID |\n| --- | ---: | ---: |\n" in card
     assert "| teacher, 20 steps | 0.712 | 3.4 |\n| student, 1 step | – | 4.1 |\n" in card
     assert "sprint sample student --prompt 'a red circle' --steps 2 --seed 0" in card
+
+
+def test_card_is_written_anew_when_the_scores_are_known(tmp_path, network):
+    student = export_student(tmp_path / "student", network, None, mini_family(), {"recipe": "tiny"})
+    teacher = export_teacher(tmp_path / "teacher", mini_network(qk_norm=True), mini_family(), {})
+    assert "Scores" not in (student / "README.md").read_text()
+    for folder, words in (
+        (student, "# student: pictures in 1 to 4"),
+        (teacher, "# teacher: a flow-matching"),
+    ):
+        card = write_card(folder, FACTS).read_text()
+        assert words in card and "| student, 1 step | – | 4.1 |" in card and f"{SIZE}×{SIZE} pixels" in card
 
 
 def test_trigflow_and_settings(folder):

@@ -41,8 +41,11 @@ class Student(nn.Module):
         return self.logvar(embedded.to(self.logvar.weight.dtype)).squeeze(1).float()
 
     @torch.no_grad()
-    def start_log_variance(self, t: Tensor, guidance: Tensor, target: Tensor, ridge: float = 1e-4) -> None:
-        """Set the head to the least-squares fit of `target` [N] at times t [N]: the loss starts balanced."""
+    def start_log_variance(self, t: Tensor, guidance: Tensor, target: Tensor, ridge: float = 10.0) -> None:
+        """Fit the head to `target` [N] at times t [N], so that the loss starts balanced.
+
+        Least squares, with a strong ridge: small weights, since the embedding moves while it trains.
+        """
         self.logvar.weight.zero_()
         rows: list[Tensor] = []
         handle = self.logvar.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].double()))
