@@ -34,7 +34,9 @@ class Engine:
         self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
         asked = int(os.environ.get("WORLD_SIZE", os.environ.get("ACCELERATE_NUM_PROCESSES", "1")))
         if asked != self.processes:
-            raise SprintError(f"asked for {asked} processes, running in {self.processes}; start with torchrun")
+            raise SprintError(
+                f"asked for {asked} processes, running in {self.processes}; start with torchrun"
+            )
 
     @property
     def device(self) -> torch.device:

@@ -145,12 +145,12 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
         raise SprintError(f"cannot write {folder}: {reason}; it is as it was") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _swap(fresh: Path, folder: Path, old: Path) -> None:
     """`fresh` becomes `folder`; if that fails, what was there comes back."""
     if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
     try:
         os.replace(fresh, folder)
@@ -158,6 +158,7 @@ def _swap(fresh: Path, folder: Path, old: Path) -> None:
         if old.exists():
             os.replace(old, folder)
         raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _is_empty(folder: Path) -> bool:

@@ -30,7 +30,13 @@ def tangent_inputs(t: Tensor, D: Tensor, sigma_data: float = SIGMA_DATA) -> tupl
 
 
 def consistency_tangent(
-    F_minus: Tensor, F_prime: Tensor, D: Tensor, x_t: Tensor, t: Tensor, r: float, sigma_data: float = SIGMA_DATA
+    F_minus: Tensor,
+    F_prime: Tensor,
+    D: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    r: float,
+    sigma_data: float = SIGMA_DATA,
 ) -> Tensor:
     """g = −cos² t (σ_d F⁻ − D) − r (cos t sin t x_t + σ_d F'), r the tangent warm-up.  (Algorithm 1)
 

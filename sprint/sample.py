@@ -6,6 +6,7 @@ times    TrigFlow times from noise to 0, in radians
 latent   unit-scale latents [B, C, H, W], float32
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -33,7 +34,7 @@ class Noise:
 def sample_consistency(F: Velocity, noise: Noise, times: list[float]) -> Tensor:
     """Few steps of a consistency model: estimate the data, then add fresh noise.  (sCM Algorithm 2)"""
     x_t = noise.draw() * SIGMA_DATA
-    for now, later in zip(times, times[1:], strict=False):
+    for now, later in itertools.pairwise(times):
         t = x_t.new_full((len(x_t),), now)
         x_0 = data_estimate(x_t, F(x_t / SIGMA_DATA, t), t)
         if later == 0:
@@ -46,7 +47,7 @@ def sample_consistency(F: Velocity, noise: Noise, times: list[float]) -> Tensor:
 def sample_ode(F: Velocity, noise: Noise, times: list[float]) -> Tensor:
     """First-order steps along the flow's own ODE: rotate between both estimated ends.  (sCM Eq. 5, DDIM)"""
     x_t = noise.draw() * SIGMA_DATA
-    for now, later in zip(times, times[1:], strict=False):
+    for now, later in itertools.pairwise(times):
         t = x_t.new_full((len(x_t),), now)
         F_t = F(x_t / SIGMA_DATA, t)
         x_0, scaled_noise = data_estimate(x_t, F_t, t), noise_estimate(x_t, F_t, t)

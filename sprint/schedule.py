@@ -3,6 +3,7 @@
 Every density draws float32 or float64 times [B] from a generator of its own.
 """
 
+import itertools
 import math
 
 import torch
@@ -70,7 +71,7 @@ def check_times(times: list[float]) -> list[float]:
 
     Raises: SprintError naming what is wrong.
     """
-    falling = all(a > b for a, b in zip(times, times[1:], strict=False))
+    falling = all(a > b for a, b in itertools.pairwise(times))
     if len(times) < 2 or not all(map(math.isfinite, times)) or not falling or times[-1] != 0:
         raise SprintError(f"times must fall strictly and end at 0, not {times}")
     if times[0] > HALF_PI + 1e-4:

@@ -22,7 +22,6 @@ from tokenizers.processors import TemplateProcessing
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
 from sprint.data.folder import FolderSource, read_caption, read_picture, to_rgb
-from sprint.data.null import encode_null
 from sprint.data.scenes import scene
 from sprint.data.source import (
     HELD_OUT_SEED,
@@ -35,7 +34,7 @@ from sprint.data.source import (
     prefetch,
 )
 from sprint.errors import SprintError
-from sprint.models.family import Family
+from sprint.models.family import Family, encode_null
 from sprint.recipe import Data, DataKind
 
 WORDS = ("red", "green", "blue", "circle", "square", "triangle", "cross", "a", "and")

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import re
 
 import numpy as np
@@ -242,6 +243,31 @@ def test_failed_export_leaves_the_older_one(tmp_path, monkeypatch, logvar, error
     if isinstance(error, OSError):
         assert "student: No space left on device; it is as it was" in str(raised.value)
     assert contents(tmp_path) == before
+
+
+def test_older_export_comes_back_when_the_last_move_fails(tmp_path, monkeypatch, network):
+    folder = export_student(tmp_path / "student", network, None, mini_family(), {})
+    before, replace = contents(tmp_path), os.replace
+
+    def refuse_part(source, target):
+        if source.name.endswith(".part"):
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr("sprint.export.os.replace", refuse_part)
+    monkeypatch.setattr("sprint.export.write_whole", lambda path, text: path.write_text(text))
+    with pytest.raises(SprintError, match="Input/output error"):
+        export_student(folder, mini_student(seed=1), None, mini_family(), {})
+    assert contents(tmp_path) == before
+
+
+def test_scraps_of_a_killed_export_do_not_hinder(tmp_path, network):
+    for scrap in (".student.part", ".student.old"):
+        (tmp_path / scrap).mkdir()
+        (tmp_path / scrap / "weights").write_text("half")
+    for _ in range(2):
+        export_student(tmp_path / "student", network, None, mini_family(), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
 
 def test_foreign_folder_is_refused(tmp_path, network):

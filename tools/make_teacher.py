@@ -163,7 +163,9 @@ def scene_score(teacher: Teacher, family: Family, prompts: int, steps: int, scal
         def F(x_hat, t, text=text, mask=mask, scale=guidance_scale):
             return guided_velocity(view, x_hat, t, text, mask, null_text, null_mask, scale)
 
-        noise = Noise(list(range(start, start + len(scenes))), (view.network.config.in_channels, 8, 8), text.device)
+        noise = Noise(
+            list(range(start, start + len(scenes))), (view.network.config.in_channels, 8, 8), text.device
+        )
         latent = sample_ode(F, noise, teacher_times(steps))
         pictures.append(family.decode_latents(latent))
         claims += [s.claim for s in scenes]

@@ -32,7 +32,9 @@ def with_ones(teacher: SanaTransformer2DModel) -> SanaTransformer2DModel:
 
 @torch.no_grad()
 def calibrated(
-    teacher: SanaTransformer2DModel, batches: Iterable[tuple[Tensor, Tensor, Batch]], time_scale: float = SPARSE_TIME
+    teacher: SanaTransformer2DModel,
+    batches: Iterable[tuple[Tensor, Tensor, Batch]],
+    time_scale: float = SPARSE_TIME,
 ) -> SanaTransformer2DModel:
     """The teacher's weights, norms set from its own q and k, and the dense time embedder fitted.
 
@@ -70,14 +72,18 @@ def measure_qk_rms(teacher: SanaTransformer2DModel, batches, time_scale: float) 
 
 
 @torch.no_grad()
-def fit_dense_time(embedder: TimestepEmbedding, time_scale: float, points: int = 4096, ridge: float = 1e-7) -> float:
+def fit_dense_time(
+    embedder: TimestepEmbedding, time_scale: float, points: int = 4096, ridge: float = 1e-7
+) -> float:
     """Make embedder(features(t)) equal to what it was at features(time_scale · t), t in [0, 1].
 
     The sinusoids of t itself barely move over [0, 1], but the fastest, sin t, is monotone there: the first
     layer becomes a fan of smooth hinges SiLU(a · (sin t − τ)), the second their least-squares weights.
     -> relative error of the fit (root mean square)
     """
-    features = Timesteps(num_channels=embedder.linear_1.in_features, flip_sin_to_cos=True, downscale_freq_shift=0)
+    features = Timesteps(
+        num_channels=embedder.linear_1.in_features, flip_sin_to_cos=True, downscale_freq_shift=0
+    )
     device = embedder.linear_1.weight.device
     t = torch.linspace(0, 1, points, device=device)
     target = embedder(features(t * time_scale)).double()

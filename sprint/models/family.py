@@ -100,9 +100,7 @@ def tokenize(
     for prompt, ids in zip(prompts, tokenizer(texts).input_ids, strict=True):
         if len(ids) > room:
             log.warning("prompt cut to %d tokens: %.60s…", max_length, prompt)
-    out = tokenizer(
-        texts, padding="max_length", max_length=room, truncation=True, return_tensors="pt"
-    )
+    out = tokenizer(texts, padding="max_length", max_length=room, truncation=True, return_tensors="pt")
     return out.input_ids, out.attention_mask
 
 

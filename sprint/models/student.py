@@ -72,7 +72,8 @@ def from_adapted(adapted: SanaTransformer2DModel) -> SanaTransformer2DModel:
         nn.init.zeros_(zero)
     old = "time_embed.emb.timestep_embedder."
     weights = {
-        key.replace(old, "time_embed.timestep_embedder."): value for key, value in adapted.state_dict().items()
+        key.replace(old, "time_embed.timestep_embedder."): value
+        for key, value in adapted.state_dict().items()
     }
     missing, unexpected = student.load_state_dict(weights, strict=False)
     strays = [key for key in missing if not key.startswith("time_embed.guidance_embedder.")]

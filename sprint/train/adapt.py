@@ -28,7 +28,9 @@ class FlowDraws(NamedTuple):
     dropped: Tensor
 
 
-def draw(seed: int, step: int, batch_size: int, latent_shape: tuple, shift: float, dropout: float) -> FlowDraws:
+def draw(
+    seed: int, step: int, batch_size: int, latent_shape: tuple, shift: float, dropout: float
+) -> FlowDraws:
     """All randomness of one step, for the whole batch."""
     generator = step_generator(seed, "adapt", step)
     return FlowDraws(
@@ -57,7 +59,9 @@ class AdaptStage:
 
     name = "adapt"
 
-    def __init__(self, recipe: Recipe, engine: Engine, network: SanaTransformer2DModel, null: tuple[Tensor, Tensor]):
+    def __init__(
+        self, recipe: Recipe, engine: Engine, network: SanaTransformer2DModel, null: tuple[Tensor, Tensor]
+    ):
         self.recipe, self.engine, self.null = recipe, engine, null
         self.settings = recipe.adapt
         if recipe.activation_checkpointing:

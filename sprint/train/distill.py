@@ -126,7 +126,9 @@ class DistillStage:
     def _start_log_variance(self, values: int) -> None:
         """Where it would settle anyway; from zero it drowns one loss, then the other, on its way there."""
         density = self.settings.consistency.time
-        t = lognormal_trig_times(4096, density.mean, density.std, step_generator(self.recipe.seed, "logvar", 0))
+        t = lognormal_trig_times(
+            4096, density.mean, density.std, step_generator(self.recipe.seed, "logvar", 0)
+        )
         guidance = torch.full_like(t, sum(self.settings.guidance_scales) / len(self.settings.guidance_scales))
         t, guidance = t.to(self.engine.device), guidance.to(self.engine.device)
         self.student.start_log_variance(t, guidance, losses.settled_logvar(t, values))

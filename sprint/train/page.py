@@ -6,6 +6,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from sprint.evaluate.columns import (
     real_statistics,
     save_column,
 )
+from sprint.export import Facts, write_card
 from sprint.files import write_whole
 from sprint.generate import load_generator
 from sprint.log import METRICS, read_metrics
-from sprint.recipe import Recipe, recipe_text
+from sprint.recipe import DataKind, Recipe, recipe_text
 from sprint.report import Column, Report, Role, distillation_goals, training_curves, write_report
 
 COSTS = "costs.json"  # seconds by part and peak memory, kept over interruptions
@@ -73,6 +75,17 @@ def evaluate_run(recipe: Recipe, folder: Path) -> tuple[list[Column], float]:
     return columns, real_floor(teacher.family, real, settings.prompts)
 
 
+def model_facts(recipe: Recipe, columns: Sequence[Column] = ()) -> Facts:
+    """What the model cards say of this run."""
+    data = "built-in scenes" if recipe.data.kind is DataKind.scenes else f"the pictures in {recipe.data.path}"
+    facts = Facts(recipe=recipe.name, teacher=recipe.teacher, data=data)
+    if columns:
+        facts["scores"] = {
+            ", ".join(c.titles): {"scene score": c.scores.overall, "FID": c.fid} for c in columns
+        }
+    return facts
+
+
 def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
     """Evaluate what is not yet evaluated and write the report.  -> report.html"""
     columns, notes = [], []
@@ -86,6 +99,7 @@ def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
         ]
         if "evaluate" not in read_costs(folder)["seconds"]:
             note_cost(folder, "evaluate", time.monotonic() - began)
+        write_card(folder / "student", model_facts(recipe, columns))
     costs = read_costs(folder)
     report = Report(
         name=recipe.name,
@@ -107,5 +121,12 @@ def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
 
 def environment() -> dict[str, str]:
     packages = {name: version(name) for name in ("sprint-distill", "torch", "diffusers", "transformers")}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return packages | {"python": platform.python_version(), "device": f"{device}, {torch.get_num_threads()} threads"}
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine()
+    )
+    return packages | {
+        "python": platform.python_version(),
+        "device": f"{device}, {torch.get_num_threads()} threads",
+    }

@@ -17,7 +17,6 @@ from torch import Tensor
 from sprint import checkpoint
 from sprint.convert.load import load_teacher
 from sprint.data.source import Source, encode, open_source
-from sprint.dist import step_generator
 from sprint.engine import Engine, to_device
 from sprint.export import export_student, export_teacher
 from sprint.files import write_whole
@@ -25,11 +24,11 @@ from sprint.log import RunLog
 from sprint.models.adapted import calibrated, with_ones
 from sprint.models.family import Family, encode_null, load_family, resolve
 from sprint.plan import check_arch
-from sprint.recipe import AdaptStart, DataKind, Precision, Recipe, recipe_hash, recipe_text
+from sprint.recipe import AdaptStart, Precision, Recipe, recipe_hash, recipe_text
 from sprint.train.adapt import AdaptStage, draw, noised
 from sprint.train.distill import DistillStage
 from sprint.train.loop import Stage, train
-from sprint.train.page import note_cost, write_page
+from sprint.train.page import model_facts, note_cost, write_page
 
 CALIBRATION_BATCHES, CALIBRATION_SIZE = 4, 32
 
@@ -56,9 +55,7 @@ class Run:
         """Both stages, each exported when it ends."""
         recipe = self.recipe
         totals = {"adapt": recipe.adapt.steps, "distill": recipe.distill.steps}
-        with RunLog(
-            self.folder, totals, main_process=self.engine.main_process, wandb=recipe.wandb
-        ) as log:
+        with RunLog(self.folder, totals, main_process=self.engine.main_process, wandb=recipe.wandb) as log:
             if not (self.folder / "teacher").exists():
                 self._adapt(log)
             if not (self.folder / "student").exists():
@@ -71,10 +68,12 @@ class Run:
         stage = AdaptStage(self.recipe, self.engine, network, self.null)
         self._train(stage, log)
         if self.engine.main_process:
-            export_teacher(self.folder / "teacher", stage.network, self.family, self._facts())
+            export_teacher(self.folder / "teacher", stage.network, self.family, model_facts(self.recipe))
         self._leave("adapt")
 
-    def start_of_adaptation(self, teacher: SanaTransformer2DModel, time_scale: float) -> SanaTransformer2DModel:
+    def start_of_adaptation(
+        self, teacher: SanaTransformer2DModel, time_scale: float
+    ) -> SanaTransformer2DModel:
         """The adapted network before its first step, calibrated on the run's own data or at ones."""
         if self.recipe.adapt.start is AdaptStart.ones:
             return with_ones(teacher)
@@ -83,7 +82,14 @@ class Run:
         for i in range(CALIBRATION_BATCHES):
             positions = range(i * CALIBRATION_SIZE, (i + 1) * CALIBRATION_SIZE)
             batch = encode(self.source.samples(positions), self.family)
-            draws = draw(self.recipe.seed, -1 - i, CALIBRATION_SIZE, batch.latent.shape[1:], self.recipe.adapt.shift, 0.0)
+            draws = draw(
+                self.recipe.seed,
+                -1 - i,
+                CALIBRATION_SIZE,
+                batch.latent.shape[1:],
+                self.recipe.adapt.shift,
+                0.0,
+            )
             draws = to_device(draws, self.engine.device)
             batches.append((noised(batch.latent, draws), draws.t_fm, batch))
         return calibrated(teacher, batches, time_scale)
@@ -96,7 +102,13 @@ class Run:
         if self.engine.main_process:
             with stage.ema.applied(stage.student) if stage.ema else contextlib.nullcontext():
                 student = stage.student
-                export_student(self.folder / "student", student.network, student.logvar, self.family, self._facts())
+                export_student(
+                    self.folder / "student",
+                    student.network,
+                    student.logvar,
+                    self.family,
+                    model_facts(self.recipe),
+                )
         self._leave("distill")
 
     def _train(self, stage: Stage, log: RunLog) -> None:
@@ -113,10 +125,6 @@ class Run:
         if self.engine.main_process:
             shutil.rmtree(self.folder / "checkpoints" / stage)
         self.engine.wait()
-
-    def _facts(self) -> dict:
-        data = "built-in scenes" if self.recipe.data.kind is DataKind.scenes else self.recipe.data.path
-        return {"recipe": self.recipe.name, "teacher": self.recipe.teacher, "data": data}
 
 
 def distill(recipe: Recipe, root: Path = Path("runs"), command: str = "") -> Path | None:

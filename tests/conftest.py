@@ -1,0 +1,35 @@
+"""Fixtures that several test files share. The networks and batches themselves are in `tests.tiny`."""
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers.models.normalization import RMSNorm
+
+from sprint.engine import Engine
+from sprint.recipe import Precision
+
+
+@pytest.fixture
+def engine():
+    """One process in fp32. accelerate keeps its state by process, so it is reset around the test."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Engine(Precision.fp32)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def bf16_engine():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Engine(Precision.bf16)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def true_float64(monkeypatch):
+    """diffusers' linear attention, RMSNorm and sinusoids step down to float32; here they do not."""
+
+    def rms_norm(self, x):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    monkeypatch.setattr(RMSNorm, "forward", rms_norm)
