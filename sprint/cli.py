@@ -1,13 +1,19 @@
 """The command line: one function per verb. Heavy imports happen inside the verb that needs them."""
 
 import argparse
+import contextlib
+import logging
 import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from sprint import __version__
 from sprint.errors import SprintError
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
+WARNINGS_OF_A_KIND = 5  # shown; a data set of long captions has thousands
 
 DESCRIPTION = """\
 Distil a flow-matching image model into one that samples in 1 to 4 steps.
@@ -18,22 +24,119 @@ Distil a flow-matching image model into one that samples in 1 to 4 steps.
   sprint convert teacher.safetensors      a teacher in TrigFlow form, proved lossless, reversible
 """
 
+DISTILL = """\
+Adapt a teacher (stage 1), distil it (stage 2), draw, score and write runs/NAME/report.html.
+Interrupted, the same command goes on where it stopped.
+
+  sprint distill tiny                                   ten minutes on two CPU cores
+  sprint distill tiny name=short distill.steps=400      any key of the recipe can be set
+  sprint distill 0.6b data.path=pictures                a folder of NAME.jpg beside NAME.txt
+  sprint distill 1.6b --dry-run                         parameters and memory, nothing is run
+"""
+
+SAMPLE = """\
+Draw one picture per prompt. A picture depends on its prompt and its own seed only.
+
+  sprint sample runs/tiny/student --prompt "a red circle" --steps 1
+  sprint sample runs/tiny/student --prompt "a dot" --prompt "two blue squares" --seed 7 --out pictures
+  sprint sample runs/tiny/student --prompt "a red circle" --times 1.5708,1.2,0.8,0
+  sprint sample tiny --prompt "a red circle" --steps 20 --guidance 4.5
+"""
+
+CONVERT = """\
+Convert between original and diffusers naming and certify the result: every tensor bit for bit, and the
+flow velocity recovered from the TrigFlow view. A failed certificate leaves nothing behind.
+
+  sprint convert teacher.safetensors                               writes the folder teacher-trigflow
+  sprint convert teacher.pth -o teacher --verify full              the whole network in fp64, both ways back
+  sprint convert teacher --to original -o teacher.safetensors      back to Sana's own names
+  sprint convert runs/tiny/student --to original -o student.pth
+"""
+
 
 def main(argv: list[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
-    try:
-        args.verb(args)
-    except SprintError as error:
-        sys.exit(_complain(str(error), 2))
-    except KeyboardInterrupt:
-        sys.exit(_complain("interrupted; the same command goes on from the last checkpoint", INTERRUPTED))
-    except OSError as error:
-        sys.exit(_complain(f"{error.filename or 'file system'}: {error.strerror or error}", 2))
+    """Run one verb. Exits with 2 after bad input and 130 after Ctrl-C, each with one line."""
+    with _warnings_as_lines():
+        try:
+            args = _parse(argv)
+            args.verb(args)
+        except SprintError as error:
+            sys.exit(_complain(str(error), 2))
+        except KeyboardInterrupt:
+            sys.exit(_complain("interrupted; the same command goes on from there", INTERRUPTED))
+        except OSError as error:
+            sys.exit(_complain(f"{error.filename or 'file system'}: {error.strerror or error}", 2))
 
 
 def _complain(text: str, code: int) -> int:
     print(f"sprint: {' '.join(text.split())}", file=sys.stderr)
     return code
+
+
+# ---- what other libraries say -----------------------------------------------------------------------
+
+
+class _Lines(logging.Handler):
+    """The project's own warnings as lines beside the progress bar: each once, and few of a kind."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.texts: set[str] = set()
+        self.kinds: Counter[str] = Counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        text = record.getMessage()
+        if text in self.texts or self.kinds[record.msg] == WARNINGS_OF_A_KIND:
+            return
+        self.texts.add(text)
+        self.kinds[record.msg] += 1
+        more = "; more of this kind are not shown" * (self.kinds[record.msg] == WARNINGS_OF_A_KIND)
+        tqdm.write(f"sprint: {' '.join(text.split())}{more}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Our warnings reach the terminal; those of libraries do not, unless Python was asked for them (-W)."""
+    log, lines = logging.getLogger("sprint"), _Lines()
+    log.addHandler(lines)
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.removeHandler(lines)
+
+
+def _quiet_libraries() -> None:
+    """No progress bars for reading and writing local files (downloads keep theirs), and errors only."""
+    logging.getLogger("DeepSpeed").addFilter(_errors_only)  # it sets its own level, and talks, on import
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
+def _errors_only(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+# ---- the parser -------------------------------------------------------------------------------------
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    """As argparse does, but `key=value` may also stand after an option."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(args, "overrides") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    return args
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,12 +158,14 @@ def _add_distill(verbs) -> None:
     verb = verbs.add_parser(
         "distill",
         help="turn a teacher into a student: adapt, distil, evaluate, report",
-        description="Adapt a teacher (stage 1), distil it (stage 2), draw, score and write runs/NAME/report.html. "
-        "Interrupted, the same command goes on where it stopped.",
+        description=DISTILL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verb.add_argument("recipe", help="a name in recipes/ (tiny, 0.6b, 1.6b) or a YAML file")
     verb.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. distill.steps=400 name=try")
-    verb.add_argument("--dry-run", action="store_true", help="print the recipe, parameter counts and a memory plan")
+    verb.add_argument(
+        "--dry-run", action="store_true", help="print the recipe, parameter counts and a memory plan"
+    )
     verb.set_defaults(verb=distill)
 
 
@@ -73,6 +178,7 @@ def distill(args: argparse.Namespace) -> None:
 
         print(dry_run(recipe))
         return
+    _quiet_libraries()
     from sprint.train.loop import Interrupted
     from sprint.train.run import distill as run
 
@@ -91,7 +197,8 @@ def _add_sample(verbs) -> None:
     verb = verbs.add_parser(
         "sample",
         help="draw pictures with a student or a teacher",
-        description="Draw one picture per prompt. A picture depends on its prompt and its own seed only.",
+        description=SAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verb.add_argument("model", help="a student or teacher folder, a hub id, or 'tiny', the built-in teacher")
     verb.add_argument("--prompt", action="append", required=True, help="may be given several times")
@@ -100,33 +207,56 @@ def _add_sample(verbs) -> None:
     verb.add_argument("--seed", type=int, default=0, help="of the first picture; the next ones count up")
     verb.add_argument("--guidance", type=float, default=4.5, help="guidance scale (default 4.5)")
     verb.add_argument("--size", type=int, help="pixels a side (default: the model's own)")
-    verb.add_argument("--out", type=Path, default=Path("samples"), help="folder for the PNG files (default samples)")
+    verb.add_argument(
+        "--out", type=Path, default=Path("samples"), help="folder for the PNG files (default samples)"
+    )
     verb.add_argument("--device", help="cpu, cuda, … (default: cuda where there is one)")
     verb.set_defaults(verb=sample)
 
 
 def sample(args: argparse.Namespace) -> None:
-    import io
-
-    import torch
-    from PIL import Image
-
-    from sprint.files import write_whole
+    times = None if args.times is None else _numbers(args.times)
+    if args.out.exists() and not args.out.is_dir():
+        raise SprintError(f"--out {args.out} is not a folder; give another one")
+    device = _device(args.device)
+    _quiet_libraries()
     from sprint.generate import StudentGenerator, load_generator
 
-    times = _numbers(args.times) if args.times else None
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     generator = load_generator(args.model, device)
     steps = args.steps
     if steps is None and times is None:
         steps = 2 if isinstance(generator, StudentGenerator) else 20
     seeds = list(range(args.seed, args.seed + len(args.prompt)))
     pictures = generator.pictures(args.prompt, seeds, steps, args.guidance, args.size, times)
-    args.out.mkdir(parents=True, exist_ok=True)
     for picture, seed in zip(pictures, seeds, strict=True):
-        png = io.BytesIO()
-        Image.fromarray(picture).save(png, "PNG")
-        print(write_whole(args.out / f"{seed:06d}.png", png.getvalue()))
+        print(_write_png(args.out / f"{seed:06d}.png", picture))
+
+
+def _write_png(path: Path, picture) -> Path:
+    """picture: uint8 [H, W, 3]"""
+    import io
+
+    from PIL import Image
+
+    from sprint.files import write_whole
+
+    png = io.BytesIO()
+    Image.fromarray(picture).save(png, "PNG")
+    return write_whole(path, png.getvalue())
+
+
+def _device(name: str | None) -> str:
+    """The name, if a tensor can live and be read there. Raises SprintError."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: built without CUDA
+        reason = str(error).split("\n")[0]
+        raise SprintError(f"--device {name} cannot be used here: {reason}") from error
+    return name
 
 
 def _numbers(text: str) -> list[float]:
@@ -143,20 +273,25 @@ def _add_convert(verbs) -> None:
     verb = verbs.add_parser(
         "convert",
         help="a flow-matching teacher in TrigFlow form, proved lossless; and back",
-        description="Convert between original and diffusers naming and certify the result: every tensor bit for bit, "
-        "and the flow velocity recovered from the TrigFlow view.",
+        description=CONVERT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verb.add_argument("source", help=".safetensors, .pth, a folder (sharded, diffusers, converted) or a hub id")
+    verb.add_argument(
+        "source", help=".safetensors, .pth, a folder (sharded, diffusers, converted) or a hub id"
+    )
     verb.add_argument("-o", "--out", help="output folder, or a .safetensors/.pth file with --to original")
     verb.add_argument("--to", choices=("trigflow", "flow", "original"), default="trigflow")
     verb.add_argument("--verify", choices=("fast", "full", "off"), default="fast")
     verb.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="round the weights to this")
-    verb.add_argument("--time-scale", choices=("sparse", "dense"), help="what the teacher embeds: 1000·t or t itself")
+    verb.add_argument(
+        "--time-scale", choices=("sparse", "dense"), help="what the teacher embeds: 1000·t or t itself"
+    )
     verb.add_argument("--cross-attention-heads", type=int, help="where neither config nor width tells")
     verb.set_defaults(verb=convert)
 
 
 def convert(args: argparse.Namespace) -> None:
+    _quiet_libraries()
     from sprint.convert.checkpoint import TIMES
     from sprint.convert.convert import convert as run
     from sprint.convert.convert import describe

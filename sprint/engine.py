@@ -31,8 +31,9 @@ class Engine:
     def __init__(self, precision: Precision):
         self.precision = precision
         bf16 = precision is Precision.bf16
-        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
         asked = int(os.environ.get("WORLD_SIZE", os.environ.get("ACCELERATE_NUM_PROCESSES", "1")))
+        several_on_cpu = asked > 1 and not torch.cuda.is_available()  # else accelerate starts no gloo
+        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=several_on_cpu)
         if asked != self.processes:
             raise SprintError(
                 f"asked for {asked} processes, running in {self.processes}; start with torchrun"
@@ -63,8 +64,9 @@ class Engine:
         """On the device without gradients; in bf16 but for the time embedding, if the run is."""
         network.to(self.device).eval().requires_grad_(False)
         if self.precision is Precision.bf16:
+            exact = {name: tensor.clone() for name, tensor in network.time_embed.state_dict().items()}
             network.to(torch.bfloat16)
-            network.time_embed.to(torch.float32)
+            network.time_embed.to(torch.float32).load_state_dict(exact)
             keep_time_in_float32(network)
         return network
 

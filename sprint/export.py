@@ -171,7 +171,12 @@ def _name(folder: str | Path) -> str:
 
 def _save_pipeline(pipeline: DiffusionPipeline, place: Path) -> None:
     """What diffusers writes, less the folders of this machine that the parts were once loaded from."""
-    pipeline.save_pretrained(place)
+    try:
+        pipeline.save_pretrained(place)
+    except Exception as error:
+        if type(error) is Exception:  # how tokenizers reports a full disk
+            raise OSError(str(error)) from error
+        raise
     for config in place.glob("*/config.json"):
         content = _read_json(config)
         if content.pop("_name_or_path", None) is not None:

@@ -8,12 +8,15 @@ def write_whole(path: Path, data: str | bytes) -> Path:
     """Write `data` (text as UTF-8) beside `path`, then put it in place in one move. Makes the folder.
 
     Whatever goes wrong, `path` holds either its old content or the new one, and no scrap stays behind.
+    Raises OSError that names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scrap = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         scrap.write_bytes(data.encode() if isinstance(data, str) else data)
         os.replace(scrap, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # name what was asked for
     finally:
         scrap.unlink(missing_ok=True)
     return path

@@ -115,14 +115,10 @@ def build_networks(recipe: Recipe) -> Networks:
     config = teacher_config(recipe)
     adapted = {**config, "qk_norm": QK_NORM}
     width = config["num_attention_heads"] * config["attention_head_dim"]
-    taps, depth = recipe.distill.adversarial.taps, config["num_layers"]
-    if any(tap >= depth for tap in taps):
-        raise SprintError(
-            f"distill.adversarial.taps = {list(taps)}, but the teacher's blocks are 0 to {depth - 1}"
-        )
+    check_taps(recipe, config["num_layers"])
     student = meta_network({**adapted, "guidance_embeds": True})
     with torch.device("meta"):
-        logvar, heads = nn.Linear(width, 1), DiscriminatorHeads(width, len(taps))
+        logvar, heads = nn.Linear(width, 1), DiscriminatorHeads(width, len(recipe.distill.adversarial.taps))
     return Networks(
         teacher=meta_network(config),
         adapted=meta_network(adapted),
@@ -147,6 +143,13 @@ def teacher_config(recipe: Recipe) -> dict:
         raise SprintError(f"{recipe.teacher} is a student (it embeds guidance); a teacher is needed here")
     check_arch(recipe, config)
     return config
+
+
+def check_taps(recipe: Recipe, depth: int) -> None:
+    """Raise a `SprintError` if the discriminator taps a block that a teacher of `depth` blocks has not."""
+    taps = list(recipe.distill.adversarial.taps)
+    if any(tap >= depth for tap in taps):
+        raise SprintError(f"distill.adversarial.taps = {taps}, but the teacher's blocks are 0 to {depth - 1}")
 
 
 def check_arch(recipe: Recipe, config: dict) -> None:
@@ -180,8 +183,8 @@ def _count(module: nn.Module) -> int:
 
 
 def adapt_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
-    """Bytes by part in stage 1, whose local batch is the global one over `gpus`."""
-    batch = _local_batch(recipe.adapt.batch_size, gpus)
+    """Bytes by part in stage 1."""
+    batch = _forward_batch(recipe, recipe.adapt.batch_size, gpus)
     saved = SAVED[recipe.precision]
     block = _block_bytes(recipe, networks, saved.block, saved.block_text)
     return {
@@ -198,7 +201,7 @@ def distill_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
     up to its last tap, with the heads.
     """
     distill, adversarial = recipe.distill, recipe.distill.adversarial
-    batch = _local_batch(distill.batch_size, gpus)
+    batch = _forward_batch(recipe, distill.batch_size, gpus)
     parts = _trained(networks.student, distill.optimizer.kind, recipe.precision)
     if distill.ema_decay > 0:
         parts["EMA (fp32)"] = FP32 * _count(networks.student)
@@ -251,6 +254,12 @@ def _local_batch(batch_size: int, gpus: int) -> int:
     return math.ceil(batch_size / gpus)
 
 
+def _forward_batch(recipe: Recipe, batch_size: int, gpus: int) -> int:
+    """Pictures in one forward: a process's share of the batch, or a micro-batch of it."""
+    local = _local_batch(batch_size, gpus)
+    return min(local, recipe.micro_batch_size or local)
+
+
 def _block_bytes(recipe: Recipe, networks: Networks, per_token: int, per_text_token: int) -> int:
     """Activations of one block for one picture."""
     return networks.width * (per_token * networks.tokens + per_text_token * recipe.text.max_length)
@@ -272,7 +281,7 @@ Weights, gradients, optimizer state: exact, and the same on every GPU (data para
 Activations: an estimate. Until the backward, one block keeps for each picture
     width x ({block} bytes x image tokens + {block_text} bytes x text tokens).
 Stage 2 keeps a pass of the student for each loss and, for LADD, the frozen teacher up to its last tap.
-Recomputed: each block keeps its input alone and runs again in the backward, one block at a time.
+Recomputed (activation_checkpointing): each block keeps its input alone and runs again in the backward, one block at a time.
 Not counted: text encoder and autoencoder, which add their weights if pictures are encoded while training;
 passes without gradients; workspace and fragmentation, commonly 10 to 20% on top."""
 
@@ -282,17 +291,19 @@ def _page(plan: Plan) -> list[str]:
     lines = [f"# recipe {recipe.name}, hash {recipe_hash(recipe)}", recipe_text(recipe).rstrip(), ""]
     lines += ["# parameters", *(f"{name:<38}{count:>16,}" for name, count in plan.parameters.items())]
     for stage in plan.stages:
-        lines += ["", *_memory_table(stage)]
+        lines += ["", *_memory_table(recipe, stage)]
     return [*lines, "", NOTES.format(block=saved.block, block_text=saved.block_text)]
 
 
-def _memory_table(stage: Stage) -> list[str]:
+def _memory_table(recipe: Recipe, stage: Stage) -> list[str]:
     """One row a part, one column a number of GPUs."""
     columns = [_with_totals(parts) for parts in stage.memory.values()]
+    forward = [_forward_batch(recipe, stage.batch_size, gpus) for gpus in stage.memory]
     return [
         f"# {stage.name}: GiB on each GPU",
         _row("GPUs", [str(gpus) for gpus in stage.memory]),
         _row("pictures on each", [str(_local_batch(stage.batch_size, gpus)) for gpus in stage.memory]),
+        _row("pictures in one forward", [str(size) for size in forward]),
         *(_row(name, [f"{parts[name] / 2**30:,.2f}" for parts in columns]) for name in columns[0]),
     ]
 

@@ -85,7 +85,10 @@ def test_tangent_with_activation_checkpointing_is_the_same():
         x_hat, text, mask = tiny_batch(2)
         t = torch.tensor([0.4, 1.2])
         value, tangent = value_and_tangent(
-            lambda x, t: view(x, t, text, mask), x_hat, t, *directions(x_hat, t)  # noqa: B023
+            lambda x, t: view(x, t, text, mask),
+            x_hat,
+            t,
+            *directions(x_hat, t),
         )
         value.mean().backward()
         tangents.append(tangent)

@@ -38,7 +38,9 @@ def test_tangent_inputs_are_the_teachers_direction_times_sin_cos():
     assert v_x.flatten().tolist() == pytest.approx([0, 0.5 * 3 / SIGMA_DATA, 0], abs=1e-15)
 
 
-@pytest.mark.parametrize(("r", "expected"), [(0.0, -0.5 * (0.5 * 2 - 3)), (1.0, 1.0 - (0.5 * 5 + 0.5 * 7)), (0.5, -2)])
+@pytest.mark.parametrize(
+    ("r", "expected"), [(0.0, -0.5 * (0.5 * 2 - 3)), (1.0, 1.0 - (0.5 * 5 + 0.5 * 7)), (0.5, -2)]
+)
 def test_consistency_tangent(r, expected):
     """At t = π/4, c² = s·c = ½; F⁻ = 2, F' = 7, D = 3, x_t = 5."""
     t = torch.tensor([math.pi / 4], dtype=torch.float64)
@@ -75,15 +77,17 @@ def test_consistency_gradient_is_minus_two_weight_g():
     torch.testing.assert_close(F.grad, -2 * weight * g / F.numel(), rtol=1e-12, atol=0)
 
 
-def test_logvar_settles_at_the_log_of_the_mean_square():
-    """Its gradient is zero where e^logvar = mean(g²)/(σ_d tan t); for ‖g‖ = 1 that is near settled_logvar."""
-    g = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    g /= g.norm()
-    t = torch.atan(torch.tensor([1 / SIGMA_DATA], dtype=torch.float64))
-    logvar = torch.tensor([losses.settled_logvar(4 * 8 * 8)], dtype=torch.float64, requires_grad=True)
-    assert logvar.item() == pytest.approx(-math.log(256))
-    losses.consistency_loss(g * 0, g * 0, g, logvar, t).backward()
-    assert logvar.grad.item() == pytest.approx(0, abs=1e-12)
+def test_logvar_settles_where_its_gradient_is_zero():
+    """For ‖g‖ = 1: e^logvar = mean(g²)/(σ_d tan t), so −ln(C·H·W · σ_d tan t)."""
+    g = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    g /= g.flatten(1).norm(dim=1).reshape(3, 1, 1, 1)
+    t = torch.tensor([0.1, math.atan(1 / SIGMA_DATA), 1.5], dtype=torch.float64)
+    logvar = losses.settled_logvar(t, 4 * 8 * 8).requires_grad_()
+    assert logvar[1].item() == pytest.approx(-math.log(256))
+    loss = losses.consistency_loss(g * 0, g * 0, g, logvar, t)
+    loss.backward()
+    assert logvar.grad.abs().max() < 1e-12
+    assert loss.item() == pytest.approx(1 + logvar.mean().item())
 
 
 def test_tangent_warmup_is_linear_then_one():

@@ -64,7 +64,9 @@ def test_max_time_is_half_pi_for_its_share_and_leaves_the_rest(probability):
     assert chosen.sum() == (weighted == torch.tensor(HALF_PI)).sum()
 
 
-@pytest.mark.parametrize(("sigma", "shift", "expected"), [(0.5, 3.0, 0.75), (0.25, 4.0, 4 / 7), (0.3, 1.0, 0.3)])
+@pytest.mark.parametrize(
+    ("sigma", "shift", "expected"), [(0.5, 3.0, 0.75), (0.25, 4.0, 4 / 7), (0.3, 1.0, 0.3)]
+)
 def test_shift_by_hand(sigma, shift, expected):
     assert shift_flow_time(torch.tensor(sigma), shift).item() == pytest.approx(expected)
     assert shift_flow_time(torch.tensor([0.0, 1.0]), shift).tolist() == [0.0, 1.0]

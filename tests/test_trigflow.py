@@ -34,7 +34,9 @@ def ends():
     return [torch.randn(len(TIMES), 3, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2)]
 
 
-@pytest.mark.parametrize(("t", "t_fm"), [(0.0, 0.0), (math.pi / 4, 0.5), (HALF_PI, 1.0), (math.atan(3), 0.75)])
+@pytest.mark.parametrize(
+    ("t", "t_fm"), [(0.0, 0.0), (math.pi / 4, 0.5), (HALF_PI, 1.0), (math.atan(3), 0.75)]
+)
 def test_the_two_clocks_at_known_times(t, t_fm):
     t, t_fm = torch.tensor(t, dtype=torch.float64), torch.tensor(t_fm, dtype=torch.float64)
     assert flow_time(t).item() == pytest.approx(t_fm.item(), abs=1e-15)
@@ -94,7 +96,9 @@ def test_the_ideal_velocity_knows_both_ends(ends):
 def test_the_path_moves_with_sigma_data_times_F(ends):
     latent, noise = ends
     h = 1e-5
-    difference = diffuse(SIGMA_DATA * latent, noise, TIMES + h) - diffuse(SIGMA_DATA * latent, noise, TIMES - h)
+    difference = diffuse(SIGMA_DATA * latent, noise, TIMES + h) - diffuse(
+        SIGMA_DATA * latent, noise, TIMES - h
+    )
     torch.testing.assert_close(
         difference / (2 * h), SIGMA_DATA * ideal_velocity(latent, noise, TIMES), rtol=0, atol=1e-9
     )

@@ -27,8 +27,8 @@ from tqdm import tqdm
 from sprint.chart import Point, line_chart
 from sprint.convert.load import load_teacher
 from sprint.data.batch import Batch
-from sprint.data.source import Source, batch_positions, encode, open_source, prefetch
-from sprint.engine import Engine, to_device
+from sprint.data.source import batch_positions, encode, open_source, prefetch
+from sprint.engine import to_device
 from sprint.errors import SprintError
 from sprint.files import write_whole
 from sprint.models.family import resolve
@@ -39,7 +39,6 @@ from sprint.train.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, BATCH_SIZE, HELD_OUT_BATCHES = 150, 64, 8
-STARTS = (AdaptStart.calibrated, AdaptStart.ones)
 HeldOut = list[tuple[Batch, FlowDraws]]
 
 STYLE = """\
@@ -51,13 +50,14 @@ polyline, line { fill: none; stroke-width: 2 } polyline.raw { stroke-width: 1; o
 .line-0 { stroke: #0b6b72 } .line-1 { stroke: #1d2023 } .line-2 { stroke: #62686f; stroke-dasharray: 5 4 }"""
 
 
-def held_out_batches(recipe: Recipe, run: Run, count: int) -> HeldOut:
+def held_out_batches(run: Run, count: int) -> HeldOut:
     """Batches with their noise, times and dropped captions, from a series that the run does not train on.
 
     Of a folder's pictures there is no other series: they come in another order and with other noise.
     """
-    source: Source = open_source(replace(recipe.data, seed=recipe.data.seed + 1))
-    size, settings = recipe.adapt.batch_size, recipe.adapt
+    recipe, settings = run.recipe, run.recipe.adapt
+    source = open_source(replace(recipe.data, seed=recipe.data.seed + 1))
+    size = settings.batch_size
     batches = []
     for i in range(count):
         batch = encode(source.samples(batch_positions(i, size)), run.family)
@@ -102,16 +102,22 @@ def compare(recipe: Recipe, held_out_count: int = HELD_OUT_BATCHES) -> dict:
     Raises SprintError as a run does.
     """
     teacher, time_scale = load_teacher(resolve(recipe.teacher))
-    record: dict = {"starts": {}}
     with tempfile.TemporaryDirectory() as folder:
-        for start in STARTS:
-            named = replace(recipe, name=start.value, adapt=replace(recipe.adapt, start=start))
-            run = Run(named, Path(folder))
-            held_out = held_out_batches(named, run, held_out_count)
-            teacher.to(run.engine.device)
-            record["teacher"] = held_out_loss(TrigFlowView(teacher, time_scale), held_out, run)
-            record["starts"][start.value] = one_start(run, teacher, time_scale, held_out)
-    return record
+        runs = {
+            start.value: Run(with_start(recipe, start), Path(folder) / start.value)
+            for start in (AdaptStart.calibrated, AdaptStart.ones)
+        }
+        first = next(iter(runs.values()))
+        held_out = held_out_batches(first, held_out_count)
+        view = TrigFlowView(teacher.to(first.engine.device), time_scale)
+        return {
+            "teacher": held_out_loss(view, held_out, first),
+            "starts": {name: one_start(run, teacher, time_scale, held_out) for name, run in runs.items()},
+        }
+
+
+def with_start(recipe: Recipe, start: AdaptStart) -> Recipe:
+    return replace(recipe, adapt=replace(recipe.adapt, start=start))
 
 
 def one_start(run: Run, teacher: SanaTransformer2DModel, time_scale: float, held_out: HeldOut) -> dict:
@@ -133,18 +139,19 @@ def one_start(run: Run, teacher: SanaTransformer2DModel, time_scale: float, held
 
 def chart(record: dict) -> str:
     """The training losses over steps and the teacher's held-out loss, as an SVG file with its own style."""
-    curves = {name: record["starts"][name]["training_losses"] for name in (start.value for start in STARTS)}
     lines: dict[str, list[Point]] = {
-        f"{name} start": list(enumerate(losses, start=1)) for name, losses in curves.items()
+        f"{name} start": list(enumerate(start["training_losses"], start=1))
+        for name, start in record["starts"].items()
     }
-    steps = max(map(len, curves.values()))
+    steps = max(map(len, lines.values()))
     lines["teacher, held-out"] = [(1, record["teacher"]), (steps, record["teacher"])]
     keys = "".join(
-        f'<line class="line-{n}" x1="{58 + 160 * n}" x2="{82 + 160 * n}" y1="16" y2="16"/>'
-        f'<text x="{90 + 160 * n}" y="20">{escape(name)}</text>'
+        f'<line class="line-{n}" x1="{58 + 145 * n}" x2="{82 + 145 * n}" y1="16" y2="16"/>'
+        f'<text x="{90 + 145 * n}" y="20">{escape(name)}</text>'
         for n, name in enumerate(lines)
     )
-    drawing = line_chart(lines, "step", "flow loss").replace("<svg ", '<svg y="32" height="280" ', 1)
+    drawing = line_chart(lines, "step", "flow loss", log_y=True)
+    drawing = drawing.replace("<svg ", '<svg y="32" height="280" ', 1)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 520 316" width="780">'
         f"<style>{STYLE}</style>{keys}{drawing}</svg>\n"

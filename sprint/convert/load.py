@@ -26,6 +26,14 @@ def build_network(
     return network.eval()
 
 
+def understand_teacher(path_or_id: str | Path, time_scale: float | None = None) -> Checkpoint:
+    """A teacher's checkpoint, its weights unread. Raises SprintError as `convert` does, and for a student."""
+    checkpoint = understand(path_or_id, time_scale)
+    if checkpoint.config["guidance_embeds"]:
+        raise SprintError(f"{path_or_id} is a student (it embeds guidance); a teacher is needed here")
+    return checkpoint
+
+
 def load_teacher(
     path_or_id: str | Path, time_scale: float | None = None
 ) -> tuple[SanaTransformer2DModel, float]:
@@ -33,9 +41,7 @@ def load_teacher(
 
     Takes every source that `convert` takes. Raises SprintError as `convert` does, and for a student.
     """
-    checkpoint = understand(path_or_id, time_scale)
-    if checkpoint.config["guidance_embeds"]:
-        raise SprintError(f"{path_or_id} is a student (it embeds guidance); a teacher is needed here")
+    checkpoint = understand_teacher(path_or_id, time_scale)
     network = build_network(checkpoint)
     for parameter in network.parameters():
         parameter.data = parameter.data.clone()  # the file may go, and training writes

@@ -3,6 +3,7 @@
 FID compares pictures with real scenes in the autoencoder's own feature space (`autoencoder_features`).
 """
 
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -100,11 +101,9 @@ def evaluate_column(
 
 def save_column(column: Column, folder: Path) -> None:
     """Numbers as JSON, pictures as PNG rows in one .npz; the JSON is written last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = folder / f"{column.key}.npz"
-    part = pictures.with_suffix(".part.npz")
-    np.savez_compressed(part, pictures=np.stack(column.pictures))
-    part.replace(pictures)
+    packed = io.BytesIO()
+    np.savez_compressed(packed, pictures=np.stack(column.pictures))
+    write_whole(folder / f"{column.key}.npz", packed.getvalue())
     numbers = {
         "seconds_per_picture": column.seconds_per_picture,
         "overall": column.scores.overall,

@@ -111,6 +111,7 @@ class DistillStage:
         network = from_adapted(adapted)
         if recipe.activation_checkpointing:
             network.enable_gradient_checkpointing()
+            adapted.enable_gradient_checkpointing()
         self.student = engine.trainable(Student(network)).train()
         self._start_log_variance(math.prod(latent_shape))
         width = config.num_attention_heads * config.attention_head_dim
@@ -206,7 +207,7 @@ class DistillStage:
         with torch.no_grad():
             real = renoised_features(self.tapped, SIGMA_DATA * batch.latent, draws, batch)
         with self.heads.frozen():
-            logits = self.heads([interleave(r, f) for r, f in zip(real, fake, strict=True)])
+            logits = self.heads([interleave(r, f) for r, f in zip(real, fake, strict=True)]).float()
         _, fake_logits = deinterleave(logits, 2)
         return losses.generator_adversarial_loss(fake_logits)
 
@@ -218,7 +219,7 @@ class DistillStage:
             if self.settings.adversarial.misaligned_pairs:
                 pictures.append(real.roll(1, dims=0))
             features = [renoised_features(self.tapped, x_0, draws, batch) for x_0 in pictures]
-        logits = self.heads([interleave(*kinds) for kinds in zip(*features, strict=True)])
+        logits = self.heads([interleave(*kinds) for kinds in zip(*features, strict=True)]).float()
         real_logits, *fake_logits = deinterleave(logits, len(pictures))
         loss = losses.discriminator_hinge_loss(real_logits, torch.cat(fake_logits))
         return loss, {"logit_real": real_logits.mean(), "logit_fake": fake_logits[0].mean()}

@@ -73,7 +73,7 @@ def train(
             asked = engine.agree(bool(stop))
             if asked or last or (step + 1) % save_every == 0:
                 save(step + 1)
-            if asked and not last:
+            if asked:
                 raise Interrupted(f"saved {stage.name} step {step + 1} in {folder}")
     return time.monotonic() - began
 

@@ -15,7 +15,7 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
 from sprint import checkpoint
-from sprint.convert.load import load_teacher
+from sprint.convert.load import load_teacher, understand_teacher
 from sprint.data.source import Source, encode, open_source
 from sprint.engine import Engine, to_device
 from sprint.export import export_student, export_teacher
@@ -23,7 +23,7 @@ from sprint.files import write_whole
 from sprint.log import RunLog
 from sprint.models.adapted import calibrated, with_ones
 from sprint.models.family import Family, encode_null, load_family, resolve
-from sprint.plan import check_arch
+from sprint.plan import check_arch, check_taps
 from sprint.recipe import AdaptStart, Precision, Recipe, recipe_hash, recipe_text
 from sprint.train.adapt import AdaptStage, draw, noised
 from sprint.train.distill import DistillStage
@@ -40,16 +40,27 @@ class Run:
         self.recipe = recipe
         self.folder = root / recipe.name
         self.engine = Engine(recipe.precision)
+        self._open_inputs()
         if self.engine.main_process:
             checkpoint.claim(self.folder, recipe_hash(recipe))
             write_whole(self.folder / "recipe.yaml", recipe_text(recipe))
         self.engine.wait()
+
+    def _open_inputs(self) -> None:
+        """Data, teacher, text side and autoencoder: what is wrong with them shows before the folder is touched."""
+        recipe = self.recipe
         self.source: Source = open_source(recipe.data)
+        if not (self.folder / "teacher").exists():
+            config = understand_teacher(resolve(recipe.teacher)).config
+            check_arch(recipe, config)
+            check_taps(recipe, config["num_layers"])
         family = recipe.teacher_family or recipe.teacher
         dtype = torch.bfloat16 if recipe.precision is Precision.bf16 else torch.float32
         self.family: Family = load_family(family, recipe.text.max_length, recipe.text.instruction, dtype)
         self.family.to(self.engine.device)
         self.null: tuple[Tensor, Tensor] = encode_null(self.family)
+        first = encode(self.source.samples(range(1)), self.family)
+        self.latent_shape: tuple[int, int, int] = tuple(first.latent.shape[1:])
 
     def train(self) -> None:
         """Both stages, each exported when it ends."""
@@ -63,7 +74,6 @@ class Run:
 
     def _adapt(self, log: RunLog) -> None:
         teacher, time_scale = load_teacher(resolve(self.recipe.teacher))
-        check_arch(self.recipe, teacher.config)
         network = self.start_of_adaptation(teacher, time_scale)
         stage = AdaptStage(self.recipe, self.engine, network, self.null)
         self._train(stage, log)
@@ -96,8 +106,7 @@ class Run:
 
     def _distill(self, log: RunLog) -> None:
         adapted, _ = load_teacher(self.folder / "teacher")
-        sample = encode(self.source.samples(range(1)), self.family)
-        stage = DistillStage(self.recipe, self.engine, adapted, self.null, tuple(sample.latent.shape[1:]))
+        stage = DistillStage(self.recipe, self.engine, adapted, self.null, self.latent_shape)
         self._train(stage, log)
         if self.engine.main_process:
             with stage.ema.applied(stage.student) if stage.ema else contextlib.nullcontext():
@@ -123,7 +132,7 @@ class Run:
     def _leave(self, stage: str) -> None:
         """The stage's result is exported: its checkpoints are of no more use."""
         if self.engine.main_process:
-            shutil.rmtree(self.folder / "checkpoints" / stage)
+            shutil.rmtree(self.folder / "checkpoints" / stage, ignore_errors=True)  # none after 0 steps
         self.engine.wait()
 
 

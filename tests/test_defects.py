@@ -1,0 +1,172 @@
+"""One test for each defect of the reference trainers, named after it. Most have more tests in their own files."""
+
+import copy
+import inspect
+import math
+import pickle
+
+import pytest
+import torch
+from diffusers import SanaSprintPipeline, SCMScheduler
+
+from sprint import checkpoint, losses
+from sprint.engine import Engine
+from sprint.errors import SprintError
+from sprint.schedule import check_times, student_times, with_max_time
+from sprint.train import distill
+from sprint.train.distill import DISCRIMINATOR, GENERATOR, DistillStage, draw, teacher_velocity
+from sprint.trigflow import HALF_PI, SIGMA_DATA, diffuse
+from tests.tiny import LATENT, same, snapshot, tiny_batch, tiny_network, tiny_null, tiny_recipe
+
+G, D = 0, 1  # steps of each phase
+
+
+@pytest.fixture
+def stage(engine) -> DistillStage:
+    return DistillStage(tiny_recipe(), engine, tiny_network(), tiny_null(), LATENT)
+
+
+def test_trig_time_is_not_cast_to_bf16_before_its_sine(bf16_engine):
+    """In bf16 there are 201 times in [1, π/2]; ours stay apart, and a bf16 time is refused."""
+    stage = DistillStage(tiny_recipe(), bf16_engine, tiny_network(), tiny_null(), LATENT)
+    seen = []
+    stage.student.network.time_embed.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with bf16_engine.autocast():
+        stage._generator_loss(tiny_batch(), draw(stage.recipe, 0, LATENT))
+    times = torch.cat(seen)
+    assert times.dtype == torch.float32
+    assert (times != times.bfloat16().float()).float().mean() > 0.5
+    with pytest.raises(TypeError, match="must be float32 or float64"):
+        diffuse(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1, dtype=torch.bfloat16))
+
+
+def test_a_nan_step_is_skipped_in_its_own_phase(stage):
+    bad = tiny_batch()._replace(latent=torch.full((8, *LATENT), math.nan))
+    stage.update(G, bad)
+    assert (stage.generator.skipped, stage.discriminator.skipped) == (1, 0)
+    assert [stage.phase(step) for step in (1, 2)] == [DISCRIMINATOR, GENERATOR]
+    stage.update(D, bad)
+    assert (stage.generator.skipped, stage.discriminator.skipped) == (1, 1)
+
+
+def test_phase_randomness_and_data_position_survive_a_resume(engine, stage, tmp_path):
+    """All three are functions of the step, and the step is in the checkpoint."""
+    for step in range(3):
+        stage.update(step, tiny_batch(seed=step))
+    path = checkpoint.save(tmp_path, "distill-3", {"step": 3, "stage": stage.state_dict()})
+    other = DistillStage(tiny_recipe(), engine, tiny_network(), tiny_null(), LATENT)
+    state = checkpoint.load(path)
+    other.load_state_dict(state["stage"])
+    torch.manual_seed(1234)
+    for each in (stage, other):
+        assert each.phase(state["step"]) == DISCRIMINATOR
+        each.update(state["step"], tiny_batch(seed=state["step"]))
+    assert same(snapshot(stage.heads), snapshot(other.heads))
+
+
+def test_max_time_is_half_pi_in_the_discriminator_phase_too(stage, monkeypatch):
+    """Not the probability 0.5 itself."""
+    seen = []
+    original = distill.one_step_sample
+    monkeypatch.setattr(
+        distill, "one_step_sample", lambda s, b, draws: seen.append(draws.start_t) or original(s, b, draws)
+    )
+    stage.settings.adversarial.max_time_probability = 1.0
+    stage.update(G, tiny_batch())
+    stage.update(D, tiny_batch())
+    assert len(seen) == 2
+    assert all((t == torch.tensor(HALF_PI)).all() for t in seen)
+    t = with_max_time(torch.full((1000,), 0.3), 0.5, torch.Generator().manual_seed(0))
+    assert sorted(t.unique().tolist()) == pytest.approx([0.3, HALF_PI])
+
+
+def test_misaligned_pairs_do_not_double_the_real_prompts(stage, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        losses,
+        "discriminator_hinge_loss",
+        lambda real, fake: sizes.append((len(real), len(fake))) or real.mean() + fake.mean(),
+    )
+    stage.update(D, tiny_batch())
+    assert sizes == [(8, 16)]
+
+
+def test_the_guidance_embedder_is_not_zero_in_both_layers(stage):
+    """Its last layer learns at once, its first as soon as the last has moved."""
+    embedder = stage.student.network.time_embed.guidance_embedder
+    assert embedder.linear_1.weight.norm() > 0 and embedder.linear_2.weight.norm() == 0
+    first = embedder.linear_1.weight.detach().clone()
+    stage.update(0, tiny_batch())
+    assert embedder.linear_2.weight.norm() > 0
+    stage.update(2, tiny_batch())
+    assert not torch.equal(first, embedder.linear_1.weight)
+
+
+@torch.no_grad()
+def test_the_unconditional_branch_has_its_own_mask(stage):
+    batch, draws, (null_text, null_mask) = tiny_batch(), draw(stage.recipe, 0, LATENT), stage.null
+    x_t = diffuse(SIGMA_DATA * batch.latent, draws.noise, draws.t)
+    masks = []
+    hook = stage.teacher.network.register_forward_pre_hook(
+        lambda module, args, kwargs: masks.append(kwargs["encoder_attention_mask"]), with_kwargs=True
+    )
+    ours = teacher_velocity(stage.teacher, x_t, draws, batch, stage.null)
+    hook.remove()
+    conditional, unconditional = masks[0].chunk(2)
+    assert torch.equal(conditional, batch.mask)
+    assert torch.equal(unconditional, null_mask.expand(8, -1))
+    every_token = teacher_velocity(stage.teacher, x_t, draws, batch, (null_text, torch.ones_like(null_mask)))
+    assert (ours - every_token).norm() > 1e-2 * ours.norm()
+
+
+def test_the_discriminator_has_an_optimizer_of_its_own_settings(engine):
+    recipe = tiny_recipe()
+    recipe.distill.optimizer.lr, recipe.distill.adversarial.optimizer.lr = 1e-3, 5e-5
+    recipe.distill.adversarial.optimizer.betas = (0.0, 0.99)
+    stage = DistillStage(recipe, engine, tiny_network(), tiny_null(), LATENT)
+    groups = [u.optimizer.param_groups[0] for u in (stage.generator, stage.discriminator)]
+    assert [(group["lr"], group["betas"]) for group in groups] == [(1e-3, (0.9, 0.99)), (5e-5, (0.0, 0.99))]
+
+
+def test_the_average_is_updated(stage):
+    before = copy.deepcopy(stage.ema.shadow)
+    stage.update(G, tiny_batch())
+    moved = [not torch.equal(before[name], value) for name, value in stage.ema.shadow.items()]
+    assert sum(moved) > len(moved) - 4  # all but the guidance embedder's first layer, behind a zero
+
+
+def test_the_tangent_is_taken_of_bare_networks_and_gradients_are_averaged_all_the_same(stage, monkeypatch):
+    """No DDP or FSDP wrapper between the tangent and the network; two real processes: test_engine.py."""
+    wrappers = (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)
+    assert not any(isinstance(module, wrappers) for module in stage.student.modules())
+    averaged = []
+    monkeypatch.setattr(Engine, "average_gradients", lambda self, p: averaged.append(len(list(p))))
+    stage.update(G, tiny_batch())
+    stage.update(D, tiny_batch())
+    assert averaged == [len(list(m.parameters())) for m in (stage.student, stage.heads)]
+
+
+def test_four_step_sampling_works_with_default_times():
+    """diffusers' own defaults fail at any number of steps but two."""
+    default = inspect.signature(SanaSprintPipeline.__call__).parameters["intermediate_timesteps"].default
+    with pytest.raises(ValueError, match="Intermediate timesteps"):
+        SCMScheduler().set_timesteps(4, intermediate_timesteps=default)
+    for steps in (1, 2, 3, 4):
+        assert len(check_times(student_times(steps))) == steps + 1
+
+
+class Malicious:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def test_an_untrusted_pickle_is_not_executed(tmp_path, capsys):
+    folder = tmp_path / "000001-adapt-1"
+    folder.mkdir()
+    with open(folder / checkpoint.STATE, "wb") as file:
+        torch.save({"step": Malicious()}, file)
+    with pytest.raises(SprintError, match="cannot read checkpoint"):
+        checkpoint.load(folder)
+    assert "executed" not in capsys.readouterr().out
+    pickle.loads(pickle.dumps(Malicious()))
+    assert "executed" in capsys.readouterr().out  # what plain pickle does
