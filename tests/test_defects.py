@@ -10,8 +10,10 @@ import torch
 from diffusers import SanaSprintPipeline, SCMScheduler
 
 from sprint import checkpoint, losses
+from sprint.convert import verify
 from sprint.engine import Engine
 from sprint.errors import SprintError
+from sprint.models.view import DENSE_TIME
 from sprint.schedule import check_times, student_times, with_max_time
 from sprint.train import distill
 from sprint.train.distill import DISCRIMINATOR, GENERATOR, DistillStage, draw, teacher_velocity
@@ -153,6 +155,20 @@ def test_four_step_sampling_works_with_default_times():
         SCMScheduler().set_timesteps(4, intermediate_timesteps=default)
     for steps in (1, 2, 3, 4):
         assert len(check_times(student_times(steps))) == steps + 1
+
+
+def test_attention_has_a_forward_derivative(stage):
+    """Flash and efficient kernels have none: the tangent would be an error, or zero."""
+    seen = stage._consistency_loss(tiny_batch(), draw(stage.recipe, 0, LATENT))[1]
+    assert seen["tangent_norm"] > 0.1
+
+
+def test_a_conversion_is_checked_by_numbers(stage, monkeypatch):
+    """Right keys with a wrong velocity do not pass."""
+    assert verify.velocity_error(stage.teacher.network, DENSE_TIME, torch.float32) <= 1e-5
+    monkeypatch.setattr(verify, "to_flow_velocity", lambda F, x_fm, t_fm: F)
+    with pytest.raises(SprintError, match="certificate failed"):
+        verify.velocity_error(stage.teacher.network, DENSE_TIME, torch.float32)
 
 
 class Malicious:

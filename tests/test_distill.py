@@ -154,11 +154,13 @@ def test_the_hinge_sees_each_kind_once(stage, monkeypatch):
     monkeypatch.setattr(
         losses, "discriminator_hinge_loss", lambda real, fake: logits.append((real, fake)) or real.mean()
     )
-    batch = tiny_batch()
-    stage._discriminator_loss(batch, draw(stage.recipe, D, LATENT))
+    batch, draws = tiny_batch(), draw(stage.recipe, D, LATENT)
+    stage._discriminator_loss(batch, draws)
     real = SIGMA_DATA * batch.latent
     assert len(seen) == 3
     assert torch.equal(seen[0][0], real)
+    with torch.no_grad():
+        assert torch.equal(seen[1][0], one_step_sample(stage.student, batch, draws))
     assert torch.equal(seen[2][0], real.roll(1, dims=0))
     assert all(torch.equal(text, batch.text) for _, text in seen)
     (real_logits, fake_logits), per_sample = logits[0], 2 * 16  # two taps, 16 tokens
@@ -360,6 +362,16 @@ def test_bf16_losses_are_close_to_float32(bf16_engine):
     read = stage.update(G, batch).read(bf16_engine)
     assert read["grad_norm"] > 0 and read["skipped"] == 0
     assert stage.update(D, batch).read(bf16_engine)["skipped"] == 0
+
+
+@pytest.mark.parametrize("largest", [1, 7])
+def test_a_sample_without_neighbour_is_refused_where_pairs_are_misaligned(engine, largest):
+    """Rolled alone, it would count as real and as fake."""
+    with pytest.raises(
+        SprintError, match="at least 2 samples in every micro-batch, and 8 a process in parts of"
+    ):
+        make_stage(engine, micro_batch_size=largest)
+    make_stage(engine, adversarial=0.0, micro_batch_size=largest)
 
 
 def test_a_tap_outside_the_teacher_is_named(engine):

@@ -29,6 +29,7 @@ from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
 from sprint.data.scenes import render, scene
 from sprint.evaluate.scenes import score
+from sprint.generate import SETTINGS_FILE
 from sprint.models.family import Family, tokenize
 from sprint.models.guidance import guided_velocity
 from sprint.models.view import SPARSE_TIME, TrigFlowView
@@ -190,6 +191,8 @@ def export(teacher: Teacher, family: Family, record: dict, out: Path) -> None:
         scheduler=scheduler,
     )
     pipeline.save_pretrained(out)
+    settings = {"text": {"max_length": MAX_LENGTH, "instruction": False}, "size": 64}
+    (out / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
     (out / "training.json").write_text(json.dumps(record, indent=1))
 
 

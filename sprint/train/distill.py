@@ -16,6 +16,7 @@ from sprint.data.batch import Batch
 from sprint.dist import step_generator
 from sprint.ema import Ema
 from sprint.engine import Engine, parts, take, to_device
+from sprint.errors import SprintError
 from sprint.jvp import value_and_tangent
 from sprint.models.guidance import guided_velocity
 from sprint.models.heads import DiscriminatorHeads, deinterleave, interleave
@@ -106,6 +107,7 @@ class DistillStage:
     ):
         self.recipe, self.engine, self.null = recipe, engine, null
         self.settings: Distill = recipe.distill
+        self._check_neighbours()
         config = adapted.config
         torch.manual_seed(recipe.seed)
         network = from_adapted(adapted)
@@ -123,6 +125,16 @@ class DistillStage:
         self.discriminator = Updater(self.heads, self.settings.adversarial.optimizer, engine)
         self.ema = Ema(self.student, self.settings.ema_decay) if self.settings.ema_decay else None
         self.generator_updates = 0
+
+    def _check_neighbours(self) -> None:
+        """A misaligned pair is a neighbour's picture, of the same micro-batch: one sample alone has no neighbour."""
+        share = len(self.engine.share(self.batch_size))
+        lonely = any(part.stop - part.start == 1 for part in parts(share, self.recipe.micro_batch_size))
+        if lonely and self.settings.adversarial.weight > 0 and self.settings.adversarial.misaligned_pairs:
+            raise SprintError(
+                f"misaligned pairs need at least 2 samples in every micro-batch, and {share} a process in parts of "
+                f"{self.recipe.micro_batch_size or share} leave 1 alone; change batch_size or micro_batch_size"
+            )
 
     def _start_log_variance(self, values: int) -> None:
         """Where it would settle anyway; from zero it drowns one loss, then the other, on its way there."""
