@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.models.embeddings import Timesteps
 
-from sprint.models.adapted import calibrated, copy_network, fit_dense_time, measure_qk_rms, with_ones
+from sprint.models.adapted import calibrated, fit_dense_time, measure_qk_rms, with_ones
 from sprint.models.view import DENSE_TIME, SPARSE_TIME, TrigFlowView
 from sprint.trigflow import HALF_PI
 from tests.tiny import QK_NORM, same, tiny_batch, tiny_network
@@ -133,9 +133,9 @@ def test_the_dense_time_fit_is_close_between_its_own_points_too():
         fitted, wanted = embedder(features(t)), sparse(features(SPARSE_TIME * t))
         spread = (wanted - wanted.mean(0)).norm()
     error = ((fitted - wanted).norm() / wanted.norm()).item()
-    assert reported < 0.01
+    assert reported < 0.1
     assert error == pytest.approx(reported, rel=0.2)
-    assert (fitted - wanted).norm() < 0.1 * spread  # a constant would not do
+    assert (fitted - wanted).norm() < 0.25 * spread  # a constant gives 1
 
 
 def test_the_time_derivative_of_a_dense_fit_is_not_a_thousandfold():
@@ -155,9 +155,16 @@ def test_the_time_derivative_of_a_dense_fit_is_not_a_thousandfold():
     assert speed(embedder, DENSE_TIME) < sparse / 20
 
 
-def test_a_copy_is_equal_and_apart():
-    network = tiny_network()
-    twin = copy_network(network)
-    assert same(network.state_dict(), twin.state_dict())
-    twin.proj_out.weight.data.zero_()
-    assert network.proj_out.weight.norm() > 0
+def test_the_fit_keeps_the_embedder_as_calm_as_it_was():
+    """Against a jolt of every weight by a learning rate's worth: a fan of steep hinges moved by a fifth."""
+    embedder = wide_embedder()
+    features = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+    t = torch.linspace(0, 1, 500)
+    fit_dense_time(embedder, SPARSE_TIME)
+    with torch.no_grad():
+        before = embedder(features(t))
+        generator = torch.Generator().manual_seed(0)
+        for p in embedder.parameters():
+            p += 4e-4 * torch.randn(p.shape, generator=generator).sign()
+        moved = (embedder(features(t)) - before).norm() / before.norm()
+    assert moved < 0.02

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from sprint import checkpoint
 from sprint.data.batch import Batch
-from sprint.data.source import Source, batch_positions, encode, prefetch
+from sprint.data.source import Sample, Source, batch_positions, encode, prefetch
 from sprint.engine import Engine
 from sprint.log import RunLog
 from sprint.models.family import Family
@@ -52,10 +52,9 @@ def train(
     log.begin(stage.name, done)
     began = time.monotonic() - seconds
 
-    def make_batch(step: int) -> Batch:
+    def read(step: int) -> list[Sample]:
         rank = engine.accelerator.process_index
-        positions = batch_positions(step, stage.batch_size, rank, engine.processes)
-        return encode(source.samples(positions), family)
+        return source.samples(batch_positions(step, stage.batch_size, rank, engine.processes))
 
     def save(step: int) -> None:
         if engine.main_process:
@@ -63,9 +62,9 @@ def train(
             checkpoint.save(folder, f"{stage.name}-{step}", state)
         engine.wait()
 
-    with stop_requests() as stop, closing(prefetch(make_batch, done, stage.steps)) as batches:
-        for step, batch in enumerate(batches, start=done):
-            means = stage.update(step, batch)
+    with stop_requests() as stop, closing(prefetch(read, done, stage.steps)) as batches:
+        for step, samples in enumerate(batches, start=done):
+            means = stage.update(step, encode(samples, family))
             phase, last = stage.phase(step), step + 1 == stage.steps
             log.advance(phase, stage.batch_size)
             if due(step, log_every) or last:
