@@ -38,7 +38,7 @@ format: $(READY) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-teacher: $(READY) ## train the built-in tiny teacher anew into TEACHER_DIR: about two hours; interrupted, it resumes
+teacher: $(READY) ## train the built-in tiny teacher anew into TEACHER_DIR: about an hour and a half on two cores
 	test -f $(TEACHER_DIR)/vae/training.json || $(BIN)/python tools/make_autoencoder.py --out $(TEACHER_DIR)
 	$(BIN)/python tools/make_teacher.py --out $(TEACHER_DIR)
 

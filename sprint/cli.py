@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import shlex
 import sys
 import warnings
 from collections import Counter
@@ -183,7 +184,7 @@ def distill(args: argparse.Namespace) -> None:
     from sprint.train.run import distill as run
 
     try:
-        page = run(recipe, command=" ".join(["sprint distill", args.recipe, *args.overrides]))
+        page = run(recipe, command=shlex.join(["sprint", "distill", args.recipe, *args.overrides]))
     except Interrupted as stopped:
         sys.exit(_complain(f"{stopped}; the same command goes on from there", INTERRUPTED))
     if page:

@@ -6,7 +6,7 @@ number of processes.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from types import MethodType
 from typing import TypeVar
 
@@ -52,8 +52,11 @@ class Engine:
         return self.accelerator.is_main_process
 
     def trainable(self, module: nn.Module) -> nn.Module:
-        """On the device in fp32; a network's time embedding stays fp32 under autocast."""
+        """On the device in fp32, on every process as on the first; time embeddings stay fp32 under autocast."""
         module.to(self.device, torch.float32)
+        if self.processes > 1:
+            for tensor in module.state_dict().values():
+                torch.distributed.broadcast(tensor, src=0)
         if self.precision is Precision.bf16:
             for part in module.modules():
                 if isinstance(part, SanaTransformer2DModel):
@@ -92,7 +95,7 @@ class Engine:
 
     def average(self, value: Tensor) -> Tensor:
         """Mean of a scalar over processes."""
-        return self.accelerator.reduce(value, "mean")
+        return self.accelerator.reduce(value.to(self.device), "mean")
 
     def agree(self, flag: bool) -> bool:
         """The main process's word, on every process."""
@@ -112,13 +115,6 @@ def keep_time_in_float32(network: SanaTransformer2DModel) -> None:
 def _forward_in_float32(embed: nn.Module, timestep: Tensor, hidden_dtype=None, **conditions):
     with torch.autocast(timestep.device.type, enabled=False):
         return type(embed).forward(embed, timestep, hidden_dtype=torch.float32, **conditions)
-
-
-def parts(size: int, largest: int) -> Iterator[slice]:
-    """Cut `size` samples into runs of at most `largest` (0: no cut)."""
-    step = largest or size
-    for start in range(0, size, step):
-        yield slice(start, min(start + step, size))
 
 
 def take(tensors: Slices, where: slice | range) -> Slices:

@@ -148,7 +148,7 @@ def teacher_config(recipe: Recipe) -> dict:
 def check_taps(recipe: Recipe, depth: int) -> None:
     """Raise a `SprintError` if the discriminator taps a block that a teacher of `depth` blocks has not."""
     taps = list(recipe.distill.adversarial.taps)
-    if any(tap >= depth for tap in taps):
+    if recipe.distill.adversarial.weight > 0 and any(tap >= depth for tap in taps):
         raise SprintError(f"distill.adversarial.taps = {taps}, but the teacher's blocks are 0 to {depth - 1}")
 
 
@@ -281,7 +281,8 @@ Weights, gradients, optimizer state: exact, and the same on every GPU (data para
 Activations: an estimate. Until the backward, one block keeps for each picture
     width x ({block} bytes x image tokens + {block_text} bytes x text tokens).
 Stage 2 keeps a pass of the student for each loss and, for LADD, the frozen teacher up to its last tap.
-Recomputed (activation_checkpointing): each block keeps its input alone and runs again in the backward, one block at a time.
+Recomputed (activation_checkpointing): each block keeps its input alone and runs again in the
+    backward, one block at a time.
 Not counted: text encoder and autoencoder, which add their weights if pictures are encoded while training;
 passes without gradients; workspace and fragmentation, commonly 10 to 20% on top."""
 

@@ -45,17 +45,17 @@ class Precision(str, Enum):
 
 @dataclass
 class Optimizer:
-    kind: OptimizerKind = OptimizerKind.came
-    lr: float = 2e-6
+    kind: OptimizerKind = OptimizerKind.came  # of the paper; AdamW for small runs
+    lr: float = 2e-6  # after the warm-up
     betas: tuple[float, ...] = (0.9, 0.999, 0.9999)  # two for AdamW, three for CAME
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # decoupled
     warmup_steps: int = 0  # linear, counted in this optimizer's own updates
     clip_norm: float = 0.1  # on the global gradient norm
 
 
 @dataclass
 class Data:
-    kind: DataKind = DataKind.scenes
+    kind: DataKind = DataKind.scenes  # built-in scenes, or a folder
     path: str = ""  # folder of pictures, for kind=folder
     size: int = 1024  # pixels, height and width after resize and centre crop
     seed: int = 0  # of the scenes and of the order of pictures
@@ -81,7 +81,7 @@ class Adapt:
 class TimeDensity:
     """t = atan(exp(N(mean, std²)) / σ_d)."""
 
-    mean: float = 0.2
+    mean: float = 0.2  # larger leans towards noise
     std: float = 1.6
 
 
@@ -357,6 +357,7 @@ def _relations(recipe: Recipe) -> Iterator[tuple[bool, str]]:
         scenes or recipe.evaluate.prompts == 0,
         "evaluate.prompts must be 0 with data.kind = folder: only scenes can be scored",
     )
+    yield recipe.evaluate.prompts != 1, "evaluate.prompts = 1, but FID needs at least 2 (or 0 for no scores)"
     yield (
         distill.consistency.weight > 0 or adversarial.weight > 0,
         "distill.consistency.weight and distill.adversarial.weight are both 0: nothing to train on",

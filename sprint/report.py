@@ -231,7 +231,7 @@ def training_curves(
             {"norm": _line(rows, "G", "tangent_norm")},
             y_label="norm",
             log_y=True,
-            note="Of dF/dt, before it is normalised.",
+            note="Of F′ = cos t · sin t · dF/dt.",
         ),
         Curve("Stage 2: log-variance weight", {"logvar": _line(rows, "G", "logvar")}, y_label="logvar"),
     ]
@@ -256,7 +256,7 @@ def _key_figures(report: Report) -> list[tuple[str, str, str]]:
         figures.append((f"{_fid(student):.2f}", f"FID, {student.titles[1]}", beside))
     if report.seconds:
         memory = f"at most {html.memory(report.peak_memory)} of memory" if report.peak_memory else ""
-        figures.append((html.duration(sum(report.seconds.values())), "from recipe to page", memory))
+        figures.append((html.duration(sum(report.seconds.values())), "training and evaluation", memory))
     return figures
 
 

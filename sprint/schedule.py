@@ -49,7 +49,7 @@ def shift_flow_time(sigma: Tensor, shift: float) -> Tensor:
 def student_times(num_inference_steps: int) -> list[float]:
     """Default TrigFlow times of a student, from noise to 0: the same as diffusers' defaults.
 
-    1: [π/2, 0]; 2: [π/2, 1.3, 0]; more: evenly spaced.  (REFERENCE: SANA-Sprint §3.4)
+    1: [π/2, 0]; 2: [π/2, 1.3, 0]; more: evenly spaced.  (SANA-Sprint §3.4)
     """
     if num_inference_steps < 1:
         raise SprintError(f"steps must be at least 1, not {num_inference_steps}")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sprint.engine import Engine, parts, take, to_device
+from sprint.data.batch import parts
+from sprint.engine import Engine, take, to_device
 from sprint.errors import SprintError
 from sprint.models.student import Student
 from sprint.models.taps import TappedTeacher

@@ -106,9 +106,7 @@ def _signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, r: float) -> np
         return np.maximum(dy - 0.85 * r, (1.85 * abs(dx) - dy - r) / slope)
     if shape == "cross":
         arm = 0.33 * r
-        return np.minimum(
-            np.maximum(abs(dx) - arm, abs(dy) - r), np.maximum(abs(dx) - r, abs(dy) - arm)
-        )
+        return np.minimum(np.maximum(abs(dx) - arm, abs(dy) - r), np.maximum(abs(dx) - r, abs(dy) - arm))
     raise ValueError(f"no such shape: {shape}")
 
 

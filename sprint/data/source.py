@@ -12,15 +12,18 @@ from itertools import islice
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
+import torch
 
-from sprint.data.batch import Batch
-from sprint.data.scenes import render, scene
+from sprint.data.batch import Batch, parts
+from sprint.data.scenes import Scene, render, scene
 from sprint.errors import SprintError
 from sprint.models.family import Family
 from sprint.recipe import Data, DataKind
 
 HELD_OUT_SEED = 2000  # the series of scenes that scores are taken on; never trained on
 TRAINING_SEED = 3000  # data.seed = s trains on series 3000 + s
+
+SHOWN = 12  # held-out pictures on a page: two of each category
 
 T = TypeVar("T")
 
@@ -63,6 +66,11 @@ class SceneSource:
         return [Sample(render(s.things), s.caption) for s in scenes]
 
 
+def held_out_scenes(count: int) -> list[Scene]:
+    """The first `count` scenes of the series that is never trained on; categories take turns."""
+    return [scene(HELD_OUT_SEED, i) for i in range(count)]
+
+
 def batch_positions(step: int, batch_size: int, rank: int = 0, processes: int = 1) -> range:
     """The positions of batch number `step` that fall to process `rank`: consecutive, in order of rank.
 
@@ -75,17 +83,22 @@ def batch_positions(step: int, batch_size: int, rank: int = 0, processes: int = 
     return range(first, first + share)
 
 
-def encode(samples: list[Sample], family: Family) -> Batch:
-    """Pictures and captions through the frozen family.  -> tensors on the family's device
+def encode(samples: list[Sample], family: Family, largest: int = 0) -> Batch:
+    """Pictures and captions through the frozen family, at most `largest` at a time (0: all).
 
-    Raises `SprintError` if the autoencoder cannot divide the pictures into latent cells.
+    -> tensors on the family's device.  Raises `SprintError` if the autoencoder cannot divide the pictures
+    into latent cells.
     """
     pictures = np.stack([sample.picture for sample in samples])
     size, cell = pictures.shape[1], family.downscale
     if size % cell:
         raise SprintError(f"data.size = {size}, but this autoencoder takes multiples of {cell} pixels")
-    text, mask = family.encode_prompts([sample.caption for sample in samples])
-    return Batch(family.encode_pictures(pictures), text, mask)
+    captions = [sample.caption for sample in samples]
+    encoded = [
+        (family.encode_pictures(pictures[part]), *family.encode_prompts(captions[part]))
+        for part in parts(len(samples), largest)
+    ]
+    return Batch(*(torch.cat(tensors) for tensors in zip(*encoded, strict=True)))
 
 
 def prefetch(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> Iterator[T]:

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from sprint.data.scenes import Scene, render, scene
-from sprint.data.source import HELD_OUT_SEED
+from sprint.data.source import HELD_OUT_SEED, SHOWN
 from sprint.evaluate.fid import GaussianStatistics, autoencoder_features, fid
 from sprint.evaluate.scenes import score
 from sprint.files import write_whole
@@ -22,14 +22,8 @@ from sprint.generate import Generator
 from sprint.models.family import Family
 from sprint.report import Column, Role, Scores
 
-SHOWN = 12  # pictures on the page: two of each category
 REFERENCE_SCENES = 3000  # real pictures behind FID
 REFERENCE_SEED = HELD_OUT_SEED + 1
-
-
-def held_out(count: int) -> list[Scene]:
-    """The first `count` scenes of the series that is never trained on; categories take turns."""
-    return [scene(HELD_OUT_SEED, i) for i in range(count)]
 
 
 def batches(scenes: list[Scene], size: int) -> Iterator[list[Scene]]:

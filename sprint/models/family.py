@@ -1,7 +1,7 @@
 """What stands around the network: tokenizer, text encoder and autoencoder of a diffusers Sana folder.
 
 Prompts are encoded exactly as diffusers' Sana pipelines do: lower case, right padding, optionally behind
-the "complex human instruction", keeping token 0 and the last `max_length − 1`. (REFERENCE: Sana §3.1)
+the "complex human instruction", keeping token 0 and the last `max_length − 1`. (Sana, arXiv 2410.10629, §3.3)
 """
 
 import inspect
@@ -119,7 +119,10 @@ def load_family(
         )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise SprintError(f"{name}: no tokenizer, text_encoder and vae to load there ({reason})") from error
+        raise SprintError(
+            f"{name}: no tokenizer, text_encoder and vae to load there; name a folder that has them "
+            f"as teacher_family=… ({reason})"
+        ) from error
     family.text_encoder.eval().requires_grad_(False)
     family.autoencoder.eval().requires_grad_(False)
     return family

@@ -38,7 +38,8 @@ class Student(nn.Module):
         _, embedded = self.network.time_embed(
             flow_time(t) * self.view.time_scale, guidance=scaled, hidden_dtype=self.network.dtype
         )
-        return self.logvar(embedded.to(self.logvar.weight.dtype)).squeeze(1).float()
+        with torch.autocast(embedded.device.type, enabled=False):
+            return self.logvar(embedded.to(self.logvar.weight.dtype)).squeeze(1)
 
     @torch.no_grad()
     def start_log_variance(self, t: Tensor, guidance: Tensor, target: Tensor, ridge: float = 10.0) -> None:

@@ -9,9 +9,9 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
-from sprint.data.batch import Batch
+from sprint.data.batch import Batch, parts
 from sprint.dist import step_generator
-from sprint.engine import Engine, parts, take, to_device
+from sprint.engine import Engine, take, to_device
 from sprint.losses import mean_square_error
 from sprint.models.view import DENSE_TIME, TrigFlowView
 from sprint.recipe import Recipe

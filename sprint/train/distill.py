@@ -1,6 +1,6 @@
 """Stage 2: sCM + LADD. Generator and discriminator take turns on successive batches.
 
-Source: SANA-Sprint (arXiv 2503.09641, Algorithm 1), with the reference trainer's settings (REFERENCE §4).
+Source: SANA-Sprint (arXiv 2503.09641, Algorithm 1), and the public trainer's settings.
 The student F_θ, the frozen adapted teacher F_T (with guidance for sCM, its features for LADD), the heads.
 """
 
@@ -12,10 +12,10 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
 from sprint import losses
-from sprint.data.batch import Batch
+from sprint.data.batch import Batch, parts
 from sprint.dist import step_generator
 from sprint.ema import Ema
-from sprint.engine import Engine, parts, take, to_device
+from sprint.engine import Engine, take, to_device
 from sprint.errors import SprintError
 from sprint.jvp import value_and_tangent
 from sprint.models.guidance import guided_velocity
@@ -118,11 +118,12 @@ class DistillStage:
         self._start_log_variance(math.prod(latent_shape))
         width = config.num_attention_heads * config.attention_head_dim
         taps = self.settings.adversarial.taps
-        self.heads = engine.trainable(DiscriminatorHeads(width, len(taps))).train()
         self.teacher = TrigFlowView(engine.frozen(adapted), DENSE_TIME)
-        self.tapped = TappedTeacher(self.teacher, taps)
         self.generator = Updater(self.student, self.settings.optimizer, engine)
-        self.discriminator = Updater(self.heads, self.settings.adversarial.optimizer, engine)
+        if self.settings.adversarial.weight > 0:
+            self.heads = engine.trainable(DiscriminatorHeads(width, len(taps))).train()
+            self.tapped = TappedTeacher(self.teacher, taps)
+            self.discriminator = Updater(self.heads, self.settings.adversarial.optimizer, engine)
         self.ema = Ema(self.student, self.settings.ema_decay) if self.settings.ema_decay else None
         self.generator_updates = 0
 
@@ -236,19 +237,18 @@ class DistillStage:
         loss = losses.discriminator_hinge_loss(real_logits, torch.cat(fake_logits))
         return loss, {"logit_real": real_logits.mean(), "logit_fake": fake_logits[0].mean()}
 
+    def _parts_of_state(self) -> dict:
+        """What a checkpoint holds, by name; heads and EMA only where they are on."""
+        state = {"student": self.student, "generator": self.generator}
+        if self.settings.adversarial.weight > 0:
+            state |= {"heads": self.heads, "discriminator": self.discriminator}
+        return state | ({"ema": self.ema} if self.ema else {})
+
     def state_dict(self) -> dict:
-        state = {
-            "student": self.student.state_dict(),
-            "heads": self.heads.state_dict(),
-            "generator": self.generator.state_dict(),
-            "discriminator": self.discriminator.state_dict(),
-            "generator_updates": self.generator_updates,
-        }
-        return state | ({"ema": self.ema.state_dict()} if self.ema else {})
+        state = {name: part.state_dict() for name, part in self._parts_of_state().items()}
+        return state | {"generator_updates": self.generator_updates}
 
     def load_state_dict(self, state: dict) -> None:
-        for name in ("student", "heads", "generator", "discriminator"):
-            getattr(self, name).load_state_dict(state[name])
+        for name, part in self._parts_of_state().items():
+            part.load_state_dict(state[name])
         self.generator_updates = state["generator_updates"]
-        if self.ema:
-            self.ema.load_state_dict(state["ema"])

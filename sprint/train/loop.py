@@ -42,6 +42,7 @@ def train(
     folder: Path,
     save_every: int,
     log_every: int,
+    encode_at_once: int = 0,
 ) -> float:
     """Run `stage` to its last step, from its newest checkpoint in `folder` if there is one.
 
@@ -64,7 +65,7 @@ def train(
 
     with stop_requests() as stop, closing(prefetch(read, done, stage.steps)) as batches:
         for step, samples in enumerate(batches, start=done):
-            means = stage.update(step, encode(samples, family))
+            means = stage.update(step, encode(samples, family, encode_at_once))
             phase, last = stage.phase(step), step + 1 == stage.steps
             log.advance(phase, stage.batch_size)
             if due(step, log_every) or last:

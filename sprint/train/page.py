@@ -12,15 +12,7 @@ from pathlib import Path
 
 import torch
 
-from sprint.evaluate.columns import (
-    SHOWN,
-    evaluate_column,
-    held_out,
-    load_column,
-    real_floor,
-    real_statistics,
-    save_column,
-)
+from sprint.data.source import SHOWN, held_out_scenes
 from sprint.export import Facts, write_card
 from sprint.files import write_whole
 from sprint.generate import load_generator
@@ -55,11 +47,13 @@ def peak_memory() -> int:
 
 def evaluate_run(recipe: Recipe, folder: Path) -> tuple[list[Column], float]:
     """Every column, drawn once and kept in folder/evaluation.  -> columns, FID of real against real"""
+    from sprint.evaluate.columns import evaluate_column, load_column, real_floor, real_statistics, save_column
+
     settings, kept = recipe.evaluate, folder / "evaluation"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = load_generator(str(folder / "teacher"), device)
     student = load_generator(str(folder / "student"), device)
-    scenes = held_out(settings.prompts)
+    scenes = held_out_scenes(settings.prompts)
     real = real_statistics(teacher.family)
     wanted = [(teacher, Role.teacher, settings.teacher_steps), (teacher, Role.undistilled, 1)]
     wanted += [(student, Role.student, steps) for steps in settings.steps]
@@ -104,7 +98,7 @@ def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
     report = Report(
         name=recipe.name,
         columns=columns,
-        captions=[s.caption for s in held_out(min(SHOWN, recipe.evaluate.prompts))],
+        captions=[s.caption for s in held_out_scenes(min(SHOWN, recipe.evaluate.prompts))],
         prompts=recipe.evaluate.prompts or None,
         fid_space="the autoencoder's latents",
         curves=training_curves(read_metrics(folder / METRICS)),

@@ -49,6 +49,8 @@ class Run:
     def _open_inputs(self) -> None:
         """Data, teacher, text side and autoencoder: what is wrong with them shows before the folder is touched."""
         recipe = self.recipe
+        if recipe.evaluate.prompts:
+            import sprint.evaluate.columns  # noqa: F401 (scoring wants an extra: say so now, not after training)
         self.source: Source = open_source(recipe.data)
         if not (self.folder / "teacher").exists():
             config = understand_teacher(resolve(recipe.teacher)).config
@@ -91,7 +93,7 @@ class Run:
         batches = []
         for i in range(CALIBRATION_BATCHES):
             positions = range(i * CALIBRATION_SIZE, (i + 1) * CALIBRATION_SIZE)
-            batch = encode(self.source.samples(positions), self.family)
+            batch = encode(self.source.samples(positions), self.family, self.recipe.micro_batch_size)
             draws = draw(
                 self.recipe.seed,
                 -1 - i,
@@ -124,7 +126,15 @@ class Run:
         recipe = self.recipe
         folder = self.folder / "checkpoints" / stage.name
         seconds = train(
-            stage, self.source, self.family, self.engine, log, folder, recipe.save_every, recipe.log_every
+            stage,
+            self.source,
+            self.family,
+            self.engine,
+            log,
+            folder,
+            recipe.save_every,
+            recipe.log_every,
+            recipe.micro_batch_size,
         )
         if self.engine.main_process:
             note_cost(self.folder, stage.name, seconds)
