@@ -2,14 +2,13 @@
 
 import json
 import os
-from functools import partial
 from pathlib import Path
 
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline
 
 from sprint.cli import main
-from sprint.train import page
+from sprint.evaluate import columns
 from tests.cli_cases import RECIPE, Result, tree
 from tests.test_generate import mini_family, mini_network
 
@@ -92,4 +91,4 @@ def here(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def few_real_scenes(monkeypatch):
     """FID against 40 real scenes, not 3000."""
-    monkeypatch.setattr(page, "real_statistics", partial(page.real_statistics, count=40))
+    monkeypatch.setattr(columns, "REFERENCE_SCENES", 40)

@@ -82,7 +82,9 @@ def test_optimizer_state_is_what_the_optimizer_allocates(kind, betas):
 
 
 def test_stage_two_of_the_16b_by_hand():
-    (_, distill) = dry_run(load_recipe(RECIPES / "1.6b.yaml", ["distill.ema_decay=0.99"])).stages
+    (_, distill) = dry_run(
+        load_recipe(RECIPES / "1.6b.yaml", ["distill.ema_decay=0.99", "micro_batch_size=0"])
+    ).stages
     student, frozen = 1_610_239_713, 1_604_641_952
     parts = distill.memory[32]
     assert parts["weights (fp32)"] == parts["gradients (fp32)"] == parts["EMA (fp32)"] == 4 * student
@@ -95,6 +97,10 @@ def test_stage_two_of_the_16b_by_hand():
     recomputed = 60 * 4 * 1024 * 2240 + student_block + 4 * 26 * 1024 * 2240
     assert parts["activations, recomputed"] == 16 * recomputed
     assert distill.memory[1]["activations"] == 32 * parts["activations"]
+    _, capped = dry_run(
+        load_recipe(RECIPES / "1.6b.yaml")
+    ).stages  # 16 pictures in one forward, however many GPUs
+    assert capped.memory[1]["activations"] == capped.memory[32]["activations"] == parts["activations"]
     assert distill.memory[1]["frozen teacher"] == parts["frozen teacher"]  # nothing is sharded
 
 

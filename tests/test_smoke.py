@@ -9,10 +9,9 @@ import pytest
 import torch
 from diffusers import SanaSprintPipeline
 
-from sprint.evaluate.columns import real_statistics
+from sprint.evaluate import columns
 from sprint.log import METRICS, read_metrics
 from sprint.recipe import load_recipe
-from sprint.train import page
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import DistillStage
 from sprint.train.run import distill
@@ -32,7 +31,7 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     recipe = load_recipe(ROOT / "recipes" / "tiny.yaml", FEW)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(page, "real_statistics", lambda family: real_statistics(family, 100))
+        patched.setattr(columns, "REFERENCE_SCENES", 100)
         first = distill(recipe, root, "sprint distill tiny")
         student = root / "smoke" / "student" / "transformer" / "diffusion_pytorch_model.safetensors"
         written = student.stat().st_mtime_ns

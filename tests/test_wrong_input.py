@@ -257,7 +257,7 @@ MOMENTS = {
     "export": "sprint.export._save_pipeline",
     "between": "sprint.train.run.DistillStage",
     "stage 2": "sprint.train.distill.DistillStage.update",
-    "evaluation": "sprint.train.page.evaluate_column",
+    "evaluation": "sprint.evaluate.columns.evaluate_column",
     "page": "sprint.train.page.write_report",
 }
 

@@ -40,9 +40,7 @@ def picture_statistics(pictures: np.ndarray, family: Family, batch_size: int = 1
     return statistics
 
 
-def real_statistics(
-    family: Family, count: int = REFERENCE_SCENES, seed: int = REFERENCE_SEED
-) -> GaussianStatistics:
+def real_statistics(family: Family, count: int, seed: int = REFERENCE_SEED) -> GaussianStatistics:
     """Of real scenes that nobody trained on."""
     drawn = (render(scene(seed, i).things) for i in range(count))
     return picture_statistics(np.stack(list(drawn)), family)

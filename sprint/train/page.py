@@ -47,14 +47,21 @@ def peak_memory() -> int:
 
 def evaluate_run(recipe: Recipe, folder: Path) -> tuple[list[Column], float]:
     """Every column, drawn once and kept in folder/evaluation.  -> columns, FID of real against real"""
-    from sprint.evaluate.columns import evaluate_column, load_column, real_floor, real_statistics, save_column
+    from sprint.evaluate.columns import (
+        REFERENCE_SCENES,
+        evaluate_column,
+        load_column,
+        real_floor,
+        real_statistics,
+        save_column,
+    )
 
     settings, kept = recipe.evaluate, folder / "evaluation"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = load_generator(str(folder / "teacher"), device)
     student = load_generator(str(folder / "student"), device)
     scenes = held_out_scenes(settings.prompts)
-    real = real_statistics(teacher.family)
+    real = real_statistics(teacher.family, REFERENCE_SCENES)
     wanted = [(teacher, Role.teacher, settings.teacher_steps), (teacher, Role.undistilled, 1)]
     wanted += [(student, Role.student, steps) for steps in settings.steps]
     columns = []
