@@ -17,6 +17,8 @@ from diffusers import AutoencoderDC
 from tqdm import tqdm
 
 from sprint.data.scenes import render, scene
+from sprint.data.source import HELD_OUT_SEED
+from sprint.evaluate.scenes import score
 
 WIDTHS = (16, 32, 64, 128)
 LATENT_CHANNELS = 8
@@ -98,6 +100,16 @@ def latent_spread(autoencoder: AutoencoderDC, x_BCHW: torch.Tensor) -> float:
     return autoencoder.encode(x_BCHW).latent.std().item()
 
 
+@torch.no_grad()
+def reconstructions_read(autoencoder: AutoencoderDC, seed: int, count: int = 600) -> float:
+    """Share of scenes whose reconstruction still shows what the caption says, by the scene reader."""
+    scenes = [scene(seed, i) for i in range(count)]
+    x = to_unit(torch.from_numpy(np.stack([render(s.things) for s in scenes])).permute(0, 3, 1, 2))
+    y = torch.cat([autoencoder(part).sample for part in x.split(100)])
+    pictures = ((y / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return score(pictures, [s.claim for s in scenes])["mean_over_samples"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -124,6 +136,7 @@ def main() -> None:
         "seconds": round(time.time() - started),
         "parameters": sum(p.numel() for p in autoencoder.parameters()),
         "held_out_psnr": round(-10 * np.log10(mse), 2),
+        "held_out_reconstructions_read": reconstructions_read(autoencoder.float(), HELD_OUT_SEED),
         "curve": curve,
     }
     (args.out / "vae" / "training.json").write_text(json.dumps(record, indent=1))
