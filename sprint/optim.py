@@ -132,9 +132,21 @@ def build_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSetti
     )
 
 
-def warmup(optimizer: torch.optim.Optimizer, warmup_steps: int) -> LambdaLR:
-    """Linear: update n (from 1) runs at lr · min(1, n / warmup_steps). Step it after each optimizer step."""
-    return LambdaLR(optimizer, lambda updates: min(1.0, (updates + 1) / max(1, warmup_steps)))
+def learning_rate_schedule(
+    optimizer: torch.optim.Optimizer, settings: OptimizerSettings, updates: int
+) -> LambdaLR:
+    """Linear warm-up, constant, linear decay over the last `decay_share` of `updates`.
+
+    Update n (from 1) runs at lr · min(1, n / warmup_steps, (updates − n + 1) / (decay_share · updates)).
+    Step it after each optimizer step.
+    """
+
+    def factor(done: int) -> float:
+        rise = (done + 1) / max(1, settings.warmup_steps)
+        fall = (updates - done) / max(1.0, settings.decay_share * updates) if settings.decay_share else 1.0
+        return max(0.0, min(1.0, rise, fall))
+
+    return LambdaLR(optimizer, factor)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float) -> Tensor:

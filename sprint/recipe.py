@@ -50,6 +50,7 @@ class Optimizer:
     betas: tuple[float, ...] = (0.9, 0.999, 0.9999)  # two for AdamW, three for CAME
     weight_decay: float = 0.0  # decoupled
     warmup_steps: int = 0  # linear, counted in this optimizer's own updates
+    decay_share: float = 0.0  # last share of its updates over which lr falls linearly to 0
     clip_norm: float = 0.1  # on the global gradient norm
 
 
@@ -312,6 +313,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda v: 0 <= v <= 1,
         ("adapt.caption_dropout", "distill.adversarial.max_time_probability"),
     ),
+    ("between 0 and 1", lambda v: 0 <= v <= 1, _each(_OPTIMIZERS, "decay_share")),
     ("at least 0 and below 1", lambda v: 0 <= v < 1, ("distill.ema_decay",)),
 )
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from sprint.errors import SprintError
-from sprint.optim import CAME, build_optimizer, clip_gradients, warmup
+from sprint.optim import CAME, build_optimizer, clip_gradients, learning_rate_schedule
 from sprint.recipe import Optimizer, OptimizerKind
 
 BETA1, BETA2, BETA3 = BETAS = (0.9, 0.999, 0.9999)
@@ -129,7 +129,7 @@ def test_resume_continues_bit_for_bit(settings, tmp_path):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv1d(3, 5, 3), nn.Flatten(), nn.Linear(10, 2))
         optimizer = build_optimizer(model.parameters(), settings)
-        return model, optimizer, warmup(optimizer, settings.warmup_steps)
+        return model, optimizer, learning_rate_schedule(optimizer, settings, 6)
 
     def train(model, optimizer, schedule, first, last):
         for step in range(first, last):
@@ -176,10 +176,20 @@ def test_build_optimizer_refuses_wrong_betas_and_half_precision():
         build_optimizer([nn.Parameter(torch.ones(2, dtype=torch.bfloat16))], Optimizer())
 
 
-@pytest.mark.parametrize(("steps", "factors"), [(4, [0.25, 0.5, 0.75, 1, 1]), (0, [1, 1]), (1, [1, 1])])
-def test_warmup_is_linear_from_the_first_update(steps, factors):
-    optimizer = build_optimizer([nn.Parameter(torch.ones(2, 2))], Optimizer(lr=2e-6))
-    schedule = warmup(optimizer, steps)
+@pytest.mark.parametrize(
+    ("steps", "decay_share", "factors"),
+    [
+        (4, 0.0, [0.25, 0.5, 0.75, 1, 1]),
+        (0, 0.0, [1, 1]),
+        (1, 0.0, [1, 1]),
+        (2, 0.5, [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]),  # of ten updates the last five fall
+        (0, 1.0, [1, 0.75, 0.5, 0.25]),
+    ],
+)
+def test_the_learning_rate_rises_and_falls_linearly(steps, decay_share, factors):
+    settings = Optimizer(lr=2e-6, warmup_steps=steps, decay_share=decay_share)
+    optimizer = build_optimizer([nn.Parameter(torch.ones(2, 2))], settings)
+    schedule = learning_rate_schedule(optimizer, settings, len(factors))
     seen = []
     for _ in factors:
         seen.append(optimizer.param_groups[0]["lr"] / 2e-6)

@@ -68,7 +68,7 @@ class AdaptStage:
             network.enable_gradient_checkpointing()
         self.network = engine.trainable(network).train()
         self.view = TrigFlowView(self.network, DENSE_TIME)
-        self.updater = Updater(self.network, self.settings.optimizer, engine)
+        self.updater = Updater(self.network, self.settings.optimizer, engine, self.steps)
 
     @property
     def steps(self) -> int:

@@ -119,11 +119,13 @@ class DistillStage:
         width = config.num_attention_heads * config.attention_head_dim
         taps = self.settings.adversarial.taps
         self.teacher = TrigFlowView(engine.frozen(adapted), DENSE_TIME)
-        self.generator = Updater(self.student, self.settings.optimizer, engine)
+        taken = [self.phase(step) for step in range(self.steps)]
+        self.generator = Updater(self.student, self.settings.optimizer, engine, taken.count(GENERATOR))
         if self.settings.adversarial.weight > 0:
             self.heads = engine.trainable(DiscriminatorHeads(width, len(taps))).train()
             self.tapped = TappedTeacher(self.teacher, taps)
-            self.discriminator = Updater(self.heads, self.settings.adversarial.optimizer, engine)
+            settings = self.settings.adversarial.optimizer
+            self.discriminator = Updater(self.heads, settings, engine, taken.count(DISCRIMINATOR))
         self.ema = Ema(self.student, self.settings.ema_decay) if self.settings.ema_decay else None
         self.generator_updates = 0
 

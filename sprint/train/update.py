@@ -7,24 +7,24 @@ from torch import Tensor, nn
 
 from sprint.engine import Engine
 from sprint.errors import SprintError
-from sprint.optim import build_optimizer, clip_gradients, warmup
+from sprint.optim import build_optimizer, clip_gradients, learning_rate_schedule
 from sprint.recipe import Optimizer
 
 PATIENCE = 20  # updates in a row that may be skipped before the run stops
 
 
 class Updater:
-    """A module's optimizer, warm-up and gradient clipping.
+    """A module's optimizer, learning rate schedule over its `updates`, and gradient clipping.
 
     A gradient norm that is not finite skips the update and is counted; the step and its phase are still
     over. After `PATIENCE` in a row: SprintError.
     """
 
-    def __init__(self, module: nn.Module, settings: Optimizer, engine: Engine):
+    def __init__(self, module: nn.Module, settings: Optimizer, engine: Engine, updates: int):
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.settings, self.engine = settings, engine
         self.optimizer = build_optimizer(self.parameters, settings)
-        self.schedule = warmup(self.optimizer, settings.warmup_steps)
+        self.schedule = learning_rate_schedule(self.optimizer, settings, updates)
         self.skipped, self.skipped_in_a_row = 0, 0
 
     def zero_grad(self) -> None:
