@@ -11,14 +11,12 @@ import hashlib
 import json
 import os
 import pickle
-import random
 import shutil
 import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-import numpy as np
 import torch
 
 from sprint.errors import SprintError
@@ -160,29 +158,6 @@ def _sha256(path: Path) -> str:
         while block := file.read(HASH_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-# ---- random state -----------------------------------------------------------------------------------
-
-
-def random_state() -> dict:
-    """The global generators of Python, NumPy and torch (CPU and every visible GPU), ready for `save`."""
-    kind, keys, position, has_gauss, cached_gaussian = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), position, has_gauss, cached_gaussian),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
-    }
-
-
-def restore_random_state(state: dict) -> None:
-    """Continue the sequences of `random_state`. GPUs that were not there then keep their own."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    for device, cuda_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
-        torch.cuda.set_rng_state(cuda_state, device)
 
 
 # ---- one run per folder -----------------------------------------------------------------------------

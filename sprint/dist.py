@@ -1,4 +1,4 @@
-"""Random numbers and processes: what a sample gets depends on its place in the run, not on who draws it."""
+"""Random numbers: what a sample gets depends on its place in the run, not on who draws it or what ran before."""
 
 import hashlib
 
@@ -8,7 +8,7 @@ import torch
 def step_generator(seed: int, stream: str, step: int) -> torch.Generator:
     """A CPU generator for one purpose at one step: the same whatever ran before, so that resume is exact.
 
-    stream  names the purpose ("adapt", "generator", "discriminator", …); streams are independent
+    stream  names the purpose ("adapt", "distill", "logvar"); streams are independent
     """
     digest = hashlib.sha256(f"{seed}/{stream}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -131,11 +131,6 @@ class RunLog:
             curves = {f"{self.stage}/{phase}/{name}": value for name, value in numbers.items()}
             self._wandb.log({f"{self.stage}/step": step} | curves)
 
-    def say(self, text: str) -> None:
-        """Print a line without breaking the bar."""
-        if self.main_process:
-            tqdm.write(text, file=sys.stderr)
-
     @property
     def seconds(self) -> float:
         """Since the run began, the time before a resume included."""

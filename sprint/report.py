@@ -196,22 +196,14 @@ def distillation_goals(report: Report) -> list[Goal]:
     return [goal for goal in goals if goal is not None]
 
 
-def training_curves(
-    rows: Sequence[dict], adapt_starts: Mapping[str, Sequence[dict]] | None = None
-) -> list[Curve]:
+def training_curves(rows: Sequence[dict]) -> list[Curve]:
     """The charts of a metrics.jsonl (`sprint.log.read_metrics`); a metric that is not there draws nothing.
-
-    rows          of this run
-    adapt_starts  rows of stage 1 from other starts, by name ("norms at one"); drawn beside this run's
 
     Names read: loss, grad_norm in every phase; loss_scm, loss_adv, tangent_norm, logvar in phase G.
     """
-    flow = {"this run": _line(rows, "flow", "loss")}
-    for name, other in (adapt_starts or {}).items():
-        flow[name] = _line(other, "flow", "loss")
     student, heads = {"student": "G"}, {"discriminator": "D"}
     drawn = [
-        Curve("Stage 1: flow loss", flow),
+        Curve("Stage 1: flow loss", {"loss": _line(rows, "flow", "loss")}),
         Curve(
             "Stage 1: gradient norm", {"norm": _line(rows, "flow", "grad_norm")}, y_label="norm", log_y=True
         ),
@@ -321,7 +313,7 @@ def _curves(report: Report) -> str:
 def _cost(report: Report) -> str:
     total = sum(report.seconds.values())
     rows = [(part, html.duration(s), s / total if total else 0.0) for part, s in report.seconds.items()]
-    facts = f"{html.duration(total)} in all" if rows else ""
+    facts = f"{html.duration(total)} of training and evaluation" if rows else ""
     if report.peak_memory:
         facts += f"{', at' if facts else 'At'} most {html.memory(report.peak_memory)} of memory"
     return html.section("Time and memory", html.paragraph(facts + ".") if facts else "", html.shares(rows))

@@ -1,11 +1,9 @@
 import errno
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-from collections import OrderedDict
 from enum import Enum
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 import torch
 
 from sprint import checkpoint
-from sprint.checkpoint import claim, latest, load, random_state, restore_random_state, save
+from sprint.checkpoint import claim, latest, load, save
 from sprint.errors import SprintError
 
 
@@ -186,18 +184,6 @@ def test_interrupt_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, "b", {"x": 2})
     assert names(tmp_path) == ["000001-a"]
-
-
-def test_random_state_continues_all_generators_through_a_file(tmp_path):
-    def draw():
-        return random.random(), np.random.normal(), torch.randn(3).tolist()
-
-    draw()
-    path = save(tmp_path, "a", OrderedDict(random=random_state()))
-    expected = draw(), draw()
-    draw()
-    restore_random_state(load(path)["random"])
-    assert (draw(), draw()) == expected
 
 
 def test_claim_refuses_another_recipe_and_allows_the_same_again(tmp_path):

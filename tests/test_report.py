@@ -199,9 +199,9 @@ def test_curves_come_from_the_metrics():
         {"stage": "distill", "step": 1, "phase": "G", "loss": -1.0, "loss_adv": 0.25, "logvar": -7.0},
         {"stage": "distill", "step": 2, "phase": "D", "loss": 2.0},
     ]
-    curves = {c.title: c.lines for c in training_curves(rows, {"ones": [{**rows[0], "loss": 0.75}]})}
+    curves = {c.title: c.lines for c in training_curves(rows)}
     assert curves == {
-        "Stage 1: flow loss": {"this run": [(1, 0.5)], "ones": [(1, 0.75)]},
+        "Stage 1: flow loss": {"loss": [(1, 0.5)]},
         "Stage 2: adversarial losses": {"student": [(1, 0.25)], "discriminator": [(2, 2.0)]},
         "Stage 2: log-variance weight": {"logvar": [(1, -7.0)]},
     }

@@ -14,9 +14,8 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
 from sprint.data.batch import Batch
+from sprint.models.presets import QK_NORM
 from sprint.models.view import DENSE_TIME, SPARSE_TIME, TrigFlowView
-
-QK_NORM = "rms_norm_across_heads"
 
 
 def with_ones(teacher: SanaTransformer2DModel) -> SanaTransformer2DModel:
