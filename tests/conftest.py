@@ -1,5 +1,7 @@
 """Fixtures that several test files share. The networks and batches themselves are in `tests.tiny`."""
 
+import signal
+
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -8,6 +10,8 @@ from diffusers.models.normalization import RMSNorm
 from sprint.engine import Engine
 from sprint.recipe import Precision
 
+# A shell starts background jobs with SIGINT ignored, and children inherit that; the tests of Ctrl-C need it heard.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # networks this small lose more to threads than they gain, and sums keep their order
 
 
