@@ -296,9 +296,10 @@ def convert(args: argparse.Namespace) -> None:
     from sprint.convert.checkpoint import TIMES
     from sprint.convert.convert import convert as run
     from sprint.convert.convert import describe
+    from sprint.models.family import resolve
 
     result = run(
-        args.source,
+        resolve(args.source),
         args.out,
         to=args.to,
         verify=args.verify,

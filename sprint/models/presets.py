@@ -41,7 +41,7 @@ PRESETS = {
     row.name: row
     for row in (
         #       name  depth width heads cross caption  in  sample patch  time
-        Preset("tiny", 6, 128, 4, 4, 128, 8, 8, 1, SPARSE_TIME),
+        Preset("tiny", 4, 128, 4, 4, 128, 8, 8, 1, SPARSE_TIME),
         Preset("0.6b", 28, 1152, 36, 16, 2304, 32, 32, 1, SPARSE_TIME),
         Preset("1.6b", 20, 2240, 70, 20, 2304, 32, 32, 1, SPARSE_TIME),
         Preset("4.8b", 60, 2240, 70, 20, 2304, 32, 32, 1, SPARSE_TIME),
