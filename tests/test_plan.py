@@ -51,7 +51,7 @@ def test_parameter_counts_equal_the_published_networks(name):
 def test_a_teacher_on_disk_is_read_from_its_files(teacher):
     counts = list(dry_run(small(teacher)).parameters.values())
     network = SanaTransformer2DModel.from_pretrained(teacher / "transformer")
-    width, depth = 128, 6
+    width, depth = 128, 4
     assert counts[0] == sum(p.numel() for p in network.parameters())
     assert counts[1] == counts[0] + depth * 4 * width  # norm_q and norm_k, twice a block
     assert counts[2] == counts[1] + (256 * width + width) + (width * width + width) + (width + 1)
@@ -188,9 +188,9 @@ def test_refusals(teacher, tmp_path):
         "some/where: not on disk; for a dry run without it, set arch=0.6b (or 1.6b, 4.8b)"
     )
     assert refusal(small("some/where", "arch=0.7b")).startswith("no size named '0.7b'; choose one of ")
-    assert refusal(small(teacher, "arch=0.6b")) == (f"arch = 0.6b has num_layers = 28, but {teacher} has 6")
+    assert refusal(small(teacher, "arch=0.6b")) == (f"arch = 0.6b has num_layers = 28, but {teacher} has 4")
     assert refusal(small(teacher, "distill.adversarial.taps=[1, 6]")) == (
-        "distill.adversarial.taps = [1, 6], but the teacher's blocks are 0 to 5"
+        "distill.adversarial.taps = [1, 6], but the teacher's blocks are 0 to 3"
     )
     large = load_recipe(RECIPES / "0.6b.yaml", ["data.size=1000"])
     assert refusal(large) == "data.size = 1000, but it must be a multiple of 32"
