@@ -7,7 +7,6 @@ FOLDER/.writing-…               a checkpoint in the making; the next save swee
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import pickle
@@ -20,11 +19,10 @@ from typing import BinaryIO, TextIO
 import torch
 
 from sprint.errors import SprintError
-from sprint.files import write_whole
+from sprint.files import sha256, write_whole
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 TEMPORARY = ".writing-"
-HASH_BLOCK = 1 << 22  # bytes
 
 # ---- save -------------------------------------------------------------------------------------------
 
@@ -63,7 +61,7 @@ def _write_whole(path: Path, state: dict) -> Path:
         with open(temporary / STATE, "wb") as file:
             _serialise(state, file)
             _flush(file)
-        manifest = {"sha256": _sha256(temporary / STATE), "bytes": (temporary / STATE).stat().st_size}
+        manifest = {"sha256": sha256(temporary / STATE), "bytes": (temporary / STATE).stat().st_size}
         with open(temporary / MANIFEST, "w") as file:
             json.dump(manifest, file)
             _flush(file)
@@ -147,17 +145,9 @@ def _intact(path: Path) -> bool:
         manifest = json.loads((path / MANIFEST).read_text())
         if (path / STATE).stat().st_size != manifest["bytes"]:
             return False
-        return _sha256(path / STATE) == manifest["sha256"]
+        return sha256(path / STATE) == manifest["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # ---- one run per folder -----------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Files that are whole or not there."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -20,3 +21,11 @@ def write_whole(path: Path, data: str | bytes) -> Path:
     finally:
         scrap.unlink(missing_ok=True)
     return path
+
+
+def sha256(file: Path) -> str:
+    digest, block = hashlib.sha256(), bytearray(4 * 2**20)
+    with open(file, "rb", buffering=0) as stream:
+        while size := stream.readinto(block):
+            digest.update(memoryview(block)[:size])
+    return digest.hexdigest()

@@ -159,7 +159,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from sprint import checkpoint
-checkpoint._sha256 = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.sha256 = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.save(Path(sys.argv[1]), "b", {"x": 2})
 """
 
@@ -180,7 +180,7 @@ def test_interrupt_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "_sha256", interrupt)
+    monkeypatch.setattr(checkpoint, "sha256", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, "b", {"x": 2})
     assert names(tmp_path) == ["000001-a"]

@@ -3,7 +3,6 @@
 source ──► understand ──► written beside the output ──► certificate ──► renamed to the output
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from sprint.convert.sources import SIDE_FILES, TRIGFLOW_FILE, open_source
 from sprint.convert.verify import check_bits, check_velocity_fast, check_velocity_full, compare_tensors
 from sprint.convert.writer import Spec, whole_or_nothing, write_pickle, write_safetensors
 from sprint.errors import SprintError
+from sprint.files import sha256
 from sprint.models.presets import PRESETS, meta_network
 from sprint.trigflow import SIGMA_DATA
 
@@ -172,14 +172,6 @@ def _describe_files(checkpoint: Checkpoint) -> list[dict]:
         {"name": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)}
         for file in checkpoint.source.files
     ]
-
-
-def sha256(file: Path) -> str:
-    digest, block = hashlib.sha256(), bytearray(4 * 2**20)
-    with open(file, "rb", buffering=0) as stream:
-        while size := stream.readinto(block):
-            digest.update(memoryview(block)[:size])
-    return digest.hexdigest()
 
 
 def _record(checkpoint: Checkpoint, written: Checkpoint, files: list[dict], certificate: dict) -> dict:
