@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sprint.errors import SprintError
 from sprint.models.heads import (
     BatchNormLocal,
     DiscriminatorHead,
@@ -31,14 +32,12 @@ def test_logits_are_one_per_token_of_each_head_in_order():
         heads(features[:1])
 
 
-def test_head_is_the_written_formula():
-    torch.manual_seed(0)
-    head = DiscriminatorHead(8).double().eval()
-    x = torch.randn(4, 6, 8, dtype=torch.float64)
+def written_head(head: DiscriminatorHead, x_BNC: torch.Tensor) -> torch.Tensor:
+    """The head's formula on [B, C, N], in elementary operations."""
 
-    def normalised(y):
+    def normalised(layer, y):
         mean, var = y.mean((0, 2), keepdim=True), y.var((0, 2), unbiased=False, keepdim=True)
-        return (y - mean) / torch.sqrt(var + 1e-5)
+        return (y - mean) / torch.sqrt(var + 1e-5) * layer.weight[:, None] + layer.bias[:, None]
 
     def conv(layer, y):
         weight = layer.weight  # [out, in, kernel]; position n of the ring sees n + k − kernel // 2
@@ -47,10 +46,87 @@ def test_head_is_the_written_formula():
         out = sum(torch.einsum("oi,bin->bon", weight[:, :, k], s) for k, s in enumerate(shifted))
         return out + layer.bias[:, None]
 
-    y = F.leaky_relu(normalised(conv(head.pointwise[0], x.transpose(1, 2))), 0.2)
-    y = (F.leaky_relu(normalised(conv(head.residual[0], y)), 0.2) + y) / math.sqrt(2)
-    expected = conv(head.logit, y)[:, 0]
-    assert torch.allclose(head(x), expected, atol=1e-12)
+    y = F.leaky_relu(normalised(head.pointwise[1], conv(head.pointwise[0], x_BNC.transpose(1, 2))), 0.2)
+    wide = F.leaky_relu(normalised(head.residual[1], conv(head.residual[0], y)), 0.2)
+    return conv(head.logit, (wide + y) / math.sqrt(2))[:, 0]
+
+
+def random_head(width: int) -> DiscriminatorHead:
+    torch.manual_seed(0)
+    head = DiscriminatorHead(width).double().eval()
+    with torch.no_grad():
+        for norm in (head.pointwise[1], head.residual[1]):
+            norm.weight.uniform_(0.5, 2.0)
+            norm.bias.normal_()
+    return head
+
+
+@pytest.mark.parametrize("tokens", [4, 6, 8, 13])
+def test_head_and_its_gradients_are_those_of_the_written_formula(tokens):
+    head = random_head(8)
+    x = torch.randn(4, tokens, 8, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *head.parameters()]
+    logits, expected = head(x), written_head(head, x)
+    assert torch.allclose(logits, expected, atol=1e-12)
+    weights = torch.randn_like(expected)
+    gradients = torch.autograd.grad((logits * weights).sum(), wanted)
+    for ours, theirs in zip(gradients, torch.autograd.grad((expected * weights).sum(), wanted), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-11)
+
+
+def test_frozen_gradient_is_the_trained_one_and_the_features_are_left_alone():
+    head = random_head(8)
+    heads = DiscriminatorHeads(8, count=1).double().eval()
+    heads.heads[0].load_state_dict(head.state_dict())
+    x = torch.randn(9, 6, 8, dtype=torch.float64, requires_grad=True)
+    kept = x.detach().clone()
+    with heads.frozen():
+        logits = heads([x])
+    (frozen,) = torch.autograd.grad(logits.square().sum(), x)
+    (trained,) = torch.autograd.grad(heads([x]).square().sum(), x)
+    assert torch.allclose(frozen, trained, atol=1e-12) and frozen.norm() > 0
+    assert torch.equal(x.detach(), kept)
+
+
+def test_fewer_tokens_than_half_the_wide_kernel_are_refused():
+    with pytest.raises(SprintError, match="at least 4 tokens a picture, not 3"):
+        DiscriminatorHead(8)(torch.randn(2, 3, 8))
+
+
+@pytest.mark.parametrize("grown", ["features", "weights"])
+def test_the_backward_keeps_five_tensors_the_size_of_the_features(grown):
+    head, kept = DiscriminatorHead(16), {}
+    head.requires_grad_(grown == "weights")
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    bytes_of = {}
+    for tokens in (64, 128):
+        kept.clear()
+        x = torch.randn(8, tokens, 16, requires_grad=grown == "features")
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logits = head(x)
+        bytes_of[tokens] = sum(kept.values())
+        assert logits.requires_grad
+    assert (bytes_of[128] - bytes_of[64]) / (4 * 8 * 64 * 16) == pytest.approx(5, rel=0.02)
+
+
+def test_names_and_shapes_that_checkpoints_hold():
+    shapes = {name: tuple(value.shape) for name, value in DiscriminatorHeads(6, count=1).state_dict().items()}
+    norm = "parametrizations.weight"
+    expected = {}
+    for layer, out, kernel in (("pointwise.0", 6, 1), ("residual.0", 6, 9), ("logit", 1, 1)):
+        expected |= {
+            f"{layer}.bias": (out,),
+            f"{layer}.{norm}.original": (out, 6, kernel),
+            f"{layer}.{norm}.0._u": (out,),
+            f"{layer}.{norm}.0._v": (6 * kernel,),
+        }
+    for layer in ("pointwise.1", "residual.1"):
+        expected |= {f"{layer}.weight": (6,), f"{layer}.bias": (6,)}
+    assert shapes == {f"heads.0.{name}": shape for name, shape in expected.items()}
 
 
 def test_spectral_norm_of_every_convolution_is_one():
@@ -63,25 +139,36 @@ def test_spectral_norm_of_every_convolution_is_one():
 
 
 def test_local_batch_norm_uses_its_own_group_only():
-    x = torch.arange(16.0).reshape(16, 1, 1).repeat(1, 2, 3) ** 2
+    x = torch.arange(16.0).reshape(16, 1, 1).repeat(1, 3, 2) ** 2
     norm = BatchNormLocal(2, virtual_batch=8)
     y = norm(x)
     for group in (slice(0, 8), slice(8, 16)):
         assert y[group].mean().item() == pytest.approx(0, abs=1e-6)
         assert y[group].var(unbiased=False).item() == pytest.approx(1, abs=1e-4)
     changed = x.clone()
-    changed[8:] += 100 * torch.randn(8, 2, 3)
+    changed[8:] += 100 * torch.randn(8, 3, 2)
     assert torch.equal(norm(changed)[:8], y[:8])
     assert torch.equal(norm.eval()(x), y)
 
 
 @pytest.mark.parametrize(("batch", "sizes"), [(1, [1]), (7, [7]), (9, [5, 4]), (16, [8, 8]), (17, [6, 6, 5])])
 def test_groups_of_a_batch_that_is_not_a_multiple(batch, sizes):
-    x = torch.randn(batch, 3, 4, dtype=torch.float64)
+    x = torch.randn(batch, 4, 3, dtype=torch.float64)
     y = BatchNormLocal(3, virtual_batch=8).double()(x)
-    means = torch.stack([group.mean((0, 2)) for group in y.split(sizes)])
-    assert means.abs().max() < 1e-12
-    assert torch.isfinite(y).all()
+    for group in y.split(sizes):
+        assert group.mean((0, 1)).abs().max() < 1e-12
+        assert group.var((0, 1), unbiased=False).allclose(torch.ones(3, dtype=torch.float64), atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_local_batch_norm_of_half_precision_computes_in_float32(dtype):
+    """Where mean ≫ deviation a bf16 mean is off by a deviation; the result may differ by its own rounding only."""
+    torch.manual_seed(0)
+    x = (torch.randn(8, 64, 4) + 20).to(dtype)
+    norm = BatchNormLocal(4)
+    y, exact = norm(x), norm(x.double())
+    assert y.dtype == dtype and exact.dtype == torch.float64
+    assert (y - exact).abs().max() <= torch.finfo(dtype).eps * exact.abs().max()
 
 
 @pytest.mark.parametrize("kinds", [2, 3])

@@ -1,7 +1,7 @@
 """The LADD discriminator: one small convolutional head per tapped block of the frozen teacher.
 
 Sources: SANA-Sprint (arXiv 2503.09641, §3.3); the heads of StyleGAN-T (arXiv 2301.09515).
-Axes: B samples, N tokens, C channels, G virtual groups.
+Axes: B samples, N tokens, C channels, G virtual groups, R = N + 8 tokens of a ring with its ends repeated.
 """
 
 import math
@@ -9,20 +9,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from sprint.errors import SprintError
+
 VIRTUAL_BATCH = 8
 SLOPE = 0.2
+REACH = 4  # tokens that the wide convolution sees on either side
 
 
 class BatchNormLocal(nn.Module):
-    """Batch norm over virtual groups of at most `virtual_batch` samples; no running statistics.
+    """Batch norm over virtual groups of at most `virtual_batch` samples; no running statistics.  [B, N, C]
 
     A batch of B falls into G = ⌈B/virtual_batch⌉ runs of neighbours whose sizes differ by at most one, so
     no sample is ever normalised by itself alone unless B = 1. The sample's place in the batch decides its
-    group, nothing else. Mean and variance are over the group's samples and tokens, in float32 or wider;
-    training and evaluation are the same function.
+    group, nothing else. Mean and variance are over the group's samples and tokens, computed in float32 or
+    wider; training and evaluation are the same function.
 
     What is common to a group is subtracted. A group of fakes alone therefore hides that they are fake:
     give every group both kinds, in both phases, by `interleave`.
@@ -35,39 +39,76 @@ class BatchNormLocal(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x_BCN: Tensor) -> Tensor:
-        groups = math.ceil(len(x_BCN) / self.virtual_batch)
-        x = x_BCN.to(torch.promote_types(x_BCN.dtype, torch.float32))
-        x = torch.cat([self._normalise(group) for group in x.tensor_split(groups)])
-        return (x * self.weight[:, None] + self.bias[:, None]).to(x_BCN.dtype)
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        wide = torch.promote_types(x_BNC.dtype, torch.float32)
+        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        groups = [
+            F.batch_norm(group.flatten(0, 1), None, None, weight, bias, training=True, eps=self.eps)
+            for group in x_BNC.split(self._sizes(len(x_BNC)))
+        ]
+        return torch.cat(groups).view(x_BNC.shape)
 
-    def _normalise(self, x_BCN: Tensor) -> Tensor:
-        var, mean = torch.var_mean(x_BCN, dim=(0, 2), correction=0, keepdim=True)
-        return (x_BCN - mean) * torch.rsqrt(var + self.eps)
+    def _sizes(self, batch: int) -> list[int]:
+        groups = math.ceil(batch / self.virtual_batch)
+        size, larger = divmod(batch, groups)
+        return [size + 1] * larger + [size] * (groups - larger)
 
 
-class ConvNormAct(nn.Sequential):
-    """Spectrally normalised circular convolution over tokens, local batch norm, leaky ReLU.  [B, C, N]"""
+class TokenConv(nn.Conv1d):
+    """Convolution over tokens that stay where they are in memory.  [B, N, C] -> [B, N − kernel_size + 1, C']
+
+    The tokens become the width of a channels-last picture one pixel high; conv1d would copy them to [B, C, N].
+    """
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        y_BC1N = F.conv2d(x_BNC.transpose(1, 2).unsqueeze(2), self.weight.unsqueeze(2), self.bias)
+        return y_BC1N.squeeze(2).transpose(1, 2)
+
+
+class ConvNorm(nn.Sequential):
+    """Spectrally normalised convolution over tokens, local batch norm. `DiscriminatorHead` activates."""
 
     def __init__(self, channels: int, kernel_size: int, virtual_batch: int):
-        padding = kernel_size // 2
-        conv = nn.Conv1d(channels, channels, kernel_size, padding=padding, padding_mode="circular")
-        super().__init__(spectral_norm(conv), BatchNormLocal(channels, virtual_batch), nn.LeakyReLU(SLOPE))
+        conv = TokenConv(channels, channels, kernel_size)
+        super().__init__(spectral_norm(conv), BatchNormLocal(channels, virtual_batch))
+
+
+class Logit(nn.Conv1d):
+    """w·(x + y)/√2 + bias as w·x + w·y, so that the sum is never stored.  ring of x, y [B, N, C] -> [B, N]"""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, 1, 1)
+
+    def forward(self, ring_BRC: Tensor, y_BNC: Tensor) -> Tensor:
+        weight = self.weight.flatten() / math.sqrt(2)
+        return (ring_BRC @ weight)[:, REACH:-REACH] + y_BNC @ weight + self.bias
 
 
 class DiscriminatorHead(nn.Module):
-    """[B, N, C] -> [B, N] logits. Tokens form a ring: N must be at least 4, half the wide kernel."""
+    """[B, N, C] -> [B, N] logits. Tokens form a ring.  Raises SprintError for N < 4, half the wide kernel.
+
+    x = act(norm(conv_1(features))), y = act(norm(conv_9(x))), logit of (x + y)/√2. x exists only with its ends
+    repeated, as the ring that conv_9 reads, and both activations overwrite: the backward keeps five tensors
+    the size of the features.
+    """
 
     def __init__(self, width: int, virtual_batch: int = VIRTUAL_BATCH):
         super().__init__()
-        self.pointwise = ConvNormAct(width, 1, virtual_batch)
-        self.residual = ConvNormAct(width, 9, virtual_batch)
-        self.logit = spectral_norm(nn.Conv1d(width, 1, 1))
+        self.pointwise = ConvNorm(width, 1, virtual_batch)
+        self.residual = ConvNorm(width, 2 * REACH + 1, virtual_batch)
+        self.logit = spectral_norm(Logit(width))
 
     def forward(self, x_BNC: Tensor) -> Tensor:
-        x = self.pointwise(x_BNC.transpose(1, 2))
-        x = (self.residual(x) + x) / math.sqrt(2)
-        return self.logit(x).squeeze(1)
+        ring_BRC = F.leaky_relu(on_ring(self.pointwise(x_BNC)), SLOPE, inplace=True)
+        y_BNC = F.leaky_relu(self.residual(ring_BRC), SLOPE, inplace=True)
+        return self.logit(ring_BRC, y_BNC)
+
+
+def on_ring(x_BNC: Tensor) -> Tensor:
+    """The last `REACH` tokens again in front, the first again behind.  [B, N, C] -> [B, N + 2·REACH, C]"""
+    if x_BNC.shape[1] < REACH:
+        raise SprintError(f"the discriminator needs at least {REACH} tokens a picture, not {x_BNC.shape[1]}")
+    return torch.cat([x_BNC[:, -REACH:], x_BNC, x_BNC[:, :REACH]], dim=1)
 
 
 class DiscriminatorHeads(nn.Module):
