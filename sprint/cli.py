@@ -42,6 +42,7 @@ Draw one picture per prompt. A picture depends on its prompt and its own seed on
   sprint sample runs/tiny/student --prompt "a dot" --prompt "two blue squares" --seed 7 --out pictures
   sprint sample runs/tiny/student --prompt "a red circle" --times 1.5708,1.2,0.8,0
   sprint sample tiny --prompt "a red circle" --steps 20 --guidance 4.5
+  sprint sample STUDENT --prompt "a fox" --device cuda --dtype bf16 --compile
 """
 
 CONVERT = """\
@@ -212,6 +213,12 @@ def _add_sample(verbs) -> None:
         "--out", type=Path, default=Path("samples"), help="folder for the PNG files (default samples)"
     )
     verb.add_argument("--device", help="cpu, cuda, … (default: cuda where there is one)")
+    verb.add_argument(
+        "--dtype", choices=("fp32", "bf16"), default="fp32", help="of the weights (default fp32)"
+    )
+    verb.add_argument(
+        "--compile", action="store_true", help="compile first: minutes, pays for hundreds of prompts"
+    )
     verb.set_defaults(verb=sample)
 
 
@@ -221,16 +228,34 @@ def sample(args: argparse.Namespace) -> None:
         raise SprintError(f"--out {args.out} is not a folder; give another one")
     device = _device(args.device)
     _quiet_libraries()
+    from sprint.convert.convert import DTYPES
     from sprint.generate import StudentGenerator, load_generator
 
-    generator = load_generator(args.model, device)
+    generator = load_generator(args.model, device, DTYPES[args.dtype])
+    if args.compile:
+        generator.compile()
     steps = args.steps
     if steps is None and times is None:
         steps = 2 if isinstance(generator, StudentGenerator) else 20
     seeds = list(range(args.seed, args.seed + len(args.prompt)))
-    pictures = generator.pictures(args.prompt, seeds, steps, args.guidance, args.size, times)
+    with _compiler_errors():
+        pictures = generator.pictures(args.prompt, seeds, steps, args.guidance, args.size, times)
     for picture, seed in zip(pictures, seeds, strict=True):
         print(_write_png(args.out / f"{seed:06d}.png", picture))
+
+
+@contextlib.contextmanager
+def _compiler_errors() -> Iterator[None]:
+    """What torch.compile cannot do, for want of a C++ compiler say, in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        from torch._dynamo.exc import TorchDynamoException
+
+        if not isinstance(error, TorchDynamoException):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise SprintError(f"--compile does not work here: {reason}") from error
 
 
 def _write_png(path: Path, picture) -> Path:

@@ -24,11 +24,18 @@ class Ema:
         }
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Once per optimizer step of `model`."""
+    def update(self, model: nn.Module, moved: Tensor | None = None) -> None:
+        """Once per optimizer step of `model`.
+
+        moved   a bool scalar on the weights' device: False leaves the average as it is, to the bit.
+                None is True. The host does not read it.
+        """
+        weight = dict.fromkeys({s.dtype for s in self.shadow.values()}, 1 - self.decay)
+        if moved is not None:
+            weight = {dtype: share * moved.to(dtype) for dtype, share in weight.items()}
         for name, p in model.named_parameters():
             shadow = self.shadow[name]
-            shadow.lerp_(p.to(shadow.dtype), 1 - self.decay)
+            shadow.lerp_(p.to(shadow.dtype), weight[shadow.dtype])
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:

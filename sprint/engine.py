@@ -12,10 +12,11 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 
+from sprint.cpu import use_onednn
+from sprint.dist import on_device
 from sprint.errors import SprintError
 from sprint.recipe import Precision
 
@@ -38,6 +39,7 @@ class Engine:
             raise SprintError(
                 f"asked for {asked} processes, running in {self.processes}; start with torchrun"
             )
+        self._hosts = torch.distributed.new_group(backend="gloo") if self.processes > 1 else None
 
     @property
     def device(self) -> torch.device:
@@ -54,6 +56,7 @@ class Engine:
     def trainable(self, module: nn.Module) -> nn.Module:
         """On the device in fp32, on every process as on the first; time embeddings stay fp32 under autocast."""
         module.to(self.device, torch.float32)
+        use_onednn(module)
         if self.processes > 1:
             for tensor in module.state_dict().values():
                 torch.distributed.broadcast(tensor, src=0)
@@ -66,6 +69,7 @@ class Engine:
     def frozen(self, network: SanaTransformer2DModel) -> SanaTransformer2DModel:
         """On the device without gradients; in bf16 but for the time embedding, if the run is."""
         network.to(self.device).eval().requires_grad_(False)
+        use_onednn(network)
         if self.precision is Precision.bf16:
             exact = {name: tensor.clone() for name, tensor in network.time_embed.state_dict().items()}
             network.to(torch.bfloat16)
@@ -98,10 +102,12 @@ class Engine:
         return self.accelerator.reduce(value.to(self.device), "mean")
 
     def agree(self, flag: bool) -> bool:
-        """The main process's word, on every process."""
+        """The main process's word, on every process; between hosts, so that no GPU is waited for."""
         if self.processes == 1:
             return flag
-        return broadcast_object_list([flag])[0]
+        word = torch.tensor([flag])
+        torch.distributed.broadcast(word, src=0, group=self._hosts)
+        return bool(word)
 
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()
@@ -125,4 +131,4 @@ def take(tensors: Slices, where: slice | range) -> Slices:
 
 def to_device(tensors: Slices, device: torch.device) -> Slices:
     """The same named tuple with every tensor on `device`."""
-    return type(tensors)(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+    return type(tensors)(*(on_device(tensor, device) for tensor in tensors))

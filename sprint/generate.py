@@ -18,14 +18,15 @@ from torch import Tensor
 from sprint.convert.checkpoint import understand
 from sprint.convert.load import build_network
 from sprint.errors import SprintError
-from sprint.models.family import Family, encode_null, load_family, resolve
-from sprint.models.guidance import guided_velocity
+from sprint.models.family import TEXT_UNIT, Family, encode_null, load_family, resolve
+from sprint.models.guidance import guided_velocity, with_null
 from sprint.models.view import TrigFlowView
 from sprint.sample import Noise, sample_consistency, sample_ode
 from sprint.schedule import check_times, student_times, teacher_times
 
 SETTINGS_FILE = "sprint.json"  # in the folder's root: what a diffusers pipeline has no place for
 STUDENT_STEPS = 4  # most steps with a default list of times
+COMPILED_TEXT_UNIT = 64  # each length of text is compiled anew, so there are few
 
 
 class Generator:
@@ -40,6 +41,22 @@ class Generator:
         self.view = view.eval()
         self.family = family
         self.size = size or view.network.config.sample_size * family.downscale
+        self.text_unit = TEXT_UNIT
+
+    def compile(self) -> "Generator":
+        """Compile network and decoder in place; on CUDA as graphs, and the text encoder too.  -> self
+
+        The first pictures of each size, number and length of text then take minutes, and later ones less time.
+        What a graph gives lives until its next run: it is copied at once, by `Family._encode` and the samplers.
+        """
+        parts = [self.view.network, self.family.autoencoder.decoder]
+        if self.family.device.type == "cuda":
+            parts.append(self.family.text_encoder)
+        for part in parts:
+            mode = "max-autotune" if self.family.device.type == "cuda" else "default"
+            part.compile(fullgraph=True, dynamic=False, mode=mode)
+        self.text_unit = COMPILED_TEXT_UNIT
+        return self
 
     def pictures(
         self,
@@ -60,9 +77,10 @@ class Generator:
         Raises SprintError for an empty prompt and whatever else cannot be drawn. Prompts longer than the
         text encoder reads are cut with a warning.
         """
-        return self.family.decode_latents(
-            self.latents(prompts, seeds, num_inference_steps, guidance_scale, size, times)
-        )
+        with torch.inference_mode():
+            return self.family.decode_latents(
+                self.latents(prompts, seeds, num_inference_steps, guidance_scale, size, times)
+            )
 
     @torch.no_grad()
     def latents(
@@ -81,9 +99,9 @@ class Generator:
         times = self.times(num_inference_steps, times)
         cells = self._cells(self.size if size is None else size)
         noise = Noise(seeds, (self.view.network.config.in_channels, cells, cells), self.family.device)
-        text, mask = self.family.encode_prompts(prompts)
+        text, mask = self.family.encode_trimmed(prompts, self.text_unit)
         scales = torch.full((len(prompts),), float(guidance_scale), device=self.family.device)
-        return self._sample(text, mask, scales, noise, times)
+        return self.denoise(text, mask, scales, noise, times)
 
     def times(self, num_inference_steps: int | None, times: list[float] | None = None) -> list[float]:
         """The checked custom list, or the default one for so many steps. Raises SprintError."""
@@ -108,7 +126,8 @@ class Generator:
     def _default_times(self, num_inference_steps: int) -> list[float]:
         raise NotImplementedError
 
-    def _sample(self, text: Tensor, mask: Tensor, scales: Tensor, noise: Noise, times: list[float]) -> Tensor:
+    def denoise(self, text: Tensor, mask: Tensor, scales: Tensor, noise: Noise, times: list[float]) -> Tensor:
+        """`latents` from text [B, T, D], mask [B, T] and guidance scales [B]."""
         raise NotImplementedError
 
 
@@ -123,7 +142,7 @@ class StudentGenerator(Generator):
             )
         return student_times(num_inference_steps)
 
-    def _sample(self, text: Tensor, mask: Tensor, scales: Tensor, noise: Noise, times: list[float]) -> Tensor:
+    def denoise(self, text: Tensor, mask: Tensor, scales: Tensor, noise: Noise, times: list[float]) -> Tensor:
         return sample_consistency(partial(self.view, text=text, mask=mask, guidance=scales), noise, times)
 
 
@@ -133,17 +152,9 @@ class TeacherGenerator(Generator):
     def _default_times(self, num_inference_steps: int) -> list[float]:
         return teacher_times(num_inference_steps)
 
-    def _sample(self, text: Tensor, mask: Tensor, scales: Tensor, noise: Noise, times: list[float]) -> Tensor:
-        null_text, null_mask = encode_null(self.family)
-        F = partial(
-            guided_velocity,
-            self.view,
-            text=text,
-            mask=mask,
-            null_text=null_text,
-            null_mask=null_mask,
-            guidance_scale=scales,
-        )
+    def denoise(self, text: Tensor, mask: Tensor, scales: Tensor, noise: Noise, times: list[float]) -> Tensor:
+        guided = with_null(text, mask, *encode_null(self.family))
+        F = partial(guided_velocity, self.view, guided=guided, guidance_scale=scales)
         return sample_ode(F, noise, times)
 
 
@@ -175,7 +186,7 @@ def load_generator(
     """
     checkpoint = understand(resolve(name))
     settings = read_settings(resolve(name))
-    family = load_family(name, settings.max_length, settings.instruction, dtype).to(device)
+    family = load_family(name, settings.max_length, settings.instruction, dtype).to(device).channels_last()
     view = TrigFlowView(build_network(checkpoint, dtype).to(device), checkpoint.time_scale)
     kind = StudentGenerator if checkpoint.config["guidance_embeds"] else TeacherGenerator
     return kind(view.requires_grad_(False), family, settings.size)

@@ -2,12 +2,14 @@
 
 One line of metrics.jsonl is one logged update:
 
-    {"stage": "distill", "step": 40, "phase": "G", "seconds": 81.2, "loss": -6.31, "grad_norm": 0.42, ...}
+    {"stage": "distill", "step": 40, "phase": "G", "seconds": 81.2, "loss": -6.31, ..., "ms_teacher": 97.1, ...}
 
 stage    "adapt" or "distill"
 step     updates of this stage, this one included; the first is 1
 phase    "flow" (stage 1), "G" (student) or "D" (discriminator heads)
 seconds  of training since the run began; a resumed run counts on from its last kept line
+ms_…     milliseconds that a part of this update took, "ms_teacher" say (`sprint.clock`); "ms_other" is what
+         lies between the parts
 The rest are the numbers of the step; null where one was not finite.
 """
 
@@ -27,6 +29,7 @@ from sprint.files import write_whole
 
 METRICS = "metrics.jsonl"
 RATE_WINDOW = 50  # steps over which samples per second are taken
+TIME = "ms_"  # before the name of a part of the update
 QUIET_INTERVAL = 30.0  # seconds between progress lines where standard error is not a terminal
 BAR = "{desc} {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left]{postfix}"
 
@@ -116,11 +119,21 @@ class RunLog:
         self._bar.set_description_str(f"{self._stage_title()} {phase:<4}", refresh=False)
         self._bar.update(1)
 
-    def write(self, step: int, phase: str, metrics: Mapping[str, float]) -> None:
-        """Append one line. The bar shows the metrics whose names begin with "loss"."""
+    def write(
+        self,
+        step: int,
+        phase: str,
+        metrics: Mapping[str, float],
+        milliseconds: Mapping[str, float] | None = None,
+    ) -> None:
+        """Append one line. The bar shows the metrics whose names begin with "loss".
+
+        milliseconds    of the update's parts by name
+        """
         if not self.main_process:
             return
         numbers = {name: _finite(value) for name, value in metrics.items()}
+        numbers |= {TIME + part: round(value, 3) for part, value in (milliseconds or {}).items()}
         row = {"stage": self.stage, "step": step, "phase": phase, "seconds": round(self.seconds, 3)}
         if taken := row.keys() & numbers.keys():
             raise ValueError(f"a metric may not be called {', '.join(sorted(taken))}")

@@ -25,6 +25,9 @@ class CAME(torch.optim.Optimizer):
     The public `came-pytorch` factors the trailing axes, and there spends five full-size buffers on them.
     Tensors of one axis keep the whole second moment and no instability, as in the authors' code.
     State lives in the weights' dtype: keep them in float32 or wider.
+
+    Attribute `found_inf`, a scalar of 0.0 or 1.0 on the weights' device, as torch's fused optimizers have it:
+    at 1.0 `step` leaves weights and state as they are, without the host ever reading it.
     """
 
     def __init__(
@@ -52,15 +55,20 @@ class CAME(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is None:
+            found_inf = torch.zeros((), device=self.param_groups[0]["params"][0].device)
+        skip = found_inf.bool()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     update_ = _update_vector_ if parameter.ndim < 2 else _update_matrix_
-                    update_(parameter, self.state[parameter], group)
+                    update_(parameter, self.state[parameter], group, skip)
         return loss
 
 
-def _update_matrix_(parameter: Tensor, state: dict, group: dict) -> None:
+def _update_matrix_(parameter: Tensor, state: dict, group: dict, skip: Tensor) -> None:
+    """The time goes into whole matrices, so each is touched as seldom as the equations allow."""
     beta1, beta2, beta3 = group["betas"]
     eps1, eps2 = group["eps"]
     g = parameter.grad.flatten(1)
@@ -70,43 +78,56 @@ def _update_matrix_(parameter: Tensor, state: dict, group: dict) -> None:
             state[f"{name}_row"], state[f"{name}_column"] = g.new_zeros(g.shape[0]), g.new_zeros(g.shape[1])
     m = state["momentum"]
 
-    _average_rows_and_columns_(state, "square", g.square() + eps1, beta2)  # r_t, c_t
-    u = _clip_rms_(g * _factored_rsqrt(state, "square"), group["clip_threshold"])  # û_t
-    m.lerp_(u, 1 - beta1)
-    _average_rows_and_columns_(state, "instability", (u - m).square_() + eps2, beta3)  # R_t, C_t
-    _descend_(parameter, m * _factored_rsqrt(state, "instability"), group)
+    g_square = g.square()
+    _average_(state["square_row"], g_square.mean(dim=1) + eps1, beta2, skip)  # r_t
+    _average_(state["square_column"], g_square.mean(dim=0) + eps1, beta2, skip)  # c_t
+    row, column = _factored_rsqrt(state["square_row"], state["square_column"])
+    rms = (row.square() @ (g_square @ column.square()) / g.numel()).sqrt()
+    row = row / (rms / group["clip_threshold"]).clamp(min=1.0)  # û_t = g · row · columnᵀ, RMS at most d
+
+    scaled = torch.mul(g, row[:, None], out=g_square)
+    change = torch.addcmul(m, scaled, column, value=-1).masked_fill_(skip, 0.0)  # m_{t−1} − û_t
+    m.sub_(change, alpha=1 - beta1)  # m_t
+    U = change.mul_(beta1).square_()  # (û_t − m_t)² = β1² (m_{t−1} − û_t)²
+    _average_(state["instability_row"], U.mean(dim=1) + eps2, beta3, skip)  # R_t
+    _average_(state["instability_column"], U.mean(dim=0) + eps2, beta3, skip)  # C_t
+    row, column = _factored_rsqrt(state["instability_row"], state["instability_column"])
+
+    row, column = row.masked_fill_(skip, 0.0), column.masked_fill_(skip, 0.0)
+    update = torch.mul(m, row[:, None], out=U)
+    _decay_(parameter, group, skip)
+    parameter.addcmul_(
+        update.view(parameter.shape), column.view(parameter.shape[1:]), value=-group["lr"]
+    )  # θ_t
 
 
-def _update_vector_(parameter: Tensor, state: dict, group: dict) -> None:
+def _update_vector_(parameter: Tensor, state: dict, group: dict, skip: Tensor) -> None:
     beta1, beta2, _ = group["betas"]
     g = parameter.grad
     if not state:
         state["momentum"], state["square"] = torch.zeros_like(g), torch.zeros_like(g)
-    state["square"].lerp_(g.square() + group["eps"][0], 1 - beta2)
-    u = _clip_rms_(g * state["square"].rsqrt(), group["clip_threshold"])
-    state["momentum"].lerp_(u, 1 - beta1)
-    _descend_(parameter, state["momentum"], group)
+    m = state["momentum"]
+    _average_(state["square"], g.square() + group["eps"][0], beta2, skip)
+    u = g * state["square"].rsqrt()
+    u = u / (u.square().mean().sqrt() / group["clip_threshold"]).clamp(min=1.0)  # û = u / max(1, RMS(u)/d)
+    _average_(m, u, beta1, skip)
+    _decay_(parameter, group, skip)
+    parameter.sub_(m.masked_fill(skip, 0.0), alpha=group["lr"])
 
 
-def _average_rows_and_columns_(state: dict, name: str, value: Tensor, beta: float) -> None:
-    state[f"{name}_row"].lerp_(value.mean(dim=1), 1 - beta)
-    state[f"{name}_column"].lerp_(value.mean(dim=0), 1 - beta)
+def _average_(average: Tensor, value: Tensor, beta: float, skip: Tensor) -> None:
+    """β · average + (1 − β) · value, or the average itself, to the bit, where the update is skipped."""
+    average.lerp_(torch.where(skip, average, value), 1 - beta)
 
 
-def _factored_rsqrt(state: dict, name: str) -> Tensor:
-    """1/√(r · cᵀ / mean(r)), the roots taken before the product, which underflows float32."""
-    row, column = state[f"{name}_row"], state[f"{name}_column"]
-    return torch.outer((row / row.mean()).rsqrt(), column.rsqrt())
+def _factored_rsqrt(row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """a, b with a · bᵀ = 1/√(r · cᵀ / mean(r)): no root of the product, which underflows float32."""
+    return (row / row.mean()).rsqrt(), column.rsqrt()
 
 
-def _clip_rms_(u: Tensor, threshold: float) -> Tensor:
-    """û = u / max(1, RMS(u)/d)."""
-    return u.div_((u.square().mean().sqrt() / threshold).clamp_(min=1.0))
-
-
-def _descend_(parameter: Tensor, update: Tensor, group: dict) -> None:
-    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-    parameter.sub_(update.view(parameter.shape), alpha=group["lr"])
+def _decay_(parameter: Tensor, group: dict, skip: Tensor) -> None:
+    if rate := group["lr"] * group["weight_decay"]:
+        parameter.mul_(1 - rate * skip.logical_not().to(parameter.dtype))
 
 
 # ---- what a stage asks for --------------------------------------------------------------------------
@@ -115,6 +136,7 @@ def _descend_(parameter: Tensor, update: Tensor, group: dict) -> None:
 def build_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
     """AdamW or CAME over `parameters`, with the settings of one network: generator and discriminator differ.
 
+    Both skip an update on the device where their attribute `found_inf` is 1.0 (`CAME` says more).
     Raises SprintError for a wrong number of betas, TypeError for half-precision weights, which small
     updates would not move.
     """
@@ -126,10 +148,10 @@ def build_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSetti
         raise SprintError(
             f"optimizer.betas: {settings.kind.value} takes {expected} values, got {list(settings.betas)}"
         )
-    optimizer = CAME if settings.kind is OptimizerKind.came else torch.optim.AdamW
-    return optimizer(
-        parameters, lr=settings.lr, betas=tuple(settings.betas), weight_decay=settings.weight_decay
-    )
+    betas, decay = tuple(settings.betas), settings.weight_decay
+    if settings.kind is OptimizerKind.came:
+        return CAME(parameters, lr=settings.lr, betas=betas, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=settings.lr, betas=betas, weight_decay=decay, fused=True)
 
 
 def learning_rate_schedule(
@@ -138,7 +160,7 @@ def learning_rate_schedule(
     """Linear warm-up, constant, linear decay over the last `decay_share` of `updates`.
 
     Update n (from 1) runs at lr · min(1, n / warmup_steps, (updates − n + 1) / (decay_share · updates)).
-    Step it after each optimizer step.
+    Step it after each update, skipped ones too: it counts on the host.
     """
 
     def factor(done: int) -> float:
@@ -152,7 +174,6 @@ def learning_rate_schedule(
 def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float) -> Tensor:
     """Scale gradients to a global L2 norm of at most `clip_norm`.  -> the norm before, a scalar.
 
-    A norm that is not finite is returned as it is, and the gradients are then unusable: check it before
-    the optimizer steps.
+    A norm that is not finite is returned as it is, and the gradients are then unusable: skip the update.
     """
     return nn.utils.clip_grad_norm_(parameters, clip_norm)

@@ -1,7 +1,8 @@
 """The dry run: the real networks on the meta device, their parameters, and what one GPU must hold.
 
-Weights, gradients and optimizer state are counted exactly. Activations are an estimate: bytes that autograd
-keeps per token and channel of one block, measured on small networks on a CPU (a test measures it again).
+Weights, gradients and optimizer state are counted exactly. Activations are planned for the highest moment of
+an update, from the bytes that a block keeps or works with per token and channel, measured once on small
+networks. Tests measure whole updates, where the plan is within 10%.
 Every GPU holds everything (data parallel); only the batch is split.
 """
 
@@ -30,20 +31,35 @@ Parts = dict[str, float]  # bytes by name
 
 
 @dataclass(frozen=True)
-class Saved:
-    """Bytes that autograd keeps: per image token (or text token) and channel of one block or head."""
+class Footprint:
+    """Bytes per channel and image token (`_text`: and text token) of one picture.
 
-    block: int
-    block_text: int
-    frozen_block: int  # gradients flow through, but not to the weights
-    frozen_block_text: int
-    head: int  # frozen, as in the generator's update
+    Kept until the backward pass: of a block, of the ends around the blocks, of a head by what it sees. The rest
+    is the most that is held on top of what is kept, while a pass of that kind is at work.
+    """
+
+    block: float  # trained: the student's, or stage 1's
+    block_text: float
+    ends: float
+    ends_text: float
+    frozen_block: (
+        float  # gradients flow through, but not to the weights; the text's keys and values are given
+    )
+    frozen_ends: float
+    head: float
+    tangent: float  # value and tangent
+    recomputed_tangent: float  # the same where blocks keep nothing
+    no_grad: float
+    backward: float
+    frozen_backward: float  # of a frozen block or a head
 
 
-SAVED = {
-    Precision.fp32: Saved(block=177, block_text=16, frozen_block=137, frozen_block_text=8, head=36),
-    Precision.bf16: Saved(block=124, block_text=18, frozen_block=89, frozen_block_text=4, head=26),
+FOOTPRINTS = {
+    Precision.fp32: Footprint(177, 16, 12.5, 24, 137, 4, 20, 54, 106, 56, 9, 20),
+    Precision.bf16: Footprint(124.5, 18, 2.5, 16, 85, 2, 10, 31, 57, 34, 10, 10),
 }
+GRADIENTS, COPIES, BATCH = "gradients (fp32)", "bf16 copies", "texts and latents"
+ACTIVATIONS = {"activations": False, "activations, recomputed": True}  # rows: activation checkpointing
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,7 @@ class Networks:
     student: nn.ModuleDict  # the network and its logvar head
     heads: DiscriminatorHeads
     tokens: int  # latent cells that the network sees
+    latent_numel: int  # numbers in the latent of one picture
     width: int
 
     @property
@@ -116,6 +133,7 @@ def build_networks(recipe: Recipe) -> Networks:
     adapted = {**config, "qk_norm": QK_NORM}
     width = config["num_attention_heads"] * config["attention_head_dim"]
     check_taps(recipe, config["num_layers"])
+    tokens, patch_size = _tokens(recipe, config["patch_size"]), config["patch_size"]
     student = meta_network({**adapted, "guidance_embeds": True})
     with torch.device("meta"):
         logvar, heads = nn.Linear(width, 1), DiscriminatorHeads(width, len(recipe.distill.adversarial.taps))
@@ -124,7 +142,8 @@ def build_networks(recipe: Recipe) -> Networks:
         adapted=meta_network(adapted),
         student=nn.ModuleDict({"network": student, "logvar": logvar}),
         heads=heads,
-        tokens=_tokens(recipe, config["patch_size"]),
+        tokens=tokens,
+        latent_numel=config["in_channels"] * tokens * patch_size**2,
         width=width,
     )
 
@@ -184,42 +203,126 @@ def _count(module: nn.Module) -> int:
 
 def adapt_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
     """Bytes by part in stage 1."""
-    batch = _forward_batch(recipe, recipe.adapt.batch_size, gpus)
-    saved = SAVED[recipe.precision]
-    block = _block_bytes(recipe, networks, saved.block, saved.block_text)
-    return {
-        **_trained(networks.adapted, recipe.adapt.optimizer.kind, recipe.precision),
-        "activations": batch * networks.depth * block,
-        "activations, recomputed": batch * (networks.depth * _boundary_bytes(networks) + block),
-    }
+    settings = recipe.adapt
+    parts = _trained(networks.adapted, settings.optimizer.kind, recipe.precision)
+    parts[BATCH] = _batch_bytes(recipe, networks, _local_batch(settings.batch_size, gpus))
+    for row, recomputed in ACTIVATIONS.items():
+        update = _Update(recipe, networks, settings.batch_size, gpus, parts, recomputed)
+        parts[row] = max(update.trained_pass(tangent=False, first=True))
+    return parts
 
 
 def distill_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
-    """Bytes by part in the generator's update of stage 2, the larger of the two.
-
-    Kept until the backward: one pass of the student for sCM, one for LADD, and for LADD the frozen teacher
-    up to its last tap, with the heads.
-    """
+    """Bytes by part in stage 2, at the highest moment of either update."""
     distill, adversarial = recipe.distill, recipe.distill.adversarial
-    batch = _forward_batch(recipe, distill.batch_size, gpus)
+    consistent, adverse = distill.consistency.weight > 0, adversarial.weight > 0
     parts = _trained(networks.student, distill.optimizer.kind, recipe.precision)
     if distill.ema_decay > 0:
         parts["EMA (fp32)"] = FP32 * _count(networks.student)
     parts["frozen teacher"] = _compute_bytes(recipe.precision) * _count(networks.adapted)
-    if adversarial.weight > 0:
+    if adverse:
         heads = _trained(networks.heads, adversarial.optimizer.kind, recipe.precision)
         parts["heads, with optimizer"] = sum(heads.values())
-
-    saved = SAVED[recipe.precision]
-    block = _block_bytes(recipe, networks, saved.block, saved.block_text)
-    frozen = _block_bytes(recipe, networks, saved.frozen_block, saved.frozen_block_text)
-    passes = (distill.consistency.weight > 0) + (adversarial.weight > 0)
-    tapped = adversarial.taps[-1] + 1 if adversarial.weight > 0 else 0
-    heads = len(adversarial.taps) * saved.head * networks.tokens * networks.width if tapped else 0
-    blocks = passes * networks.depth + tapped
-    parts["activations"] = batch * (passes * networks.depth * block + tapped * frozen + heads)
-    parts["activations, recomputed"] = batch * (blocks * _boundary_bytes(networks) + block + heads)
+    parts[BATCH] = _batch_bytes(recipe, networks, _local_batch(distill.batch_size, gpus))
+    for row, recomputed in ACTIVATIONS.items():
+        update = _Update(recipe, networks, distill.batch_size, gpus, parts, recomputed)
+        moments = update.consistency() if consistent else []
+        moments += update.adversarial(first=not consistent) + update.discriminator() if adverse else []
+        parts[row] = max(moments)
     return parts
+
+
+class _Update:
+    """The moments of an update that may be its highest, in bytes on top of weights, all gradients and copies.
+
+    Gradients are not there until the first backward pass has made them, copies of the weights not while blocks are
+    recomputed; such a moment has that much less.
+    """
+
+    def __init__(
+        self, recipe: Recipe, networks: Networks, batch_size: int, gpus: int, parts: Parts, recomputed: bool
+    ):
+        self.recipe, self.networks, self.recomputed = recipe, networks, recomputed
+        self.pictures = _forward_batch(recipe, batch_size, gpus)
+        self.per = FOOTPRINTS[recipe.precision]
+        self.cells = self.pictures * networks.width * networks.tokens
+        self.words = self.pictures * networks.width * recipe.text.max_length
+        self.copies = parts.get(COPIES, 0)
+        accumulated = self.pictures < _local_batch(batch_size, gpus)
+        self.first_gradients = 0 if accumulated else parts[GRADIENTS]
+        self.taps = recipe.distill.adversarial.taps
+
+    def trained_pass(self, tangent: bool, first: bool) -> list[float]:
+        """One pass of the trained network and its backward; `first`: no gradient is there before."""
+        per, absent = self.per, self.first_gradients if first else 0
+        block = self.block + per.backward * self.cells
+        if self.recomputed:
+            forward = per.recomputed_tangent * self.cells if tangent else 0
+            return [
+                self.kept + forward - absent,
+                self.kept + block - self.copies - absent,
+                block - self.copies,  # the last block of the backward pass, all gradients there
+            ]
+        working = max(per.tangent if tangent else 0, per.backward) * self.cells
+        return [self.kept + working - absent, block - self.copies]
+
+    def consistency(self) -> list[float]:
+        """The teacher with and without its prompts, both halves in one pass; then the student."""
+        teacher = 2 * self.per.no_grad * self.cells - self.copies - self.first_gradients
+        return [self.text + moment for moment in (teacher, *self.trained_pass(tangent=True, first=True))]
+
+    def adversarial(self, first: bool) -> list[float]:
+        """The student, the teacher to its last tap and the heads, which see real and generated pictures."""
+        per, absent = self.per, self.first_gradients if first else 0
+        tapped = self.taps[-1] + 1
+        frozen = (tapped * self._of_a_block(per.frozen_block) + per.frozen_ends) * self.cells
+        seen = 2 * len(self.taps) * self.cells
+        graph = self.kept + frozen - absent
+        moments = [
+            graph + seen * (per.head + self.unsaved),
+            graph + seen * per.head + 2 * per.frozen_backward * self.cells - self.copies * self.recomputed,
+        ]
+        if self.recomputed:
+            block = (per.frozen_block + per.frozen_backward) * self.cells
+            moments += [graph + block + seen * FP32 - self.copies]
+            moments += self.trained_pass(tangent=False, first=first)
+        return [self.text + moment for moment in moments]
+
+    def discriminator(self) -> list[float]:
+        """Nothing is kept but the heads' part: features, twice while they are mixed; then the graph."""
+        kinds = 2 + self.recipe.distill.adversarial.misaligned_pairs
+        seen, per = kinds * len(self.taps) * self.cells, self.per
+        return [
+            per.no_grad * self.cells,
+            self.text + 2 * seen * FP32,
+            self.text + seen * (per.head + self.unsaved),
+            self.text + seen * per.head + kinds * per.frozen_backward * self.cells - self.copies,
+        ]
+
+    @property
+    def text(self) -> float:
+        """Prompts and null prompts, projected too, and each block's keys and values of the prompts."""
+        captions = self.networks.teacher.config.caption_channels * self.recipe.text.max_length * self.pictures
+        compute = _compute_bytes(self.recipe.precision)
+        return compute * (2 * captions + 2 * self.words + 2 * self.networks.depth * self.words)
+
+    @property
+    def block(self) -> float:
+        return self.per.block * self.cells + self.per.block_text * self.words
+
+    @property
+    def kept(self) -> float:
+        """Of a pass of the trained network, until its backward."""
+        block = FP32 * self.cells if self.recomputed else self.block  # recomputed: its input alone
+        return self.networks.depth * block + self.per.ends * self.cells + self.per.ends_text * self.words
+
+    def _of_a_block(self, whole: float) -> float:
+        return FP32 if self.recomputed else whole
+
+    @property
+    def unsaved(self) -> int:
+        """Bytes per number of the heads' input, where they save a copy in another precision."""
+        return 0 if self.recipe.precision is Precision.fp32 else FP32
 
 
 def _trained(module: nn.Module, kind: OptimizerKind, precision: Precision) -> Parts:
@@ -228,11 +331,11 @@ def _trained(module: nn.Module, kind: OptimizerKind, precision: Precision) -> Pa
     state = optimizer_state_numel([p.shape for p in module.parameters()], kind)
     parts = {
         "weights (fp32)": FP32 * count,
-        "gradients (fp32)": FP32 * count,
+        GRADIENTS: FP32 * count,
         f"optimizer state ({kind.value}, fp32)": FP32 * state,
     }
     if precision is Precision.bf16:
-        parts["bf16 copies"] = BF16 * count
+        parts[COPIES] = BF16 * count
     return parts
 
 
@@ -260,14 +363,10 @@ def _forward_batch(recipe: Recipe, batch_size: int, gpus: int) -> int:
     return min(local, recipe.micro_batch_size or local)
 
 
-def _block_bytes(recipe: Recipe, networks: Networks, per_token: int, per_text_token: int) -> int:
-    """Activations of one block for one picture."""
-    return networks.width * (per_token * networks.tokens + per_text_token * recipe.text.max_length)
-
-
-def _boundary_bytes(networks: Networks) -> int:
-    """What is kept of one block for one picture if the backward recomputes the rest: its fp32 input."""
-    return FP32 * networks.width * networks.tokens
+def _batch_bytes(recipe: Recipe, networks: Networks, pictures: int) -> int:
+    """Embedded prompts, latents and up to three draws of noise."""
+    text = networks.teacher.config.caption_channels * recipe.text.max_length
+    return FP32 * pictures * (text + 4 * networks.latent_numel)
 
 
 def _compute_bytes(precision: Precision) -> int:
@@ -278,22 +377,23 @@ def _compute_bytes(precision: Precision) -> int:
 
 NOTES = """\
 Weights, gradients, optimizer state: exact, and the same on every GPU (data parallel, no sharding).
-Activations: an estimate. Until the backward, one block keeps for each picture
-    width x ({block} bytes x image tokens + {block_text} bytes x text tokens).
-Stage 2 keeps a pass of the student for each loss and, for LADD, the frozen teacher up to its last tap.
+Activations: what the highest moment of an update holds on top of the rows above. Until the backward, one
+    trained block keeps for each picture width x ({block:g} bytes x image tokens + {text:g} bytes x text tokens).
+Stage 2 backpropagates its two losses one after the other. The second is the higher: a pass of the student, and
+    the frozen teacher up to its last tap, with the heads. With activations recomputed it may be the heads' update.
 Recomputed (activation_checkpointing): each block keeps its input alone and runs again in the
     backward, one block at a time.
 Not counted: text encoder and autoencoder, which add their weights if pictures are encoded while training;
-passes without gradients; workspace and fragmentation, commonly 10 to 20% on top."""
+workspace and fragmentation, commonly 10 to 20% on top."""
 
 
 def _page(plan: Plan) -> list[str]:
-    recipe, saved = plan.recipe, SAVED[plan.recipe.precision]
+    recipe, per = plan.recipe, FOOTPRINTS[plan.recipe.precision]
     lines = [f"# recipe {recipe.name}, hash {recipe_hash(recipe)}", recipe_text(recipe).rstrip(), ""]
     lines += ["# parameters", *(f"{name:<38}{count:>16,}" for name, count in plan.parameters.items())]
     for stage in plan.stages:
         lines += ["", *_memory_table(recipe, stage)]
-    return [*lines, "", NOTES.format(block=saved.block, block_text=saved.block_text)]
+    return [*lines, "", NOTES.format(block=per.block, text=per.block_text)]
 
 
 def _memory_table(recipe: Recipe, stage: Stage) -> list[str]:

@@ -135,6 +135,9 @@ class Recipe:
     precision: Precision = Precision.fp32
     micro_batch_size: int = 0  # samples per forward and process, gradients accumulate; 0 takes them all
     activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
+    compile: bool = (
+        False  # transformer blocks through torch.compile; needs a compiler, and its first steps minutes
+    )
     data: Data = field(default_factory=Data)
     text: Text = field(default_factory=Text)
     adapt: Adapt = field(default_factory=Adapt)
@@ -177,9 +180,9 @@ def recipe_text(recipe: Recipe) -> str:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """Twelve hex digits of SHA-256 over what determines the result: all but names, notes and logging."""
+    """Twelve hex digits of SHA-256 over what determines the result: all but names, notes, logging and compilation."""
     settings = OmegaConf.to_container(OmegaConf.structured(recipe), resolve=True, enum_to_str=True)
-    for key in ("name", "needs", "arch", "save_every", "log_every", "wandb"):
+    for key in ("name", "needs", "arch", "compile", "save_every", "log_every", "wandb"):
         del settings[key]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 

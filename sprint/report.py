@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from sprint import report_page as html
-from sprint.chart import Point
 from sprint.evaluate.grid import picture_grid
 from sprint.files import write_whole
+from sprint.report_metrics import Curve, in_order
 
 CATEGORY_TITLES = {"two_object": "Two objects", "color_attr": "Attribute binding"}  # GenEval's short names
 
@@ -68,18 +68,6 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A chart: named lines of (x, y)."""
-
-    title: str
-    lines: Mapping[str, Sequence[Point]]
-    x_label: str = "step"
-    y_label: str = "loss"
-    log_y: bool = False
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class Report:
     name: str  # of the recipe
     columns: Sequence[Column] = ()  # in reading order: teacher, undistilled, student 1, 2, 3, 4
@@ -88,6 +76,7 @@ class Report:
     fid_space: str = ""  # whose features FID compares, "the autoencoder's latents" say
     goals: Sequence[Goal] = ()
     curves: Sequence[Curve] = ()
+    update_times: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # kind of update: part: ms
     seconds: Mapping[str, float] = field(default_factory=dict)  # by part of the run, in order
     peak_memory: int | None = None  # bytes
     recipe: str = ""  # resolved, as YAML
@@ -146,6 +135,7 @@ def report_html(report: Report) -> str:
             _pictures(report),
             _scores(report),
             _curves(report),
+            _update_times(report),
             _cost(report),
             _record(report),
         ],
@@ -194,40 +184,6 @@ def distillation_goals(report: Report) -> list[Goal]:
             text = f"{_category(name)} ÷ teacher's, {html.steps(steps)}"
             goals.append(_ratio_goal(text, ratio, least, at_most=False))
     return [goal for goal in goals if goal is not None]
-
-
-def training_curves(rows: Sequence[dict]) -> list[Curve]:
-    """The charts of a metrics.jsonl (`sprint.log.read_metrics`); a metric that is not there draws nothing.
-
-    Names read: loss, grad_norm in every phase; loss_scm, loss_adv, tangent_norm, logvar in phase G.
-    """
-    student, heads = {"student": "G"}, {"discriminator": "D"}
-    drawn = [
-        Curve("Stage 1: flow loss", {"loss": _line(rows, "flow", "loss")}),
-        Curve(
-            "Stage 1: gradient norm", {"norm": _line(rows, "flow", "grad_norm")}, y_label="norm", log_y=True
-        ),
-        Curve("Stage 2: consistency loss (sCM)", {"sCM": _line(rows, "G", "loss_scm")}),
-        Curve(
-            "Stage 2: adversarial losses",
-            {"student": _line(rows, "G", "loss_adv"), "discriminator": _line(rows, "D", "loss")},
-        ),
-        Curve(
-            "Stage 2: gradient norms",
-            {name: _line(rows, phase, "grad_norm") for name, phase in (student | heads).items()},
-            y_label="norm",
-            log_y=True,
-        ),
-        Curve(
-            "Stage 2: tangent norm",
-            {"norm": _line(rows, "G", "tangent_norm")},
-            y_label="norm",
-            log_y=True,
-            note="Of F′ = cos t · sin t · dF/dt.",
-        ),
-        Curve("Stage 2: log-variance weight", {"logvar": _line(rows, "G", "logvar")}, y_label="logvar"),
-    ]
-    return [c for c in map(_without_empty_lines, drawn) if c.lines]
 
 
 # ---- sections ---------------------------------------------------------------------------------------
@@ -310,6 +266,34 @@ def _curves(report: Report) -> str:
     return html.section("Training", text if drawn else "", html.charts(drawn))
 
 
+def _update_times(report: Report) -> str:
+    """A bar for each kind of update, and the same in numbers."""
+    kinds = {name: times for name, times in report.update_times.items() if sum(times.values()) > 0}
+    if not kinds:
+        return ""
+    wholes = {name: sum(times.values()) for name, times in kinds.items()}
+    bars = [(name, _milliseconds(wholes[name]), list(times.items())) for name, times in kinds.items()]
+    parts = in_order(part for times in kinds.values() for part in times)
+    rows = [("the whole update", [_milliseconds(whole) for whole in wholes.values()])]
+    for part in parts:
+        rows.append((part, [_milliseconds(t.get(part), wholes[name]) for name, t in kinds.items()]))
+    drawn = html.table([("", ""), *map(_kind, kinds)], rows, marks=["", *parts])
+    text = "Medians over the logged updates; one scale for all. What lies between the parts is called other."
+    return html.section("Where an update's time goes", html.paragraph(text), html.stacks(bars), drawn)
+
+
+def _kind(name: str) -> tuple[str, str]:
+    """ "Stage 2, student" -> "Stage 2", "student" """
+    stage, _, which = name.partition(", ")
+    return stage, which
+
+
+def _milliseconds(value: float | None, whole: float = 0.0) -> str:
+    if value is None:
+        return "–"
+    return html.brief(value / 1000) + (f" · {value / whole:.0%}" if whole else "")
+
+
 def _cost(report: Report) -> str:
     total = sum(report.seconds.values())
     rows = [(part, html.duration(s), s / total if total else 0.0) for part, s in report.seconds.items()]
@@ -363,14 +347,6 @@ def _ratio_goal(text: str, ratio: float | None, bound: float, at_most: bool) -> 
     sign = "≤" if at_most else "≥"
     met = ratio <= bound if at_most else ratio >= bound
     return Goal(text, f"{sign} {bound:g}", f"{ratio:.3f}", met)
-
-
-def _line(rows: Sequence[dict], phase: str, metric: str) -> list[Point]:
-    return [(r["step"], r[metric]) for r in rows if r["phase"] == phase and r.get(metric) is not None]
-
-
-def _without_empty_lines(curve: Curve) -> Curve:
-    return dataclasses.replace(curve, lines={name: line for name, line in curve.lines.items() if line})
 
 
 def _drawable(curve: Curve) -> bool:

@@ -17,6 +17,7 @@ from sprint.evaluate.grid import resize_picture
 
 PICTURE_EDGE = 256  # pixels; larger pictures are reduced to this on the page
 SMALL_PICTURE = 96  # pixels; up to here a picture is enlarged, and its pixels stay square
+NAMED_PART = 0.085  # share of the page's width from which a part of a bar has room for its name
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -60,20 +61,27 @@ def figures(items: Sequence[tuple[str, str, str]]) -> str:
     return f'<dl class="figures">{cells}</dl>' if items else ""
 
 
-def table(head: Sequence[tuple[str, str]], rows: Sequence[tuple[str, Sequence[str]]], shares=None) -> str:
+def table(
+    head: Sequence[tuple[str, str]],
+    rows: Sequence[tuple[str, Sequence[str]]],
+    shares: Sequence[Sequence[float | None]] | None = None,
+    marks: Sequence[str] | None = None,
+) -> str:
     """A table of numbers; the first column of `head` and of each row names the row.
 
     head     two lines a column
     rows     (name, cells)
     shares   [rows][cells] of 0 to 1 or None: a thin bar under the number
+    marks    a part of `stacks` for each row, or "": its colour before the name
     """
+    marks = marks or [""] * len(rows)
     shares = shares or [[None] * len(cells) for _, cells in rows]
     top = "".join(f'<th scope="col">{escape(a)}<small>{escape(b)}</small></th>' for a, b in head)
     body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>'
+        f'<tr><th scope="row">{_swatch(mark)}{escape(name)}</th>'
         + "".join(f"<td>{escape(cell)}{_bar(s)}</td>" for cell, s in zip(cells, bars, strict=True))
         + "</tr>"
-        for (name, cells), bars in zip(rows, shares, strict=True)
+        for (name, cells), bars, mark in zip(rows, shares, marks, strict=True)
     )
     return (
         f'<div class="scroll" tabindex="0"><table class="numbers"><thead><tr>{top}</tr></thead>'
@@ -101,6 +109,23 @@ def shares(rows: Sequence[tuple[str, str, float]]) -> str:
         for name, value, share in rows
     )
     return f'<table class="shares"><tbody>{body}</tbody></table>' if rows else ""
+
+
+def stacks(rows: Sequence[tuple[str, str, Sequence[tuple[str, float]]]]) -> str:
+    """Bars made of parts on one scale: (name, value as text, parts), a part being its name and its size.
+
+    The colour is that of the CSS class part-NAME, which `table` repeats beside its rows.
+    """
+    longest = max((sum(size for _, size in parts) for _, _, parts in rows), default=0.0)
+    drawn = []
+    for name, value, parts in rows:
+        cells = "".join(
+            f'<span class="{_mark(part)}" style="width:{100 * size / longest:.2f}%" title="{escape(part)}">'
+            f"{escape(part) if size >= NAMED_PART * longest else ''}</span>"
+            for part, size in parts
+        )
+        drawn.append(f'<p>{escape(name)} <b>{escape(value)}</b></p><div class="stack">{cells}</div>')
+    return f'<div class="stacks">{"".join(drawn)}</div>' if longest else ""
 
 
 def picture_table(
@@ -187,6 +212,15 @@ def _bar(share: float | None) -> str:
     if share is None:
         return ""
     return f'<i class="bar"><b style="width:{100 * min(max(share, 0.0), 1.0):.1f}%"></b></i>'
+
+
+def _swatch(part: str) -> str:
+    return f'<i class="swatch {_mark(part)}"></i>' if part else ""
+
+
+def _mark(part: str) -> str:
+    """The CSS class of a part's colour."""
+    return f"part-{escape(part.replace(' ', '-'))}"
 
 
 def _picture(picture: np.ndarray, alt: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sprint.dist import on_device
 from sprint.trigflow import SIGMA_DATA, data_estimate, diffuse, noise_estimate
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -26,8 +27,8 @@ class Noise:
 
     def draw(self) -> Tensor:
         """-> [len(seeds), *shape], float32"""
-        drawn = [torch.randn(self.shape, generator=generator) for generator in self.generators]
-        return torch.stack(drawn).to(self.device)
+        drawn = torch.stack([torch.randn(self.shape, generator=generator) for generator in self.generators])
+        return on_device(drawn, self.device)
 
 
 @torch.no_grad()

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -112,12 +113,46 @@ def test_twenty_skipped_in_a_row_stop_the_run(engine):
     stage = make_stage(engine)
     bad = tiny_batch()._replace(latent=torch.full((8, *LATENT), math.nan))
     for step in range(PATIENCE - 1):
-        stage.update(step, bad)
+        assert stage.update(step, bad).read(engine)["skipped"] == step + 1
     stage.update(PATIENCE, tiny_batch())  # one good update starts the count again
     for step in range(PATIENCE - 1):
-        stage.update(step, bad)
-    with pytest.raises(SprintError, match="20 updates in a row without a finite gradient"):
-        stage.update(99, bad)
+        stage.update(step, bad).read(engine)
+    means = stage.update(99, bad)  # reads nothing, so says nothing
+    for _ in range(2):
+        with pytest.raises(SprintError, match="20 updates in a row without a finite gradient"):
+            means.read(engine)
+
+
+def test_the_count_of_skipped_updates_survives_a_resume(engine):
+    bad = tiny_batch()._replace(latent=torch.full((8, *LATENT), math.nan))
+    first, second = make_stage(engine), make_stage(engine)
+    for step in range(PATIENCE - 1):
+        first.update(step, bad)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert (second.updater.skipped, second.updater.skipped_in_a_row) == (PATIENCE - 1, PATIENCE - 1)
+    with pytest.raises(SprintError, match="20 updates in a row"):
+        second.update(PATIENCE, bad).read(engine)
+
+
+def test_a_skipped_update_has_its_place_in_the_schedule_and_leaves_the_optimizer(engine):
+    stage = make_stage(engine)
+    stage.update(0, tiny_batch())
+    before = copy.deepcopy(stage.updater.state_dict())
+    stage.update(1, tiny_batch()._replace(latent=torch.full((8, *LATENT), math.inf)))
+    after = stage.updater.state_dict()
+    assert (before["schedule"]["last_epoch"], after["schedule"]["last_epoch"]) == (1, 2)
+    for number, state in before["optimizer"]["state"].items():
+        assert same(state, after["optimizer"]["state"][number])
+    assert (after["skipped"], after["skipped_in_a_row"]) == (1, 1)
+
+
+def test_the_clock_has_every_part_of_the_update(engine):
+    stage = make_stage(engine, micro_batch_size=4)
+    stage.clock.restart()
+    stage.update(0, tiny_batch())
+    times = stage.clock.read()
+    assert list(times) == ["forward", "backward", "optimizer", "other"]
+    assert all(value > 0 for value in times.values())
 
 
 def test_activation_checkpointing_changes_no_number(engine):

@@ -13,6 +13,7 @@ from sprint import checkpoint, losses
 from sprint.convert import verify
 from sprint.engine import Engine
 from sprint.errors import SprintError
+from sprint.models.guidance import with_null
 from sprint.models.view import DENSE_TIME
 from sprint.schedule import check_times, student_times, with_max_time
 from sprint.train import distill
@@ -34,7 +35,7 @@ def test_trig_time_is_not_cast_to_bf16_before_its_sine(bf16_engine):
     seen = []
     stage.student.network.time_embed.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with bf16_engine.autocast():
-        stage._generator_loss(tiny_batch(), draw(stage.recipe, 0, LATENT))
+        list(stage._generator_terms(tiny_batch(), draw(stage.recipe, 0, LATENT)))
     times = torch.cat(seen)
     assert times.dtype == torch.float32
     assert (times != times.bfloat16().float()).float().mean() > 0.5
@@ -112,12 +113,13 @@ def test_the_unconditional_branch_has_its_own_mask(stage):
     hook = stage.teacher.network.register_forward_pre_hook(
         lambda module, args, kwargs: masks.append(kwargs["encoder_attention_mask"]), with_kwargs=True
     )
-    ours = teacher_velocity(stage.teacher, x_t, draws, batch, stage.null)
+    ours = teacher_velocity(stage.teacher, x_t, draws, stage.with_null(batch))
     hook.remove()
     conditional, unconditional = masks[0].chunk(2)
     assert torch.equal(conditional, batch.mask)
     assert torch.equal(unconditional, null_mask.expand(8, -1))
-    every_token = teacher_velocity(stage.teacher, x_t, draws, batch, (null_text, torch.ones_like(null_mask)))
+    wrong = with_null(batch.text, batch.mask, null_text, torch.ones_like(null_mask))
+    every_token = teacher_velocity(stage.teacher, x_t, draws, wrong)
     assert (ours - every_token).norm() > 1e-2 * ours.norm()
 
 
@@ -159,7 +161,8 @@ def test_four_step_sampling_works_with_default_times():
 
 def test_attention_has_a_forward_derivative(stage):
     """Flash and efficient kernels have none: the tangent would be an error, or zero."""
-    seen = stage._consistency_loss(tiny_batch(), draw(stage.recipe, 0, LATENT))[1]
+    batch = tiny_batch()
+    seen = stage._consistency_loss(batch, draw(stage.recipe, 0, LATENT), stage.with_null(batch))[1]
     assert seen["tangent_norm"] > 0.1
 
 

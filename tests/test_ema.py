@@ -23,6 +23,20 @@ def test_average_moves_by_the_decay():
     assert model.weight.item() == 2.0
 
 
+def test_a_skipped_update_leaves_the_average_to_the_bit():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2, dtype=torch.float64))
+    ema, plain = Ema(model, decay=0.9), Ema(model, decay=0.9)
+    nn.init.normal_(model[0].weight)
+    nn.init.normal_(model[1].weight)
+    before = {name: value.clone() for name, value in ema.shadow.items()}
+    ema.update(model, torch.tensor(False))
+    assert all(torch.equal(before[name], value) for name, value in ema.shadow.items())
+    ema.update(model, torch.tensor(True))
+    plain.update(model)
+    assert all(torch.equal(plain.shadow[name], value) for name, value in ema.shadow.items())
+    assert not torch.equal(before["0.weight"], ema.shadow["0.weight"])
+
+
 def test_decay_zero_follows_exactly_and_one_is_refused():
     model = scalar(1.0)
     ema = Ema(model, decay=0.0)

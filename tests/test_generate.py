@@ -11,8 +11,11 @@ from diffusers import (
     SanaPipeline,
     SanaTransformer2DModel,
 )
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
+from sprint.cli import _compiler_errors
 from sprint.errors import SprintError
 from sprint.generate import (
     Settings,
@@ -21,9 +24,10 @@ from sprint.generate import (
     load_generator,
     read_settings,
 )
-from sprint.models.family import Family
+from sprint.models.family import PIXELS_AT_ONCE, Family
 from sprint.models.presets import transformer_config
 from sprint.models.view import DENSE_TIME, SPARSE_TIME, TrigFlowView
+from sprint.sample import Noise
 
 PROMPTS = ["a red circle", "two blue squares", "a dot"]
 SEEDS = [3, 1, 4]
@@ -204,6 +208,107 @@ def test_teacher_pictures_are_those_of_diffusers(tmp_path, instruction):
 def test_teacher_picture_does_not_depend_on_its_batch(teacher):
     together = teacher.pictures(PROMPTS, SEEDS, 6)
     assert levels_apart(teacher.pictures(PROMPTS[1:2], SEEDS[1:2], 6)[0], together[1]) <= 1
+
+
+# ---- less work, the same pictures -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("instruction", [False, True])
+def test_trimmed_text_lacks_padding_only(instruction):
+    family = mini_family(max_length=40, instruction=instruction)
+    text, mask = family.encode_prompts(PROMPTS)
+    trimmed, trimmed_mask = family.encode_trimmed(PROMPTS)
+    assert text.shape == (3, 40, TEXT_WIDTH) and trimmed.shape == (3, 32, TEXT_WIDTH)
+    assert mask[:, 32:].sum() == 0 and torch.equal(mask[:, :32], trimmed_mask)
+    real = trimmed_mask.bool()
+    assert torch.allclose(trimmed[real], text[:, :32][real], atol=1e-6)
+
+
+@pytest.mark.parametrize(("unit", "length"), [(1, 17), (16, 32), (64, 40)])
+def test_trimmed_text_comes_in_units(unit, length):
+    """A byte of the longest prompt is a token."""
+    family = mini_family(max_length=40)
+    assert family.encode_trimmed(["a", "a" * 17], unit)[1].shape == (2, length)
+    assert family.encode_trimmed(["a" * 100], unit)[1].shape[1] == 40
+
+
+def test_padding_changes_no_latent(student):
+    short = student.latents(["a dot"], [5], 2)
+    text, mask = student.family.encode_prompts(["a dot"])
+    noise = Noise([5], (CHANNELS, 8, 8))
+    padded = student.denoise(text, mask, torch.tensor([4.5]), noise, student.times(2))
+    assert text.shape[1] == 20 > student.family.encode_trimmed(["a dot"])[1].shape[1]
+    assert torch.allclose(short, padded, atol=1e-5)
+
+
+def test_decoding_a_few_at_a_time(student, monkeypatch):
+    latents = student.latents(PROMPTS, SEEDS, 1)
+    sizes = []
+    handle = student.family.autoencoder.decoder.register_forward_pre_hook(
+        lambda module, inputs: sizes.append(len(inputs[0]))
+    )
+    together = student.family.decode_latents(latents)
+    monkeypatch.setitem(PIXELS_AT_ONCE, "cpu", 2 * SIZE * SIZE)
+    in_parts = student.family.decode_latents(latents)
+    monkeypatch.setitem(PIXELS_AT_ONCE, "cpu", 1)
+    one_by_one = student.family.decode_latents(latents)
+    handle.remove()
+    assert sizes == [3, 2, 1, 1, 1, 1]
+    assert together.shape == (3, SIZE, SIZE, 3) and together.dtype == np.uint8
+    assert levels_apart(together, in_parts) <= 1 and levels_apart(together, one_by_one) <= 1
+
+
+def test_channels_last_changes_no_value(family):
+    other = mini_family().channels_last()
+    weights = family.autoencoder.state_dict()
+    for name, tensor in other.autoencoder.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+    assert not other.autoencoder.decoder.conv_in.weight.is_contiguous()
+
+
+def test_latents_may_meet_autograd(student):
+    """Pictures are drawn in inference mode; nothing of it stays behind."""
+    student.pictures(PROMPTS[:1], [0], 1)
+    weight = torch.ones(1, requires_grad=True)
+    (student.latents(PROMPTS[:1], [0], 1) * weight).sum().backward()
+    assert weight.grad is not None
+
+
+# ---- compiled -------------------------------------------------------------------------------------------
+
+
+def test_compiled_is_two_whole_graphs(monkeypatch):
+    """Network and decoder, each captured whole and once for two steps and two calls of one shape."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    original = nn.Module.compile
+    wanted = []
+
+    def compile_without_code(module, fullgraph, dynamic, mode):
+        wanted.append(mode)
+        original(module, fullgraph=fullgraph, dynamic=dynamic, backend=counter)
+
+    monkeypatch.setattr(nn.Module, "compile", compile_without_code)
+    plain, compiled = (
+        StudentGenerator(TrigFlowView(mini_student(), DENSE_TIME), mini_family()) for _ in "ab"
+    )
+    assert compiled.compile() is compiled and wanted == ["default"] * 2
+    assert counter.frame_count == 0
+    for seed in (1, 2):
+        ours = compiled.pictures(["a dot"], [seed], 2)
+        assert levels_apart(ours, plain.pictures(["a dot"], [seed], 2)) <= 1
+    assert counter.frame_count == 2
+
+
+def test_no_compiler_is_one_line(monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/compiler"))
+    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
+    compiled = torch.compile(lambda x: (x + 1).sin())
+    words = r"--compile does not work here: .*compiler"
+    with pytest.raises(SprintError, match=words) as error, _compiler_errors():
+        compiled(torch.ones(3))
+    assert "\n" not in str(error.value)
 
 
 # ---- what cannot be drawn -----------------------------------------------------------------------------

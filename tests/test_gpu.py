@@ -103,6 +103,28 @@ def test_bf16_updates_are_finite_and_reach_every_parameter(checkpointing):
         assert any((p != old).any() for p, old in zip(after.values(), before, strict=True))
 
 
+@pytest.mark.parametrize("kind", ["adamw", "came"])
+def test_an_update_does_not_wait_for_the_device(kind):
+    """CUDA itself raises where the host would wait: in G, D, and once more, without a finite gradient."""
+    betas = "[0.9,0.99]" if kind == "adamw" else "[0.9,0.999,0.9999]"
+    names = ("distill.optimizer", "distill.adversarial.optimizer")
+    stage = make_stage(*(f"{name}.{item}" for name in names for item in (f"kind={kind}", f"betas={betas}")))
+    batch, means = random_batch(CUDA), []
+    bad = batch._replace(latent=torch.full_like(batch.latent, math.nan))
+    for step in range(2):  # cuDNN and cuBLAS may wait when they are first used
+        stage.update(step, batch)
+    stage.clock.restart()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(2, 6):
+            means.append(stage.update(step, bad if step == 4 else batch))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [each.read(stage.engine)["skipped"] for each in means] == [0, 0, 1, 0]
+    times = stage.clock.read()
+    assert times["optimizer"] > 0 and all(map(math.isfinite, times.values()))
+
+
 def test_bf16_follows_fp32():
     def first_losses(precision: str) -> list[float]:
         stage, batch = make_stage(f"precision={precision}"), random_batch(CUDA)

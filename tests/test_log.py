@@ -33,6 +33,14 @@ def test_a_line_holds_stage_step_phase_seconds_and_the_numbers(tmp_path):
     assert second["step"] == 2
 
 
+def test_parts_of_the_update_are_milliseconds_beside_the_numbers(tmp_path):
+    with RunLog(tmp_path, TOTALS) as log:
+        log.begin("distill", 0)
+        log.write(1, "G", {"loss": 0.5}, {"teacher": 12.34567, "other": 0.25})
+    (row,) = read_metrics(tmp_path / METRICS)
+    assert (row["loss"], row["ms_teacher"], row["ms_other"]) == (0.5, 12.346, 0.25)
+
+
 def test_every_line_is_on_disk_at_once(tmp_path):
     with RunLog(tmp_path, TOTALS) as log:
         log.begin("adapt", 0)

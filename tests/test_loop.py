@@ -1,5 +1,6 @@
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline
 from safetensors.torch import load_file
 
 from sprint import checkpoint
-from sprint.data.source import Sample
-from sprint.log import METRICS, RunLog, read_metrics
+from sprint.data.source import Sample, encode
+from sprint.log import METRICS, TIME, RunLog, read_metrics
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import DistillStage
 from sprint.train.loop import Interrupted, due, stop_requests, train
@@ -52,11 +53,14 @@ def weights(stage) -> dict:
 
 def run(stage, engine, family, folder: Path, save_every: int = 100) -> float:
     with RunLog(folder, {"adapt": 6, "distill": 6}) as log:
-        return train(stage, Squares(), family, engine, log, folder / "checkpoints", save_every, log_every=1)
+        encoded = partial(encode, family=family)
+        return train(stage, Squares(), encoded, engine, log, folder / "checkpoints", save_every, log_every=1)
 
 
 def numbers(folder: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(folder / METRICS)]
+    """The log without times."""
+    rows = read_metrics(folder / METRICS)
+    return [{k: v for k, v in row.items() if k != "seconds" and not k.startswith(TIME)} for row in rows]
 
 
 def at_step(stage, where: int, action) -> None:
@@ -102,6 +106,18 @@ def test_an_interrupted_run_resumes_bit_for_bit(uninterrupted, where, engine, fa
     assert numbers(folder) == log and len(log) == 6
     seconds = [row["seconds"] for row in read_metrics(folder / METRICS)]
     assert seconds == sorted(seconds)
+
+
+def test_logged_updates_say_where_their_time_went(engine, family, tmp_path):
+    run(make_stage("distill", engine, family), engine, family, tmp_path)
+    rows = read_metrics(tmp_path / METRICS)
+    common = ["data", "encode", "student", "features", "heads", "backward", "optimizer", "other"]
+    for row, extra in ((rows[0], ["teacher"]), (rows[1], []), (rows[-1], [])):
+        times = {name: value for name, value in row.items() if name.startswith(TIME)}
+        assert sorted(times) == sorted(TIME + part for part in common + extra)
+        assert all(value >= 0 for value in times.values()) and times["ms_backward"] > 0
+    spent = sum(value for row in rows for name, value in row.items() if name.startswith(TIME)) / 1000
+    assert spent < rows[-1]["seconds"] + 0.1  # nothing is counted twice
 
 
 class Killed(BaseException):

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -154,6 +156,75 @@ def test_resume_continues_bit_for_bit(settings, tmp_path):
     assert resumed[1].param_groups[0]["lr"] == 1e-3
 
 
+KINDS = pytest.mark.parametrize(
+    "settings",
+    [
+        Optimizer(kind=OptimizerKind.came, lr=1e-2, weight_decay=0.1),
+        Optimizer(kind=OptimizerKind.adamw, lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1),
+    ],
+    ids=["came", "adamw"],
+)
+
+
+def small_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 5, 1), nn.Flatten(), nn.Linear(20, 2))
+
+
+def set_gradients(model: nn.Module, seed: int, spoilt: float | None = None) -> None:
+    """Random ones; `spoilt` becomes one number of each."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=generator)
+        if spoilt is not None:
+            p.grad.view(-1)[0] = spoilt
+
+
+def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Copies of the weights and of their state; state is zero before it is there."""
+    states = [optimizer.state[p] for p in model.parameters()]
+    kept = [state[name] for state in states for name in sorted(state)]
+    return [tensor.detach().clone() for tensor in (*model.parameters(), *kept)]
+
+
+@KINDS
+@pytest.mark.parametrize("spoilt", [math.nan, math.inf, -math.inf])
+def test_found_inf_leaves_weights_and_state_to_the_bit(settings, spoilt):
+    """Also on the first update, whose state is all zeros; what comes after is as if it had never been."""
+    model, plain = small_model(), small_model()
+    optimizer = build_optimizer(model.parameters(), settings)
+    undisturbed = build_optimizer(plain.parameters(), settings)
+    for step in range(5):
+        bad = step in (0, 3)
+        before = everything(model, optimizer)
+        set_gradients(model, step, spoilt if bad else None)
+        optimizer.found_inf = torch.tensor(float(bad))
+        optimizer.step()
+        after = everything(model, optimizer)
+        if bad and step:
+            assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        if not bad:
+            set_gradients(plain, step)
+            undisturbed.step()
+            assert all(torch.equal(a, b) for a, b in zip(after, everything(plain, undisturbed), strict=True))
+            assert not torch.equal(before[0], after[0])
+        elif not step:
+            assert not any(state.any() for state in after[len(before) :])
+            assert all(torch.equal(a, b) for a, b in zip(before, after[: len(before)], strict=True))
+
+
+def test_came_moves_a_channels_last_convolution_as_any_other():
+    convolutions = [nn.Conv2d(4, 6, 3) for _ in range(2)]
+    convolutions[1].load_state_dict(convolutions[0].state_dict())
+    convolutions[1].to(memory_format=torch.channels_last)
+    gradient = torch.randn(6, 4, 3, 3)
+    for conv in convolutions:
+        optimizer = CAME([conv.weight], lr=0.1)
+        conv.weight.grad = torch.empty_like(conv.weight).copy_(gradient)
+        optimizer.step()
+    torch.testing.assert_close(convolutions[0].weight, convolutions[1].weight, rtol=1e-6, atol=1e-7)
+
+
 def test_build_optimizer_uses_the_settings():
     parameters = [nn.Parameter(torch.ones(2, 2))]
     came = build_optimizer(iter(parameters), Optimizer(lr=3e-4, betas=(0.8, 0.9, 0.95), weight_decay=0.1))
@@ -164,6 +235,7 @@ def test_build_optimizer_uses_the_settings():
     adamw = build_optimizer(parameters, Optimizer(OptimizerKind.adamw, 4e-4, (0.9, 0.99), 0.01))
     assert isinstance(adamw, torch.optim.AdamW)
     assert adamw.param_groups[0]["betas"] == (0.9, 0.99)
+    assert adamw.param_groups[0]["fused"]  # the others know no found_inf
 
 
 def test_build_optimizer_refuses_wrong_betas_and_half_precision():

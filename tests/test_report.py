@@ -19,9 +19,9 @@ from sprint.report import (
     Scores,
     distillation_goals,
     headline,
-    training_curves,
     write_report,
 )
+from sprint.report_metrics import training_curves, update_times
 
 CAPTIONS = ("a red circle", 'two <script>alert("x")</script> squares')
 
@@ -205,6 +205,66 @@ def test_curves_come_from_the_metrics():
         "Stage 2: adversarial losses": {"student": [(1, 0.25)], "discriminator": [(2, 2.0)]},
         "Stage 2: log-variance weight": {"logvar": [(1, -7.0)]},
     }
+
+
+# ---- the time of an update ------------------------------------------------------------------------------
+
+TIMED = [
+    {"stage": "adapt", "step": 1, "phase": "flow", "loss": 1.0},  # logged before there were times
+    {"stage": "adapt", "step": 2, "phase": "flow", "ms_data": 1.0, "ms_forward": 19.0, "ms_other": 0.0},
+    {"stage": "distill", "step": 1, "phase": "G", "ms_student": 900.0, "ms_other": 7.0},  # the first is slow
+    {"stage": "distill", "step": 3, "phase": "G", "ms_student": 60.0, "ms_other": 5.0, "ms_teacher": 35.0},
+    {"stage": "distill", "step": 5, "phase": "G", "ms_student": 50.0, "ms_other": 6.0, "ms_teacher": 34.0},
+    {"stage": "distill", "step": 2, "phase": "D", "ms_odd part": 10.0, "ms_other": 40.0},
+]
+
+
+def test_times_of_an_update_are_medians_in_order():
+    times = update_times(TIMED)
+    assert times == {
+        "Stage 1": {"data": 1.0, "forward": 19.0, "other": 0.0},
+        "Stage 2, student": {"teacher": 34.0, "student": 60.0, "other": 6.0},
+        "Stage 2, discriminator": {"odd part": 10.0, "other": 40.0},
+    }
+    assert [list(parts) for parts in times.values()] == [
+        ["data", "forward", "other"],
+        ["teacher", "student", "other"],
+        ["odd part", "other"],
+    ]
+    assert update_times(TIMED[:1]) == {}
+
+
+def test_the_page_shows_a_bar_and_a_column_for_each_kind_of_update(tmp_path):
+    """The longest, 100 ms, fills the width; a part too small for its name has none."""
+    page = write_report(tmp_path, Report("tiny", update_times=update_times(TIMED))).read_text()
+    bars = re.findall('<p>([^<]*) <b>([^<]*)</b></p><div class="stack">(.*?)</div>', page)
+    assert [(name, whole) for name, whole, _ in bars] == [
+        ("Stage 1", "20 ms"),
+        ("Stage 2, student", "100 ms"),
+        ("Stage 2, discriminator", "50 ms"),
+    ]
+    pieces = [re.findall(r'class="([^"]*)" style="width:([\d.]+)%"[^>]*>([^<]*)<', bar) for *_, bar in bars]
+    assert pieces[1] == [
+        ("part-teacher", "34.00", "teacher"),
+        ("part-student", "60.00", "student"),
+        ("part-other", "6.00", ""),
+    ]
+    assert pieces[2][0] == ("part-odd-part", "10.00", "odd part")
+    rows = {
+        name: re.findall("<td>([^<]*)</td>", cells)
+        for name, cells in re.findall(
+            r'<th scope="row">(?:<i class="swatch [^"]*"></i>)?([^<]*)</th>(.*?)</tr>', page
+        )
+    }
+    assert rows["the whole update"] == ["20 ms", "100 ms", "50 ms"]
+    assert rows["student"] == ["–", "60 ms · 60%", "–"]
+    assert rows["other"] == ["0.0 ms · 0%", "6.0 ms · 6%", "40 ms · 80%"]
+    assert list(rows) == ["the whole update", "data", "teacher", "student", "forward", "odd part", "other"]
+
+
+def test_a_part_with_an_evil_name_is_escaped(tmp_path):
+    page = write_report(tmp_path, Report("t", update_times={"<b>": {'"><i onclick="': 1.0}})).read_text()
+    assert "<b>&lt;b" not in page and "onclick=&quot;" in page and 'onclick="' not in page
 
 
 # ---- charts -----------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from sprint.models.guidance import guided_velocity
+from sprint.models.guidance import guided_velocity, with_null
 from sprint.models.view import DENSE_TIME, SPARSE_TIME, TrigFlowView
 from sprint.trigflow import HALF_PI, flow_time, to_flow_input, to_flow_velocity
 from tests.tiny import tiny_batch, tiny_network, tiny_null
@@ -86,7 +86,7 @@ def test_guidance_by_hand_each_branch_with_its_own_mask():
     x_hat, t, text, mask = inputs()
     null_text, null_mask = tiny_null()
     w = torch.tensor([0.0, 1.0, 4.5, 2.0])
-    F = guided_velocity(view, x_hat, t, text, mask, null_text, null_mask, w)
+    F = guided_velocity(view, x_hat, t, with_null(text, mask, null_text, null_mask), w)
     F_c = view(x_hat, t, text, mask)
     F_u = view(x_hat, t, null_text.expand(4, -1, -1), null_mask.expand(4, -1))
     expected = F_u + w[:, None, None, None] * (F_c - F_u)
@@ -94,5 +94,6 @@ def test_guidance_by_hand_each_branch_with_its_own_mask():
     torch.testing.assert_close(F[0], F_u[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(F[1], F_c[1], rtol=1e-4, atol=1e-5)
 
-    wrong = guided_velocity(view, x_hat, t, text, mask, null_text, torch.ones_like(null_mask), w)
+    wrong = with_null(text, mask, null_text, torch.ones_like(null_mask))
+    wrong = guided_velocity(view, x_hat, t, wrong, w)
     assert (wrong[2] - F[2]).norm() > 1e-2 * F[2].norm()

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from sprint.data.source import HELD_OUT_SEED
 from sprint.evaluate.scenes import score
 from sprint.generate import SETTINGS_FILE
 from sprint.models.family import Family, tokenize
-from sprint.models.guidance import guided_velocity
+from sprint.models.guidance import guided_velocity, with_null
 from sprint.models.view import SPARSE_TIME, TrigFlowView
 from sprint.sample import Noise, sample_ode
 from sprint.schedule import shifted_logit_normal_flow_times, teacher_times
@@ -162,9 +163,8 @@ def scene_score(teacher: Teacher, family: Family, prompts: int, steps: int, scal
         text, mask = family.encode_prompts([s.caption for s in scenes])
         guidance_scale = torch.full((len(scenes),), scale, device=text.device)
 
-        def F(x_hat, t, text=text, mask=mask, scale=guidance_scale):
-            return guided_velocity(view, x_hat, t, text, mask, null_text, null_mask, scale)
-
+        guided = with_null(text, mask, null_text, null_mask)
+        F = partial(guided_velocity, view, guided=guided, guidance_scale=guidance_scale)
         noise = Noise(
             list(range(start, start + len(scenes))), (view.network.config.in_channels, 8, 8), text.device
         )

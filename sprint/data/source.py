@@ -13,11 +13,12 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from sprint.data.batch import Batch, parts
 from sprint.data.scenes import Scene, render, scene
 from sprint.errors import SprintError
-from sprint.models.family import Family
+from sprint.models.family import TEXT_UNIT, Family
 from sprint.recipe import Data, DataKind
 
 HELD_OUT_SEED = 2000  # the series of scenes that scores are taken on; never trained on
@@ -83,8 +84,10 @@ def batch_positions(step: int, batch_size: int, rank: int = 0, processes: int = 
     return range(first, first + share)
 
 
-def encode(samples: list[Sample], family: Family, largest: int = 0) -> Batch:
+def encode(samples: list[Sample], family: Family, largest: int = 0, unit: int = TEXT_UNIT) -> Batch:
     """Pictures and captions through the frozen family, at most `largest` at a time (0: all).
+
+    unit   the text's length is a multiple of it that holds the longest caption, or the family's longest
 
     -> tensors on the family's device.  Raises `SprintError` if the autoencoder cannot divide the pictures
     into latent cells.
@@ -94,11 +97,15 @@ def encode(samples: list[Sample], family: Family, largest: int = 0) -> Batch:
     if size % cell:
         raise SprintError(f"data.size = {size}, but this autoencoder takes multiples of {cell} pixels")
     captions = [sample.caption for sample in samples]
-    encoded = [
-        (family.encode_pictures(pictures[part]), *family.encode_prompts(captions[part]))
-        for part in parts(len(samples), largest)
-    ]
-    return Batch(*(torch.cat(tensors) for tensors in zip(*encoded, strict=True)))
+    divided = list(parts(len(samples), largest))
+    latents = [family.encode_pictures(pictures[part]) for part in divided]
+    texts = [family.encode_trimmed(captions[part], unit) for part in divided]
+    longest = max(mask.shape[1] for _, mask in texts)
+    return Batch(
+        torch.cat(latents),
+        torch.cat([pad(text, (0, 0, 0, longest - text.shape[1])) for text, _ in texts]),
+        torch.cat([pad(mask, (0, longest - mask.shape[1])) for _, mask in texts]),
+    )
 
 
 def prefetch(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> Iterator[T]:

@@ -6,6 +6,7 @@ the "complex human instruction", keeping token 0 and the last `max_length − 1`
 
 import inspect
 import logging
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +16,13 @@ from diffusers import AutoencoderDC, SanaSprintPipeline
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from sprint.cpu import use_onednn
+from sprint.dist import on_device
 from sprint.errors import SprintError
 
 log = logging.getLogger(__name__)
+TEXT_UNIT = 16  # trimmed text comes in multiples of it: few different lengths
+PIXELS_AT_ONCE = {"cpu": 2**16, "cuda": 2**20}  # decoded together: measured on a CPU, a guess for GPUs
 BUILT_IN = {"tiny": Path(__file__).parents[1] / "assets" / "tiny"}
 
 
@@ -43,8 +48,8 @@ class Family:
     instruction: bool = True
 
     def to(self, device: torch.device) -> "Family":
-        self.text_encoder.to(device)
-        self.autoencoder.to(device)
+        for part in (self.text_encoder, self.autoencoder):
+            use_onednn(part.to(device))
         return self
 
     @property
@@ -56,29 +61,57 @@ class Family:
         """Pixels per latent cell."""
         return 2 ** (len(self.autoencoder.config.encoder_block_out_channels) - 1)
 
-    @torch.no_grad()
+    def channels_last(self) -> "Family":
+        """The autoencoder's weights laid out as its convolutions and its norms over channels read them.
+
+        The same values; but safetensors does not save them so.
+        """
+        self.autoencoder.to(memory_format=torch.channels_last)
+        return self
+
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """-> text [B, max_length, D], mask [B, max_length]; longer prompts are cut with a warning."""
         ids, mask = tokenize(self.tokenizer, prompts, self.max_length, self.instruction)
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        text = self.text_encoder(ids, attention_mask=mask)[0]
-        keep = [0, *range(1 - self.max_length, 0)]
-        return text[:, keep], mask[:, keep]
+        return self._encode(ids, mask, self.max_length)
+
+    def encode_trimmed(self, prompts: list[str], unit: int = TEXT_UNIT) -> tuple[Tensor, Tensor]:
+        """As `encode_prompts`, less the padding that stands behind the longest prompt and changes no picture.
+
+        -> text [B, T, D], mask [B, T], where T is a multiple of `unit`, or max_length
+        """
+        ids, mask = tokenize(self.tokenizer, prompts, self.max_length, self.instruction)
+        behind = ids.shape[1] - self.max_length
+        longest = int(mask.numpy().sum(1).max()) - behind  # on the host: no device is read
+        return self._encode(ids, mask, min(max(math.ceil(longest / unit), 1) * unit, self.max_length))
+
+    @torch.no_grad()
+    def _encode(self, ids: Tensor, mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Token 0 and the next `length − 1` after the instruction. Tokens see only those before them."""
+        behind = ids.shape[1] - self.max_length
+        ids, mask = (on_device(x[:, : behind + length], self.device) for x in (ids, mask))
+        text = self.text_encoder(ids, attention_mask=mask, use_cache=False)[0]
+        return tuple(torch.cat([x[:, :1], x[:, behind + 1 :]], dim=1) for x in (text, mask))
 
     @torch.no_grad()
     def encode_pictures(self, pictures: np.ndarray) -> Tensor:
         """uint8 [B, H, W, 3] -> unit-scale latents [B, C, H/down, W/down]: scaling_factor · encoding."""
-        x = torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2)
+        x = on_device(torch.from_numpy(pictures), self.device).permute(0, 3, 1, 2)
         x = (x.float() / 127.5 - 1).to(self.autoencoder.dtype)
         return self.autoencoder.encode(x).latent.float() * self.autoencoder.config.scaling_factor
 
     @torch.no_grad()
     def decode_latents(self, latent: Tensor) -> np.ndarray:
-        """Unit-scale latents [B, C, h, w] -> uint8 [B, H, W, 3]"""
+        """Unit-scale latents [B, C, h, w] -> uint8 [B, H, W, 3], decoded a few at a time: faster, and less memory."""
+        pixels = latent.shape[2] * latent.shape[3] * self.downscale**2
+        at_once = max(1, PIXELS_AT_ONCE.get(self.device.type, pixels) // pixels)
+        return torch.cat([self._decode(some) for some in latent.split(at_once)]).cpu().numpy()
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        """-> uint8 [B, H, W, 3], on the device"""
         z = latent.to(self.autoencoder.dtype) / self.autoencoder.config.scaling_factor
         x = self.autoencoder.decode(z).sample.float()
-        x = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-        return (x * 255).round().astype(np.uint8)
+        x = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+        return (x * 255).round().to(torch.uint8)
 
 
 def encode_null(family: Family) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """Classifier-free guidance in TrigFlow terms."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -7,24 +9,32 @@ from sprint.models.view import TrigFlowView
 from sprint.trigflow import expand_time
 
 
-def guided_velocity(
-    view: TrigFlowView,
-    x_hat: Tensor,
-    t: Tensor,
-    text: Tensor,
-    mask: Tensor,
-    null_text: Tensor,
-    null_mask: Tensor,
-    guidance_scale: Tensor,
-) -> Tensor:
-    """F_u + w · (F_c − F_u), both branches in one call, each with its own mask.
+class GuidedText(NamedTuple):
+    """The prompts of a batch of B, then the null prompt B times, each with its own mask.
 
-    x_hat [B, C, H, W]; t, guidance_scale [B]; text [B, T, D], mask [B, T]; null_text [1, T, D],
-    null_mask [1, T].  -> [B, C, H, W]
+    text [2B, T, D]; mask [2B, T]
     """
-    batch = len(x_hat)
-    both_text = torch.cat([text, null_text.expand(batch, -1, -1)])
-    both_mask = torch.cat([mask, null_mask.expand(batch, -1)])
-    both = view(torch.cat([x_hat, x_hat]), torch.cat([t, t]), both_text, both_mask)
+
+    text: Tensor
+    mask: Tensor
+
+
+def with_null(text: Tensor, mask: Tensor, null_text: Tensor, null_mask: Tensor) -> GuidedText:
+    """text [B, T, D], mask [B, T]; null_text [1, N, D], null_mask [1, N], of which the first T ≤ N are used."""
+    batch, length = mask.shape
+    null_text, null_mask = null_text[:, :length], null_mask[:, :length]
+    return GuidedText(
+        torch.cat([text, null_text.expand(batch, -1, -1)]), torch.cat([mask, null_mask.expand(batch, -1)])
+    )
+
+
+def guided_velocity(
+    view: TrigFlowView, x_hat: Tensor, t: Tensor, guided: GuidedText, guidance_scale: Tensor
+) -> Tensor:
+    """F_u + w · (F_c − F_u), both branches in one call.
+
+    x_hat [B, C, H, W]; t, guidance_scale [B].  -> [B, C, H, W]
+    """
+    both = view(torch.cat([x_hat, x_hat]), torch.cat([t, t]), guided.text, guided.mask)
     F_c, F_u = both.chunk(2)
     return F_u + expand_time(guidance_scale, F_u) * (F_c - F_u)

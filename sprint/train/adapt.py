@@ -9,6 +9,8 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
+from sprint.clock import Clock
+from sprint.compiled import prepare_blocks
 from sprint.data.batch import Batch, parts
 from sprint.dist import step_generator
 from sprint.engine import Engine, take, to_device
@@ -47,9 +49,10 @@ def noised(latent: Tensor, draws: FlowDraws) -> Tensor:
 
 
 def flow_loss(view: TrigFlowView, batch: Batch, draws: FlowDraws, null: tuple[Tensor, Tensor]) -> Tensor:
-    """null: text [1, T, D] and mask [1, T] of the empty prompt.  -> scalar"""
-    text = torch.where(draws.dropped[:, None, None], null[0], batch.text)
-    mask = torch.where(draws.dropped[:, None], null[1], batch.mask)
+    """null: text [1, N, D] and mask [1, N] of the empty prompt, no shorter than the batch's.  -> scalar"""
+    null_text, null_mask = (x[:, : batch.mask.shape[1]] for x in null)
+    text = torch.where(draws.dropped[:, None, None], null_text, batch.text)
+    mask = torch.where(draws.dropped[:, None], null_mask, batch.mask)
     v = view.flow_velocity(noised(batch.latent, draws), draws.t_fm, text, mask)
     return mean_square_error(v, draws.noise - batch.latent)
 
@@ -64,11 +67,11 @@ class AdaptStage:
     ):
         self.recipe, self.engine, self.null = recipe, engine, null
         self.settings = recipe.adapt
-        if recipe.activation_checkpointing:
-            network.enable_gradient_checkpointing()
         self.network = engine.trainable(network).train()
+        prepare_blocks(self.network, recipe.compile, recipe.activation_checkpointing)
         self.view = TrigFlowView(self.network, DENSE_TIME)
         self.updater = Updater(self.network, self.settings.optimizer, engine, self.steps)
+        self.clock = Clock(engine.device)
 
     @property
     def steps(self) -> int:
@@ -91,12 +94,14 @@ class AdaptStage:
         self.updater.zero_grad()
         for part in parts(size, self.recipe.micro_batch_size):
             share = (part.stop - part.start) / size
-            with engine.autocast():
+            with self.clock.part("forward"), engine.autocast():
                 loss = flow_loss(self.view, take(batch, part), take(draws, part), self.null)
-            (share * loss).backward()
+            with self.clock.part("backward"):
+                (share * loss).backward()
             means.add(share, loss=loss)
-        norm, _ = self.updater.step()
-        means.add(1.0, grad_norm=norm, skipped=torch.tensor(self.updater.skipped))
+        with self.clock.part("optimizer"):
+            norm, _ = self.updater.step()
+        means.note_update(norm, self.updater)
         return means
 
     def state_dict(self) -> dict:

@@ -5,6 +5,7 @@ The student F_θ, the frozen adapted teacher F_T (with guidance for sCM, its fea
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -12,16 +13,19 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
 from sprint import losses
+from sprint.clock import Clock
+from sprint.compiled import prepare_blocks
 from sprint.data.batch import Batch, parts
 from sprint.dist import step_generator
+from sprint.dual import value_and_tangent
 from sprint.ema import Ema
 from sprint.engine import Engine, take, to_device
 from sprint.errors import SprintError
-from sprint.jvp import value_and_tangent
-from sprint.models.guidance import guided_velocity
+from sprint.models.guidance import GuidedText, guided_velocity, with_null
 from sprint.models.heads import DiscriminatorHeads, deinterleave, interleave
 from sprint.models.student import Student, from_adapted
 from sprint.models.taps import TappedTeacher
+from sprint.models.text import TextMemory
 from sprint.models.view import DENSE_TIME, TrigFlowView
 from sprint.recipe import Distill, Recipe
 from sprint.schedule import lognormal_trig_times, with_max_time
@@ -71,12 +75,9 @@ def draw(recipe: Recipe, step: int, latent_shape: tuple) -> Draws:
     )
 
 
-def teacher_velocity(
-    teacher: TrigFlowView, x_t: Tensor, draws: Draws, batch: Batch, null: tuple[Tensor, Tensor]
-) -> Tensor:
+def teacher_velocity(teacher: TrigFlowView, x_t: Tensor, draws: Draws, guided: GuidedText) -> Tensor:
     """D = σ_d · (F_u + w (F_c − F_u)) = dx_t/dt along the guided teacher's flow."""
-    F = guided_velocity(teacher, x_t / SIGMA_DATA, draws.t, batch.text, batch.mask, *null, draws.guidance)
-    return SIGMA_DATA * F
+    return SIGMA_DATA * guided_velocity(teacher, x_t / SIGMA_DATA, draws.t, guided, draws.guidance)
 
 
 def one_step_sample(student: Student, batch: Batch, draws: Draws) -> Tensor:
@@ -105,20 +106,21 @@ class DistillStage:
         null: tuple[Tensor, Tensor],
         latent_shape: tuple[int, int, int],
     ):
-        self.recipe, self.engine, self.null = recipe, engine, null
+        self.recipe, self.engine = recipe, engine
         self.settings: Distill = recipe.distill
         self._check_neighbours()
         config = adapted.config
         torch.manual_seed(recipe.seed)
         network = from_adapted(adapted)
-        if recipe.activation_checkpointing:
-            network.enable_gradient_checkpointing()
-            adapted.enable_gradient_checkpointing()
         self.student = engine.trainable(Student(network)).train()
         self._start_log_variance(math.prod(latent_shape))
         width = config.num_attention_heads * config.attention_head_dim
         taps = self.settings.adversarial.taps
         self.teacher = TrigFlowView(engine.frozen(adapted), DENSE_TIME)
+        self.memory = TextMemory(adapted)
+        for each in (network, adapted):
+            prepare_blocks(each, recipe.compile, recipe.activation_checkpointing)
+        self.null = (null[0].to(adapted.dtype), null[1])
         taken = [self.phase(step) for step in range(self.steps)]
         self.generator = Updater(self.student, self.settings.optimizer, engine, taken.count(GENERATOR))
         if self.settings.adversarial.weight > 0:
@@ -128,6 +130,7 @@ class DistillStage:
             self.discriminator = Updater(self.heads, settings, engine, taken.count(DISCRIMINATOR))
         self.ema = Ema(self.student, self.settings.ema_decay) if self.settings.ema_decay else None
         self.generator_updates = 0
+        self.clock = Clock(engine.device)
 
     def _check_neighbours(self) -> None:
         """A misaligned pair is a neighbour's picture, of the same micro-batch: one sample alone has no neighbour."""
@@ -167,74 +170,101 @@ class DistillStage:
         draws = draw(self.recipe, step, tuple(batch.latent.shape[1:]))
         draws = to_device(take(draws, engine.share(self.batch_size)), engine.device)
         generator_phase = self.phase(step) == GENERATOR
-        accumulate = self._generator_loss if generator_phase else self._discriminator_loss
+        terms = self._generator_terms if generator_phase else self._discriminator_terms
         updater = self.generator if generator_phase else self.discriminator
         means, size = Means(), len(batch.latent)
         updater.zero_grad()
         for part in parts(size, self.recipe.micro_batch_size):
             share = (part.stop - part.start) / size
-            with engine.autocast():
-                loss, seen = accumulate(take(batch, part), take(draws, part))
-            (share * loss).backward()
-            means.add(share, loss=loss, **seen)
-        norm, moved = updater.step()
-        if generator_phase and moved:
-            self.generator_updates += 1
-            if self.ema:
-                self.ema.update(self.student)
-        means.add(1.0, grad_norm=norm, skipped=torch.tensor(updater.skipped))
+            for loss, seen in terms(take(batch, part), take(draws, part)):
+                with self.clock.part("backward"):
+                    (share * loss).backward()
+                means.add(share, loss=loss, **seen)
+        with self.clock.part("optimizer"):
+            norm, moved = updater.step()
+            if generator_phase and self.ema:
+                self.ema.update(self.student, moved)
+        self.generator_updates += generator_phase  # skipped ones too: nothing here reads the device
+        means.note_update(norm, updater)
         return means
 
-    def _generator_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """weight · L_sCM + weight · L_adv; a term of weight zero is not computed."""
-        loss, seen = torch.zeros((), device=batch.latent.device), {}
-        if self.settings.consistency.weight > 0:
-            scm, seen = self._consistency_loss(batch, draws)
-            loss = loss + self.settings.consistency.weight * scm
-        if self.settings.adversarial.weight > 0:
-            adversarial = self._adversarial_loss(batch, draws)
-            loss = loss + self.settings.adversarial.weight * adversarial
-            seen["loss_adv"] = adversarial
-        return loss, seen
+    def with_null(self, batch: Batch) -> GuidedText:
+        """The prompts and as many null prompts, in the dtype of the frozen teacher."""
+        return with_null(batch.text.to(self.null[0].dtype), batch.mask, *self.null)
 
-    def _consistency_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def _generator_terms(self, batch: Batch, draws: Draws) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """weight · L_sCM, then weight · L_adv; a term of weight zero is not computed.
+
+        One at a time, so that the backward of the first frees its graph before the second is built.
+        """
+        size, guided = len(batch.latent), self.with_null(batch)
+        batch = batch._replace(text=guided.text[:size], mask=guided.mask[:size])
+        with self.memory.of(guided.text, keep=size):
+            if self.settings.consistency.weight > 0:
+                with self.engine.autocast():
+                    loss, seen = self._consistency_loss(batch, draws, guided)
+                yield self.settings.consistency.weight * loss, seen
+            if self.settings.adversarial.weight > 0:
+                with self.engine.autocast():
+                    loss = self._adversarial_loss(batch, draws)
+                yield self.settings.adversarial.weight * loss, {"loss_adv": loss}
+
+    def _consistency_loss(
+        self, batch: Batch, draws: Draws, guided: GuidedText
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         settings, t = self.settings.consistency, draws.t
         x_t = diffuse(SIGMA_DATA * batch.latent, draws.noise, t)
-        with torch.no_grad():
-            D = teacher_velocity(self.teacher, x_t, draws, batch, self.null)
+        with self.clock.part("teacher"), torch.no_grad():
+            D = teacher_velocity(self.teacher, x_t, draws, guided)
 
         def F_theta(x_hat, t):
             return self.student(x_hat, t, batch.text, batch.mask, draws.guidance)
 
-        F, F_prime = value_and_tangent(F_theta, x_t / SIGMA_DATA, t, *losses.tangent_inputs(t, D))
+        with self.clock.part("student"):
+            F, F_prime = value_and_tangent(F_theta, x_t / SIGMA_DATA, t, *losses.tangent_inputs(t, D))
+            logvar = self.student.log_variance(t, draws.guidance)
         r = losses.tangent_warmup(self.generator_updates, settings.tangent_warmup_updates)
         g = losses.consistency_tangent(F.detach(), F_prime, D, x_t, t, r)
         normalised = losses.normalise_tangent(g, settings.tangent_normalisation)
-        logvar = self.student.log_variance(t, draws.guidance)
         loss = losses.consistency_loss(F, F.detach(), normalised, logvar, t)
         tangent_norm = torch.linalg.vector_norm(F_prime, dim=(1, 2, 3)).mean()
         return loss, {"loss_scm": loss, "tangent_norm": tangent_norm, "logvar": logvar.mean()}
 
     def _adversarial_loss(self, batch: Batch, draws: Draws) -> Tensor:
         """The heads see real and generated side by side, so that local batch norm cannot hide the difference."""
-        x_0 = one_step_sample(self.student, batch, draws)
-        fake = renoised_features(self.tapped, x_0, draws, batch)
-        with torch.no_grad():
+        with self.clock.part("features"), torch.no_grad():
             real = renoised_features(self.tapped, SIGMA_DATA * batch.latent, draws, batch)
-        with self.heads.frozen():
-            logits = self.heads([interleave(r, f) for r, f in zip(real, fake, strict=True)]).float()
+        with self.clock.part("student"):
+            x_0 = one_step_sample(self.student, batch, draws)
+        with self.clock.part("features"):
+            fake = renoised_features(self.tapped, x_0, draws, batch)
+            mixed = [interleave(*kinds) for kinds in zip(real, fake, strict=True)]
+            del real, fake
+        with self.clock.part("heads"), self.heads.frozen():
+            logits = self.heads(mixed).float()
         _, fake_logits = deinterleave(logits, 2)
         return losses.generator_adversarial_loss(fake_logits)
+
+    def _discriminator_terms(self, batch: Batch, draws: Draws) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        batch = batch._replace(text=batch.text.to(self.null[0].dtype))
+        with self.memory.of(batch.text), self.engine.autocast():
+            loss, seen = self._discriminator_loss(batch, draws)
+        yield loss, seen
 
     def _discriminator_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Hinge: real against generated and, if asked for, against data under a neighbour's prompt."""
         with torch.no_grad():
             real = SIGMA_DATA * batch.latent
-            pictures = [real, one_step_sample(self.student, batch, draws)]
+            with self.clock.part("student"):
+                pictures = [real, one_step_sample(self.student, batch, draws)]
             if self.settings.adversarial.misaligned_pairs:
                 pictures.append(real.roll(1, dims=0))
-            features = [renoised_features(self.tapped, x_0, draws, batch) for x_0 in pictures]
-        logits = self.heads([interleave(*kinds) for kinds in zip(*features, strict=True)]).float()
+            with self.clock.part("features"):
+                features = [renoised_features(self.tapped, x_0, draws, batch) for x_0 in pictures]
+                mixed = [interleave(*kinds) for kinds in zip(*features, strict=True)]
+                del features
+        with self.clock.part("heads"):
+            logits = self.heads(mixed).float()
         real_logits, *fake_logits = deinterleave(logits, len(pictures))
         loss = losses.discriminator_hinge_loss(real_logits, torch.cat(fake_logits))
         return loss, {"logit_real": real_logits.mean(), "logit_fake": fake_logits[0].mean()}

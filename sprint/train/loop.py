@@ -2,17 +2,17 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from sprint import checkpoint
+from sprint.clock import Clock
 from sprint.data.batch import Batch
-from sprint.data.source import Sample, Source, batch_positions, encode, prefetch
+from sprint.data.source import Sample, Source, batch_positions, prefetch
 from sprint.engine import Engine
 from sprint.log import RunLog
-from sprint.models.family import Family
 from sprint.train.update import Means
 
 
@@ -22,6 +22,7 @@ class Stage(Protocol):
     name: str
     steps: int
     batch_size: int
+    clock: Clock  # `update` marks its parts on it
 
     def phase(self, step: int) -> str: ...
     def update(self, step: int, batch: Batch) -> Means: ...
@@ -36,18 +37,18 @@ class Interrupted(Exception):
 def train(
     stage: Stage,
     source: Source,
-    family: Family,
+    encode: Callable[[list[Sample]], Batch],
     engine: Engine,
     log: RunLog,
     folder: Path,
     save_every: int,
     log_every: int,
-    encode_at_once: int = 0,
 ) -> float:
     """Run `stage` to its last step, from its newest checkpoint in `folder` if there is one.
 
     Every update's randomness and data depend on its step alone, so a resumed run is the uninterrupted one.
-    Ctrl-C or SIGTERM ends the step, saves and raises `Interrupted`.  -> seconds spent in this stage
+    Ctrl-C or SIGTERM ends the step, saves and raises `Interrupted`. The loop reads the device, and so waits
+    for it, when it logs and when it saves.  -> seconds spent in this stage
     """
     done, seconds = resume(stage, folder)
     log.begin(stage.name, done)
@@ -64,12 +65,18 @@ def train(
         engine.wait()
 
     with stop_requests() as stop, closing(prefetch(read, done, stage.steps)) as batches:
-        for step, samples in enumerate(batches, start=done):
-            means = stage.update(step, encode(samples, family, encode_at_once))
+        for step in range(done, stage.steps):
+            stage.clock.restart()
+            with stage.clock.part("data"):
+                samples = next(batches)
+            with stage.clock.part("encode"):
+                batch = encode(samples)
+            means = stage.update(step, batch)
             phase, last = stage.phase(step), step + 1 == stage.steps
             log.advance(phase, stage.batch_size)
             if due(step, log_every) or last:
-                log.write(step + 1, phase, means.read(engine))
+                milliseconds = stage.clock.read()
+                log.write(step + 1, phase, means.read(engine), milliseconds)
             asked = engine.agree(bool(stop))
             if asked or last or (step + 1) % save_every == 0:
                 save(step + 1)

@@ -18,7 +18,8 @@ from sprint.files import write_whole
 from sprint.generate import load_generator
 from sprint.log import METRICS, read_metrics
 from sprint.recipe import DataKind, Recipe, recipe_text
-from sprint.report import Column, Report, Role, distillation_goals, training_curves, write_report
+from sprint.report import Column, Report, Role, distillation_goals, write_report
+from sprint.report_metrics import training_curves, update_times
 
 COSTS = "costs.json"  # seconds by part and peak memory, kept over interruptions
 PARTS = {"adapt": "Stage 1: adapt", "distill": "Stage 2: sCM + LADD", "evaluate": "Evaluation"}
@@ -101,14 +102,15 @@ def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
         if "evaluate" not in read_costs(folder)["seconds"]:
             note_cost(folder, "evaluate", time.monotonic() - began)
         write_card(folder / "student", model_facts(recipe, columns))
-    costs = read_costs(folder)
+    costs, rows = read_costs(folder), read_metrics(folder / METRICS)
     report = Report(
         name=recipe.name,
         columns=columns,
         captions=[s.caption for s in held_out_scenes(min(SHOWN, recipe.evaluate.prompts))],
         prompts=recipe.evaluate.prompts or None,
         fid_space="the autoencoder's latents",
-        curves=training_curves(read_metrics(folder / METRICS)),
+        curves=training_curves(rows),
+        update_times=update_times(rows),
         seconds={PARTS[part]: seconds for part, seconds in costs["seconds"].items()},
         peak_memory=costs["peak_memory"],
         recipe=recipe_text(recipe),

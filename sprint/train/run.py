@@ -16,13 +16,15 @@ from torch import Tensor
 
 from sprint import checkpoint
 from sprint.convert.load import load_teacher, understand_teacher
-from sprint.data.source import Source, encode, open_source
+from sprint.cpu import keep_freed_memory
+from sprint.data.batch import Batch
+from sprint.data.source import Sample, Source, encode, open_source
 from sprint.engine import Engine, to_device
 from sprint.export import export_student, export_teacher
 from sprint.files import write_whole
 from sprint.log import RunLog
 from sprint.models.adapted import calibrated, with_ones
-from sprint.models.family import Family, encode_null, load_family, resolve
+from sprint.models.family import TEXT_UNIT, Family, encode_null, load_family, resolve
 from sprint.plan import check_arch, check_taps
 from sprint.recipe import AdaptStart, Precision, Recipe, recipe_hash, recipe_text
 from sprint.train.adapt import AdaptStage, draw, noised
@@ -40,6 +42,8 @@ class Run:
         self.recipe = recipe
         self.folder = root / recipe.name
         self.engine = Engine(recipe.precision)
+        if self.engine.device.type == "cpu":
+            keep_freed_memory()
         self._open_inputs()
         if self.engine.main_process:
             checkpoint.claim(self.folder, recipe_hash(recipe))
@@ -93,7 +97,7 @@ class Run:
         batches = []
         for i in range(CALIBRATION_BATCHES):
             positions = range(i * CALIBRATION_SIZE, (i + 1) * CALIBRATION_SIZE)
-            batch = encode(self.source.samples(positions), self.family, self.recipe.micro_batch_size)
+            batch = self.encode(self.source.samples(positions))
             draws = draw(
                 self.recipe.seed,
                 -1 - i,
@@ -122,19 +126,16 @@ class Run:
                 )
         self._leave("distill")
 
+    def encode(self, samples: list[Sample]) -> Batch:
+        """A batch for either stage; compiled graphs are made anew for each length of text, so they get one."""
+        unit = self.recipe.text.max_length if self.recipe.compile else TEXT_UNIT
+        return encode(samples, self.family, self.recipe.micro_batch_size, unit)
+
     def _train(self, stage: Stage, log: RunLog) -> None:
         recipe = self.recipe
         folder = self.folder / "checkpoints" / stage.name
         seconds = train(
-            stage,
-            self.source,
-            self.family,
-            self.engine,
-            log,
-            folder,
-            recipe.save_every,
-            recipe.log_every,
-            recipe.micro_batch_size,
+            stage, self.source, self.encode, self.engine, log, folder, recipe.save_every, recipe.log_every
         )
         if self.engine.main_process:
             note_cost(self.folder, stage.name, seconds)

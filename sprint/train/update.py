@@ -1,4 +1,7 @@
-"""One optimizer step over gradients that are already there, and what to do when they are not finite."""
+"""One optimizer step over gradients that are already there, and what to do when they are not finite.
+
+Nothing here reads the device but `Means.read`: the host can queue an update while the last one is at work.
+"""
 
 from collections.abc import Mapping
 
@@ -16,8 +19,8 @@ PATIENCE = 20  # updates in a row that may be skipped before the run stops
 class Updater:
     """A module's optimizer, learning rate schedule over its `updates`, and gradient clipping.
 
-    A gradient norm that is not finite skips the update and is counted; the step and its phase are still
-    over. After `PATIENCE` in a row: SprintError.
+    A gradient norm that is not finite skips the update, on the device, and is counted there; the step, its
+    phase and its place in the schedule are still over. After `PATIENCE` in a row `Means.read` stops the run.
     """
 
     def __init__(self, module: nn.Module, settings: Optimizer, engine: Engine, updates: int):
@@ -25,25 +28,24 @@ class Updater:
         self.settings, self.engine = settings, engine
         self.optimizer = build_optimizer(self.parameters, settings)
         self.schedule = learning_rate_schedule(self.optimizer, settings, updates)
-        self.skipped, self.skipped_in_a_row = 0, 0
+        self.skipped, self.skipped_in_a_row = torch.zeros(2, dtype=torch.long, device=engine.device)
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
 
-    def step(self) -> tuple[Tensor, bool]:
-        """Average, clip, update.  -> gradient norm before the clip, whether the weights moved"""
+    def step(self) -> tuple[Tensor, Tensor]:
+        """Average, clip, update.  -> gradient norm before the clip, whether the weights moved
+
+        Both are scalars on the device, not to be read in the loop.
+        """
         self.engine.average_gradients(self.parameters)
         norm = clip_gradients(self.parameters, self.settings.clip_norm)
-        moved = bool(torch.isfinite(norm))
-        if moved:
-            self.optimizer.step()
-            self.schedule.step()
-        self.skipped += not moved
-        self.skipped_in_a_row = 0 if moved else self.skipped_in_a_row + 1
-        if self.skipped_in_a_row >= PATIENCE:
-            raise SprintError(
-                f"{PATIENCE} updates in a row without a finite gradient; lower the learning rate and resume"
-            )
+        moved = torch.isfinite(norm)
+        self.optimizer.found_inf = moved.logical_not().float()
+        self.optimizer.step()
+        self.schedule.step()
+        self.skipped = self.skipped + ~moved
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * ~moved
         return norm, moved
 
     def state_dict(self) -> dict:
@@ -57,7 +59,8 @@ class Updater:
     def load_state_dict(self, state: Mapping) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self.skipped = state["skipped"].to(self.engine.device)
+        self.skipped_in_a_row = state["skipped_in_a_row"].to(self.engine.device)
 
 
 class Means:
@@ -65,10 +68,27 @@ class Means:
 
     def __init__(self):
         self.sums: dict[str, Tensor] = {}
+        self.skipped_in_a_row = torch.zeros(())
 
     def add(self, share: float, **values: Tensor) -> None:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + share * value.detach().float()
 
+    def note_update(self, norm: Tensor, updater: Updater) -> None:
+        """The gradient norm of the update that `updater` has just made, and what it has skipped so far."""
+        self.add(1.0, grad_norm=norm, skipped=updater.skipped)
+        self.skipped_in_a_row = updater.skipped_in_a_row
+
     def read(self, engine: Engine) -> dict[str, float]:
-        return {name: engine.average(value).item() for name, value in self.sums.items()}
+        """All of them, averaged over processes: the one place that waits for the device.
+
+        Raises SprintError if this update was at least the `PATIENCE`-th in a row without a finite gradient.
+        Only logged updates are read, so a run may go on for 2 · `log_every` steps before it hears of it.
+        """
+        values = [value.to(engine.device).float() for value in (*self.sums.values(), self.skipped_in_a_row)]
+        *means, in_a_row = engine.average(torch.stack(values)).tolist()
+        if in_a_row >= PATIENCE:
+            raise SprintError(
+                f"{in_a_row:.0f} updates in a row without a finite gradient; lower the learning rate and resume"
+            )
+        return dict(zip(self.sums, means, strict=True))
