@@ -5,6 +5,7 @@ A picture depends on its prompt and its seed, not on the batch it is drawn in.
 
 import json
 import math
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from sprint.convert.checkpoint import understand
 from sprint.convert.load import build_network
+from sprint.cpu import use_onednn
 from sprint.errors import SprintError
 from sprint.models.family import TEXT_UNIT, Family, encode_null, load_family, resolve
 from sprint.models.guidance import guided_velocity, with_null
+from sprint.models.text import TextMemory
 from sprint.models.view import TrigFlowView
 from sprint.sample import Noise, sample_consistency, sample_ode
 from sprint.schedule import check_times, student_times, teacher_times
@@ -38,10 +41,11 @@ class Generator:
     """
 
     def __init__(self, view: TrigFlowView, family: Family, size: int | None = None):
-        self.view = view.eval()
+        self.view = use_onednn(view.eval())
         self.family = family
         self.size = size or view.network.config.sample_size * family.downscale
         self.text_unit = TEXT_UNIT
+        self.memory: TextMemory | None = TextMemory(view.network)
 
     def compile(self) -> "Generator":
         """Compile network and decoder in place; on CUDA as graphs, and the text encoder too.  -> self
@@ -49,6 +53,9 @@ class Generator:
         The first pictures of each size, number and length of text then take minutes, and later ones less time.
         What a graph gives lives until its next run: it is copied at once, by `Family._encode` and the samplers.
         """
+        if self.memory:
+            self.memory.remove()  # a graph has no place for it
+            self.memory = None
         parts = [self.view.network, self.family.autoencoder.decoder]
         if self.family.device.type == "cuda":
             parts.append(self.family.text_encoder)
@@ -101,7 +108,11 @@ class Generator:
         noise = Noise(seeds, (self.view.network.config.in_channels, cells, cells), self.family.device)
         text, mask = self.family.encode_trimmed(prompts, self.text_unit)
         scales = torch.full((len(prompts),), float(guidance_scale), device=self.family.device)
-        return self.denoise(text, mask, scales, noise, times)
+        return self.denoise(text.to(self.view.network.dtype), mask, scales, noise, times)
+
+    def one_text(self, text: Tensor) -> AbstractContextManager:
+        """Inside, the network reads `text` once for all steps, unless it is compiled."""
+        return self.memory.of(text) if self.memory else nullcontext()
 
     def times(self, num_inference_steps: int | None, times: list[float] | None = None) -> list[float]:
         """The checked custom list, or the default one for so many steps. Raises SprintError."""
@@ -143,7 +154,8 @@ class StudentGenerator(Generator):
         return student_times(num_inference_steps)
 
     def denoise(self, text: Tensor, mask: Tensor, scales: Tensor, noise: Noise, times: list[float]) -> Tensor:
-        return sample_consistency(partial(self.view, text=text, mask=mask, guidance=scales), noise, times)
+        with self.one_text(text):
+            return sample_consistency(partial(self.view, text=text, mask=mask, guidance=scales), noise, times)
 
 
 class TeacherGenerator(Generator):
@@ -153,9 +165,11 @@ class TeacherGenerator(Generator):
         return teacher_times(num_inference_steps)
 
     def denoise(self, text: Tensor, mask: Tensor, scales: Tensor, noise: Noise, times: list[float]) -> Tensor:
-        guided = with_null(text, mask, *encode_null(self.family))
+        null_text, null_mask = encode_null(self.family)
+        guided = with_null(text, mask, null_text.to(text.dtype), null_mask)
         F = partial(guided_velocity, self.view, guided=guided, guidance_scale=scales)
-        return sample_ode(F, noise, times)
+        with self.one_text(guided.text):
+            return sample_ode(F, noise, times)
 
 
 def _check_prompts(prompts: list[str], seeds: list[int]) -> None:

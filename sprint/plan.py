@@ -15,6 +15,7 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import nn
 
+from sprint.activations import BF16, FOOTPRINTS, FP32, Update
 from sprint.convert.checkpoint import understand
 from sprint.errors import SprintError
 from sprint.models.family import resolve
@@ -24,40 +25,11 @@ from sprint.recipe import OptimizerKind, Precision, Recipe, recipe_hash, recipe_
 
 GPU_COUNTS = (1, 8, 32)
 DC_AE_DOWNSCALE = 32  # pixels per latent cell, unless the teacher's own autoencoder is on disk
-FP32, BF16 = 4, 2  # bytes
 
 Shapes = list[torch.Size]
 Parts = dict[str, float]  # bytes by name
 
 
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes per channel and image token (`_text`: and text token) of one picture.
-
-    Kept until the backward pass: of a block, of the ends around the blocks, of a head by what it sees. The rest
-    is the most that is held on top of what is kept, while a pass of that kind is at work.
-    """
-
-    block: float  # trained: the student's, or stage 1's
-    block_text: float
-    ends: float
-    ends_text: float
-    frozen_block: (
-        float  # gradients flow through, but not to the weights; the text's keys and values are given
-    )
-    frozen_ends: float
-    head: float
-    tangent: float  # value and tangent
-    recomputed_tangent: float  # the same where blocks keep nothing
-    no_grad: float
-    backward: float
-    frozen_backward: float  # of a frozen block or a head
-
-
-FOOTPRINTS = {
-    Precision.fp32: Footprint(177, 16, 12.5, 24, 137, 4, 20, 54, 106, 56, 9, 20),
-    Precision.bf16: Footprint(124.5, 18, 2.5, 16, 85, 2, 10, 31, 57, 34, 10, 10),
-}
 GRADIENTS, COPIES, BATCH = "gradients (fp32)", "bf16 copies", "texts and latents"
 ACTIVATIONS = {"activations": False, "activations, recomputed": True}  # rows: activation checkpointing
 
@@ -130,20 +102,24 @@ def dry_run(recipe: Recipe) -> Plan:
 def build_networks(recipe: Recipe) -> Networks:
     """Teacher, adapted teacher, student and heads of a recipe, on the meta device."""
     config = teacher_config(recipe)
+    check_taps(recipe, config["num_layers"])
+    return networks_of(config, len(recipe.distill.adversarial.taps), _tokens(recipe, config["patch_size"]))
+
+
+def networks_of(config: dict, taps: int, tokens: int) -> Networks:
+    """The networks of a teacher with this `config`, on the meta device. tokens: latent cells of a picture"""
     adapted = {**config, "qk_norm": QK_NORM}
     width = config["num_attention_heads"] * config["attention_head_dim"]
-    check_taps(recipe, config["num_layers"])
-    tokens, patch_size = _tokens(recipe, config["patch_size"]), config["patch_size"]
     student = meta_network({**adapted, "guidance_embeds": True})
     with torch.device("meta"):
-        logvar, heads = nn.Linear(width, 1), DiscriminatorHeads(width, len(recipe.distill.adversarial.taps))
+        logvar, heads = nn.Linear(width, 1), DiscriminatorHeads(width, taps)
     return Networks(
         teacher=meta_network(config),
         adapted=meta_network(adapted),
         student=nn.ModuleDict({"network": student, "logvar": logvar}),
         heads=heads,
         tokens=tokens,
-        latent_numel=config["in_channels"] * tokens * patch_size**2,
+        latent_numel=config["in_channels"] * tokens * config["patch_size"] ** 2,
         width=width,
     )
 
@@ -207,8 +183,8 @@ def adapt_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
     parts = _trained(networks.adapted, settings.optimizer.kind, recipe.precision)
     parts[BATCH] = _batch_bytes(recipe, networks, _local_batch(settings.batch_size, gpus))
     for row, recomputed in ACTIVATIONS.items():
-        update = _Update(recipe, networks, settings.batch_size, gpus, parts, recomputed)
-        parts[row] = max(update.trained_pass(tangent=False, first=True))
+        update = _update(recipe, networks, settings.batch_size, gpus, parts, recomputed)
+        parts[row] = max(update.flow())
     return parts
 
 
@@ -225,104 +201,32 @@ def distill_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
         parts["heads, with optimizer"] = sum(heads.values())
     parts[BATCH] = _batch_bytes(recipe, networks, _local_batch(distill.batch_size, gpus))
     for row, recomputed in ACTIVATIONS.items():
-        update = _Update(recipe, networks, distill.batch_size, gpus, parts, recomputed)
+        update = _update(recipe, networks, distill.batch_size, gpus, parts, recomputed)
         moments = update.consistency() if consistent else []
         moments += update.adversarial(first=not consistent) + update.discriminator() if adverse else []
         parts[row] = max(moments)
     return parts
 
 
-class _Update:
-    """The moments of an update that may be its highest, in bytes on top of weights, all gradients and copies.
-
-    Gradients are not there until the first backward pass has made them, copies of the weights not while blocks are
-    recomputed; such a moment has that much less.
-    """
-
-    def __init__(
-        self, recipe: Recipe, networks: Networks, batch_size: int, gpus: int, parts: Parts, recomputed: bool
-    ):
-        self.recipe, self.networks, self.recomputed = recipe, networks, recomputed
-        self.pictures = _forward_batch(recipe, batch_size, gpus)
-        self.per = FOOTPRINTS[recipe.precision]
-        self.cells = self.pictures * networks.width * networks.tokens
-        self.words = self.pictures * networks.width * recipe.text.max_length
-        self.copies = parts.get(COPIES, 0)
-        accumulated = self.pictures < _local_batch(batch_size, gpus)
-        self.first_gradients = 0 if accumulated else parts[GRADIENTS]
-        self.taps = recipe.distill.adversarial.taps
-
-    def trained_pass(self, tangent: bool, first: bool) -> list[float]:
-        """One pass of the trained network and its backward; `first`: no gradient is there before."""
-        per, absent = self.per, self.first_gradients if first else 0
-        block = self.block + per.backward * self.cells
-        if self.recomputed:
-            forward = per.recomputed_tangent * self.cells if tangent else 0
-            return [
-                self.kept + forward - absent,
-                self.kept + block - self.copies - absent,
-                block - self.copies,  # the last block of the backward pass, all gradients there
-            ]
-        working = max(per.tangent if tangent else 0, per.backward) * self.cells
-        return [self.kept + working - absent, block - self.copies]
-
-    def consistency(self) -> list[float]:
-        """The teacher with and without its prompts, both halves in one pass; then the student."""
-        teacher = 2 * self.per.no_grad * self.cells - self.copies - self.first_gradients
-        return [self.text + moment for moment in (teacher, *self.trained_pass(tangent=True, first=True))]
-
-    def adversarial(self, first: bool) -> list[float]:
-        """The student, the teacher to its last tap and the heads, which see real and generated pictures."""
-        per, absent = self.per, self.first_gradients if first else 0
-        tapped = self.taps[-1] + 1
-        frozen = (tapped * self._of_a_block(per.frozen_block) + per.frozen_ends) * self.cells
-        seen = 2 * len(self.taps) * self.cells
-        graph = self.kept + frozen - absent
-        moments = [
-            graph + seen * (per.head + self.unsaved),
-            graph + seen * per.head + 2 * per.frozen_backward * self.cells - self.copies * self.recomputed,
-        ]
-        if self.recomputed:
-            block = (per.frozen_block + per.frozen_backward) * self.cells
-            moments += [graph + block + seen * FP32 - self.copies]
-            moments += self.trained_pass(tangent=False, first=first)
-        return [self.text + moment for moment in moments]
-
-    def discriminator(self) -> list[float]:
-        """Nothing is kept but the heads' part: features, twice while they are mixed; then the graph."""
-        kinds = 2 + self.recipe.distill.adversarial.misaligned_pairs
-        seen, per = kinds * len(self.taps) * self.cells, self.per
-        return [
-            per.no_grad * self.cells,
-            self.text + 2 * seen * FP32,
-            self.text + seen * (per.head + self.unsaved),
-            self.text + seen * per.head + kinds * per.frozen_backward * self.cells - self.copies,
-        ]
-
-    @property
-    def text(self) -> float:
-        """Prompts and null prompts, projected too, and each block's keys and values of the prompts."""
-        captions = self.networks.teacher.config.caption_channels * self.recipe.text.max_length * self.pictures
-        compute = _compute_bytes(self.recipe.precision)
-        return compute * (2 * captions + 2 * self.words + 2 * self.networks.depth * self.words)
-
-    @property
-    def block(self) -> float:
-        return self.per.block * self.cells + self.per.block_text * self.words
-
-    @property
-    def kept(self) -> float:
-        """Of a pass of the trained network, until its backward."""
-        block = FP32 * self.cells if self.recomputed else self.block  # recomputed: its input alone
-        return self.networks.depth * block + self.per.ends * self.cells + self.per.ends_text * self.words
-
-    def _of_a_block(self, whole: float) -> float:
-        return FP32 if self.recomputed else whole
-
-    @property
-    def unsaved(self) -> int:
-        """Bytes per number of the heads' input, where they save a copy in another precision."""
-        return 0 if self.recipe.precision is Precision.fp32 else FP32
+def _update(
+    recipe: Recipe, networks: Networks, batch_size: int, gpus: int, parts: Parts, recomputed: bool
+) -> Update:
+    pictures = _forward_batch(recipe, batch_size, gpus)
+    accumulated = pictures < _local_batch(batch_size, gpus)
+    return Update(
+        precision=recipe.precision,
+        recomputed=recomputed,
+        pictures=pictures,
+        width=networks.width,
+        depth=networks.depth,
+        tokens=networks.tokens,
+        text_tokens=recipe.text.max_length,
+        caption_channels=networks.teacher.config.caption_channels,
+        taps=tuple(recipe.distill.adversarial.taps),
+        kinds=2 + recipe.distill.adversarial.misaligned_pairs,
+        copies=parts.get(COPIES, 0),
+        first_gradients=0 if accumulated else parts[GRADIENTS],
+    )
 
 
 def _trained(module: nn.Module, kind: OptimizerKind, precision: Precision) -> Parts:
@@ -398,7 +302,7 @@ def _page(plan: Plan) -> list[str]:
 
 def _memory_table(recipe: Recipe, stage: Stage) -> list[str]:
     """One row a part, one column a number of GPUs."""
-    columns = [_with_totals(parts) for parts in stage.memory.values()]
+    columns = [with_totals(parts) for parts in stage.memory.values()]
     forward = [_forward_batch(recipe, stage.batch_size, gpus) for gpus in stage.memory]
     return [
         f"# {stage.name}: GiB on each GPU",
@@ -409,7 +313,8 @@ def _memory_table(recipe: Recipe, stage: Stage) -> list[str]:
     ]
 
 
-def _with_totals(parts: Parts) -> Parts:
+def with_totals(parts: Parts) -> Parts:
+    """The same and their sums, without and with activation checkpointing."""
     state = sum(size for name, size in parts.items() if not name.startswith("activations"))
     return {
         **parts,

@@ -13,9 +13,9 @@ from diffusers import SanaTransformer2DModel
 
 from sprint import checkpoint
 from sprint.data.batch import Batch
+from sprint.dual import value_and_tangent
 from sprint.engine import Engine
 from sprint.generate import StudentGenerator
-from sprint.jvp import value_and_tangent
 from sprint.models.family import load_family
 from sprint.models.presets import transformer_config
 from sprint.models.view import DENSE_TIME, TrigFlowView

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sprint import losses
-from sprint.jvp import value_and_tangent
+from sprint.dual import value_and_tangent
 from sprint.models.view import DENSE_TIME, TrigFlowView
 from sprint.schedule import lognormal_trig_times
 from sprint.trigflow import (

@@ -1,18 +1,24 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import SanaTransformer2DModel
 from safetensors.torch import save_file
-from torch.autograd.graph import saved_tensors_hooks
 
+from sprint.activations import FOOTPRINTS
 from sprint.errors import SprintError
 from sprint.models.heads import DiscriminatorHeads
 from sprint.models.presets import transformer_config
 from sprint.optim import build_optimizer
-from sprint.plan import SAVED, dry_run, optimizer_state_numel
+from sprint.plan import dry_run, optimizer_state_numel
 from sprint.recipe import Optimizer, OptimizerKind, Precision, Recipe, load_recipe
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))  # tools import each other as scripts do
+import bench_memory
+from measure import Request
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 COUNTS = {  # REFERENCE: teacher, with QK-norm, student
@@ -90,12 +96,17 @@ def test_stage_two_of_the_16b_by_hand():
     assert parts["weights (fp32)"] == parts["gradients (fp32)"] == parts["EMA (fp32)"] == 4 * student
     assert parts["optimizer state (came, fp32)"] == pytest.approx(4 * student, rel=0.01)
     assert (parts["bf16 copies"], parts["frozen teacher"]) == (2 * student, 2 * frozen)
-    student_block = 2240 * (124 * 1024 + 18 * 300)
-    frozen_block = 2240 * (89 * 1024 + 4 * 300)
-    a_picture = 40 * student_block + 20 * frozen_block + 4 * 26 * 1024 * 2240
-    assert parts["activations"] == 16 * a_picture  # 512 pictures over 32 GPUs
-    recomputed = 60 * 4 * 1024 * 2240 + student_block + 4 * 26 * 1024 * 2240
-    assert parts["activations, recomputed"] == 16 * recomputed
+    picture = 1024 * 2240  # numbers of the size of one
+    student_pass = 20 * (124.5 * picture + 18 * 300 * 2240) + 2.5 * picture + 16 * 300 * 2240
+    text = 2 * (
+        2 * 300 * 2304 + (2 + 2 * 20) * 300 * 2240
+    )  # prompts, projected, and keys and values of 20 blocks
+    frozen_pass = 20 * 85 * picture + 2 * picture
+    heads = 2 * 4 * 14 * picture  # real and fake, four taps, with features in fp32
+    assert parts["activations"] == 16 * (student_pass + text + frozen_pass + heads)  # 512 over 32 GPUs
+    kept = 20 * 4 * picture + 2.5 * picture + 16 * 300 * 2240
+    frozen_kept = 20 * 4 * picture + 2 * picture
+    assert parts["activations, recomputed"] == 16 * (kept + text + frozen_kept + heads)
     assert distill.memory[1]["activations"] == 32 * parts["activations"]
     _, capped = dry_run(
         load_recipe(RECIPES / "1.6b.yaml")
@@ -111,66 +122,111 @@ def test_what_is_switched_off_takes_no_memory(teacher):
     assert len(plan.parameters) == 3
     assert set(distill.memory[1]) == {
         *("weights (fp32)", "gradients (fp32)", "optimizer state (adamw, fp32)", "frozen teacher"),
-        *("activations", "activations, recomputed"),
+        *("texts and latents", "activations", "activations, recomputed"),
     }
     both = dry_run(small(teacher, "distill.ema_decay=0")).stages[1].memory[1]
-    assert both["activations"] > 2 * distill.memory[1]["activations"]  # a second pass, and the teacher's
+    alone = distill.memory[1]["activations"]  # the graphs of the two losses are never there together
+    assert 1.5 * alone < both["activations"] < 2.5 * alone
 
 
-def kept_bytes(forward, weights) -> int:
-    """Bytes of the distinct tensors that autograd keeps for the backward of `forward`, weights left out."""
-    weights = {w.untyped_storage().data_ptr() for w in weights}
-    kept = {}
-
-    def pack(t):
-        if t.untyped_storage().data_ptr() not in weights:
-            kept[t.untyped_storage().data_ptr()] = t  # alive, so that no address is used twice
-        return t
-
-    with saved_tensors_hooks(pack, lambda t: t):
-        forward()
-    return sum(t.untyped_storage().nbytes() for t in kept.values())
+# ---- against what is measured ------------------------------------------------------------------------
 
 
-def block_bytes(side: int, text: int, precision: Precision, frozen: bool) -> float:
-    """What one block keeps for one picture of side² cells: the difference of two depths."""
-    bf16 = precision is Precision.bf16
-    kept, batch = {}, 2
+def test_live_bytes_of_known_tensors():
+    with bench_memory.LiveBytes() as live:
+        a = torch.zeros(1000)
+        view = a[:10]
+        with live.part("second"):
+            b = a + 1
+            del b
+        assert (live.now, live.peak, live.by_part) == (4000, 8000, {"other": 4000, "second": 8000})
+        del a
+        assert live.now == 4000  # the view holds it
+        del view
+        assert live.now == 0 and live.peak == 8000
+        weight = torch.zeros(5, requires_grad=True)
+        loss = (weight.exp() * 2).sum()
+        assert live.now == 20 + 20 + 4  # exp is kept for the backward, twice exp is not
+        loss.backward()
+        del loss
+    assert live.now == 40 and weight.grad is not None
+
+
+def memory_case(stage: str, precision: Precision, checkpointing: bool, micro_batch: int = 0):
+    return bench_memory.Case(Request("tiny", 8, "cpu", precision), stage, checkpointing, micro_batch)
+
+
+@pytest.fixture
+def case_on_cpu(monkeypatch):
+    """`build` resets accelerate and sends it to the CPU; nothing of that outlives the test."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    yield memory_case
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", Precision)
+def test_the_plan_is_within_a_tenth_of_real_updates(case_on_cpu, precision, checkpointing):
+    for stage in bench_memory.STAGES:
+        row = bench_memory.row(case_on_cpu(stage, precision, checkpointing))
+        assert row["how"] == "counted"
+        assert row["planned_bytes"] == pytest.approx(row["peak_bytes"], rel=0.1), stage
+
+
+def test_the_plan_is_within_a_tenth_where_gradients_accumulate(case_on_cpu):
+    row = bench_memory.row(case_on_cpu("distill", Precision.bf16, True, micro_batch=4))
+    assert row["planned_bytes"] == pytest.approx(row["peak_bytes"], rel=0.1)
+
+
+def test_tensors_without_memory_give_the_same_count(case_on_cpu):
+    case = case_on_cpu("distill", Precision.bf16, True)
+    real, traced = (bench_memory.counted(case, traced) for traced in (False, True))
+    for update in ("G", "D"):
+        assert traced[update]["peak"] == pytest.approx(real[update]["peak"], rel=1e-3)
+
+
+def blocks_keep(precision: Precision, side: int) -> float:
+    """Bytes that a pass of the trained network keeps of one block, weights' copies and all, for one picture."""
+    kept, batch = [], 2
     for depth in (1, 2):
-        config = transformer_config("tiny", qk_norm=True, guidance_embeds=True) | {"num_layers": depth}
-        network = SanaTransformer2DModel(**config).requires_grad_(not frozen)
-        if frozen and bf16:
-            network = network.to(torch.bfloat16)
-        x = torch.randn(batch, 8, side, side, dtype=network.dtype, requires_grad=True)
-        y, one = torch.randn(batch, text, 128, dtype=network.dtype), torch.ones(batch, dtype=network.dtype)
-
-        def forward(network=network, x=x, y=y, one=one):
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16 and not frozen):
-                network(x, y, one, guidance=one, encoder_attention_mask=torch.ones(batch, text))
-
-        kept[depth] = kept_bytes(forward, network.parameters())
-    return (kept[2] - kept[1]) / batch
+        config = transformer_config("tiny", qk_norm=True) | {"num_layers": depth}
+        network = SanaTransformer2DModel(**config)
+        x, y, one = torch.randn(batch, 8, side, side), torch.randn(batch, 16, 128), torch.ones(batch)
+        with bench_memory.LiveBytes() as live:
+            for p in network.parameters():
+                live.note(p)
+            before = live.now
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision is Precision.bf16):
+                out = network(x, y, one, encoder_attention_mask=torch.ones(batch, 16)).sample
+            kept.append(live.now - before)
+        assert out.requires_grad
+    return (kept[1] - kept[0]) / batch
 
 
 @pytest.mark.parametrize("precision", Precision)
-@pytest.mark.parametrize("frozen", [False, True])
-def test_bytes_of_a_block_are_as_measured(precision, frozen):
-    saved, width = SAVED[precision], 128
-    small, long, wide = (block_bytes(s, t, precision, frozen) for s, t in ((8, 16), (8, 80), (16, 16)))
-    per_token, per_text_token = (wide - small) / 192 / width, (long - small) / 64 / width
-    assert (saved.frozen_block if frozen else saved.block) == pytest.approx(per_token, rel=0.03)
-    assert (saved.frozen_block_text if frozen else saved.block_text) == pytest.approx(per_text_token, rel=0.1)
+def test_bytes_of_a_block_are_as_measured(precision):
+    per_token = (blocks_keep(precision, 16) - blocks_keep(precision, 8)) / 192 / 128
+    assert FOOTPRINTS[precision].block == pytest.approx(per_token, rel=0.01)
 
 
 @pytest.mark.parametrize("precision", Precision)
 def test_bytes_of_a_head_are_as_measured(precision):
-    heads, kept = DiscriminatorHeads(128, 1), {}
+    """Features count where they are kept as they are: in fp32."""
+    kept = {}
     for tokens in (64, 256):
-        x = torch.randn(4, tokens, 128, requires_grad=True)
-        with heads.frozen(), torch.autocast("cpu", torch.bfloat16, enabled=precision is Precision.bf16):
-            kept[tokens] = kept_bytes(lambda x=x: heads([x]), heads.parameters())
+        heads = DiscriminatorHeads(128, 1)
+        with bench_memory.LiveBytes() as live:
+            x = torch.randn(4, tokens, 128, requires_grad=True)
+            for tensor in (*heads.parameters(), *heads.buffers()):
+                live.note(tensor)
+            before = live.now
+            with heads.frozen(), torch.autocast("cpu", torch.bfloat16, enabled=precision is Precision.bf16):
+                logits = heads([x])
+            kept[tokens] = live.now - before
+        assert logits.requires_grad
     per_token = (kept[256] - kept[64]) / 4 / 192 / 128
-    assert SAVED[precision].head == pytest.approx(per_token, rel=0.03)
+    features = 4 if precision is Precision.fp32 else 0
+    assert FOOTPRINTS[precision].head == pytest.approx(per_token + features, rel=0.01)
 
 
 # ---- refusals and the page --------------------------------------------------------------------------
@@ -210,4 +266,4 @@ def test_the_page_has_recipe_counts_and_an_aligned_table(teacher):
     assert table[0].split() == ["GPUs", "1", "8", "32"]
     assert table[1].split() == ["pictures", "on", "each", "48", "6", "2"]
     assert len({len(line) for line in table}) == 1
-    assert "Activations: an estimate" in page
+    assert "width x (177 bytes x image tokens + 16 bytes x text tokens)" in page

@@ -1,6 +1,6 @@
 """What bf16 costs the sCM gradient, and what fp32 islands in it give back, against fp64.
 
-    python tools/bench_precision.py                # 28 blocks, 3 networks; built-in network, 8 batches
+    python tools/bench_precision.py                # 28 blocks, 3 networks; built-in network, 16 batches
     python tools/bench_precision.py --networks 1 --batches 2
 
     random     28 blocks, 256 wide, 256 tokens, batch 4. Random weights, scaled kind by kind as the built-in network's
@@ -41,6 +41,7 @@ from precision_cases import (
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sprint.cpu import use_onednn
 from sprint.dual import Dual
 from sprint.engine import Engine
 from sprint.errors import SprintError
@@ -174,7 +175,7 @@ VARIANTS = {
 
 def gradient_in(variant: Variant, case: Case, engine: Engine) -> tuple[Outcome, float]:
     """The variant's outcome and what it took, in seconds of processor time (others' work does not count)."""
-    student, teacher = copy.deepcopy(case.student), copy.deepcopy(case.teacher)
+    student, teacher = (use_onednn(copy.deepcopy(network)) for network in (case.student, case.teacher))
     if variant.autocast:
         student = engine.trainable(student)
         for island in variant.student:
@@ -189,7 +190,7 @@ def gradient_in(variant: Variant, case: Case, engine: Engine) -> tuple[Outcome, 
     if variant.rounded_time:
         for each in (view, student.view):
             each.forward = MethodType(_forward_of_rounded_time, each)
-    tangent_of = copy.deepcopy(case.student) if variant.exact_tangent else None
+    tangent_of = use_onednn(copy.deepcopy(case.student)) if variant.exact_tangent else None
     began = time.process_time()
     outcome = consistency_gradient(case, student, view, torch.float32, variant.autocast, tangent_of)
     return outcome, time.process_time() - began
@@ -281,7 +282,9 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument("--networks", type=int, default=3, help="random networks of 28 blocks (default 3)")
-    result.add_argument("--batches", type=int, default=8, help="batches of the built-in network (default 8)")
+    result.add_argument(
+        "--batches", type=int, default=16, help="batches of the built-in network (default 16)"
+    )
     result.add_argument("--blocks", type=int, default=28, help="depth of the random networks (default 28)")
     return result
 

@@ -3,19 +3,23 @@
     python tools/bench_step.py                    # 20M Sana, batch 8, CPU: about four minutes on two cores
     python tools/bench_step.py --network 0.6b --device cuda --precision bf16 --checkpointing
 
-    plain    tools/plain_step.py: the published algorithm as its trainers compute it
-    ours     sprint.train.distill.DistillStage
+    plain           tools/plain_step.py: the published algorithm as its trainers compute it
+    ours            sprint.train.distill.DistillStage
+    ours, products  the same with torch's own matrix products, on CPUs where sprint/cpu.py picks others
+    ours, compiled  with compile=true, for --compile
 
 Same networks, random from one seed, same batches, optimizer (CAME) and draws. Times are medians of interleaved
-rounds; memory is a process of its own that builds the step and makes two updates of each phase: weights,
-gradients, optimizer state and all. Writes tools/results/bench_step_NETWORK_DEVICE.json
-(NETWORK_DEVICE_checkpointing.json with --checkpointing).
+rounds, with freed memory kept as a run keeps it; memory is a process of its own that builds the step and makes
+two updates of each phase: weights, gradients, optimizer state and all. Writes
+tools/results/bench_step_NETWORK_DEVICE.json (NETWORK_DEVICE_checkpointing.json with --checkpointing).
 """
 
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import count
+from unittest.mock import patch
 
 import torch
 from measure import (
@@ -33,11 +37,13 @@ from measure import (
 )
 from plain_step import PlainStep
 
+from sprint.cpu import keep_freed_memory, onednn_is_faster
 from sprint.errors import SprintError
 from sprint.recipe import Adversarial, Distill, Recipe, Text
 from sprint.train.distill import DistillStage
 
 VARIANTS = ("plain", "ours")
+SAME_PRODUCTS, COMPILED = "ours, products", "ours, compiled"  # timed, not weighed
 WANTED = {"cpu": (1.5, 0.7), "cuda": (2.0, 0.5)}  # samples per second at least, peak memory at most
 BATCHES = 4  # taken in turn, so that no phase sees the same batch twice running
 
@@ -63,10 +69,13 @@ def update_of(variant: str, request: Request, checkpointing: bool) -> Update:
     torch.manual_seed(1)
     null = size.text(1, engine.device)
     batches = [size.batch_of(request.batch, engine.device) for _ in range(BATCHES)]
-    if variant == "plain":
-        stage = PlainStep(recipe, engine, teacher, null)
-    else:
-        stage = DistillStage(recipe, engine, teacher, null, size.latent)
+    recipe.compile = variant == COMPILED
+    products = patch("sprint.engine.use_onednn", lambda module: module)
+    with products if variant == SAME_PRODUCTS else nullcontext():
+        if variant == "plain":
+            stage = PlainStep(recipe, engine, teacher, null)
+        else:
+            stage = DistillStage(recipe, engine, teacher, null, size.latent)
     return lambda step: stage.update(step, batches[step % BATCHES])
 
 
@@ -106,10 +115,17 @@ def memory_of(variant: str, request: Request, checkpointing: bool) -> dict[str, 
     return {"everything": everything} | phases
 
 
-def measure(request: Request, checkpointing: bool, rounds: int) -> dict:
+def timed_variants(request: Request, compiled: bool) -> tuple[str, ...]:
+    other_products = request.device == "cpu" and onednn_is_faster()
+    return VARIANTS + (SAME_PRODUCTS,) * other_products + (COMPILED,) * compiled
+
+
+def measure(request: Request, checkpointing: bool, compiled: bool, rounds: int) -> dict:
     peaks = {name: in_fresh_process(memory_of, name, request, checkpointing) for name in VARIANTS}
-    seconds = time_phases({name: update_of(name, request, checkpointing) for name in VARIANTS}, rounds)
-    plain, ours = seconds["plain"], seconds["ours"]
+    keep_freed_memory()
+    variants = timed_variants(request, compiled)
+    seconds = time_phases({name: update_of(name, request, checkpointing) for name in variants}, rounds)
+    plain = seconds["plain"]
     return {
         "network": request.network,
         "batch": request.batch,
@@ -126,7 +142,10 @@ def measure(request: Request, checkpointing: bool, rounds: int) -> dict:
             for name, phases in seconds.items()
         },
         "peak_bytes": peaks,
-        "speed_ratio": {phase: ratio(plain[phase], ours[phase]) for phase in plain},
+        "speed_ratio": {
+            name: {phase: ratio(plain[phase], seconds[name][phase]) for phase in plain}
+            for name in variants[1:]
+        },
         "memory_ratio": {part: peaks["ours"][part] / peaks["plain"][part] for part in peaks["plain"]},
     }
 
@@ -139,25 +158,27 @@ def page(results: dict) -> str:
     lines = [
         f"{results['network']}, batch {results['batch']}, {results['precision']}, {results['device']}; "
         f"{'activation checkpointing, ' * results['activation_checkpointing']}medians of {results['rounds']} rounds",
-        f"{'':14}{'G s':>8}{'D s':>8}{'G+D s':>8}{'samples/s':>11}{'peak MB':>10}{'G MB':>8}{'D MB':>8}",
+        f"{'':16}{'G s':>8}{'D s':>8}{'G+D s':>8}{'samples/s':>11}{'peak MB':>10}{'G MB':>8}{'D MB':>8}",
     ]
     for name, phases in results["seconds"].items():
-        peaks = results["peak_bytes"][name]
         times = "".join(f"{phases[phase]['median']:8.2f}" for phase in ("G", "D", "G+D"))
-        rest = f"{peaks['everything'] / 1e6:10.0f}{peaks['G'] / 1e6:8.0f}{peaks['D'] / 1e6:8.0f}"
-        lines.append(f"{name:14}{times}{results['samples_per_second'][name]['median']:11.2f}{rest}")
-    speed, memory = results["speed_ratio"], results["memory_ratio"]
-    pair = speed["G+D"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"speed, ours over plain:  {pair['median']:.2f} ({pair['min']:.2f}-{pair['max']:.2f}), "
-            f"G {speed['G']['median']:.2f}, D {speed['D']['median']:.2f}; wanted: at least {faster}",
-            f"memory, ours over plain: {memory['everything']:.2f}, above each update's start "
-            f"G {memory['G']:.2f}, D {memory['D']:.2f}; wanted: at most {smaller}",
-        ]
+        line = f"{name:16}{times}{results['samples_per_second'][name]['median']:11.2f}"
+        if peaks := results["peak_bytes"].get(name):
+            line += f"{peaks['everything'] / 1e6:10.0f}{peaks['G'] / 1e6:8.0f}{peaks['D'] / 1e6:8.0f}"
+        lines.append(line)
+    lines.append("")
+    for name, speed in results["speed_ratio"].items():
+        pair = speed["G+D"]
+        lines.append(
+            f"speed, {name} over plain: {pair['median']:.2f} ({pair['min']:.2f}-{pair['max']:.2f}), "
+            f"G {speed['G']['median']:.2f}, D {speed['D']['median']:.2f}; wanted: at least {faster}"
+        )
+    memory = results["memory_ratio"]
+    lines.append(
+        f"memory, ours over plain: {memory['everything']:.2f}, above each update's start "
+        f"G {memory['G']:.2f}, D {memory['D']:.2f}; wanted: at most {smaller}"
     )
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -166,9 +187,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_request(parser)
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations, in both")
+    parser.add_argument("--compile", action="store_true", help="time compiled blocks as well: minutes more")
     args = parser.parse_args(argv)
     try:
-        results = measure(requested(args), args.checkpointing, args.rounds)
+        results = measure(requested(args), args.checkpointing, args.compile, args.rounds)
     except (SprintError, torch.OutOfMemoryError) as error:
         print(f"bench_step: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2

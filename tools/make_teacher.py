@@ -125,7 +125,7 @@ def cached_scenes(path: Path, family: Family, count: int) -> dict[str, torch.Ten
         pictures = np.stack([render(s.things) for s in scenes])
         latents.append(family.encode_pictures(pictures).half())
         captions += [s.caption for s in scenes]
-    ids, mask = tokenize(family.tokenizer, captions, MAX_LENGTH, instruction=False)
+    ids, mask, _ = tokenize(family.tokenizer, captions, MAX_LENGTH, instruction=False)
     longest = int(mask.sum(1).max())
     data = {"latent": torch.cat(latents), "ids": ids[:, :longest], "mask": mask[:, :longest]}
     torch.save(data, path)
@@ -221,7 +221,7 @@ def main() -> None:
     ).to(args.device)
     family = Family(tokenizer, teacher.text_encoder, autoencoder, MAX_LENGTH, False).to(args.device)
     data = cached_scenes(args.out / "scenes.pt", family, args.scenes)
-    null = tokenize(tokenizer, [""], MAX_LENGTH, False)
+    null = tokenize(tokenizer, [""], MAX_LENGTH, False)[:2]
     null = [part[:, : data["ids"].shape[1]] for part in null]
 
     ema = torch.optim.swa_utils.AveragedModel(

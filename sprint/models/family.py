@@ -71,7 +71,7 @@ class Family:
 
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """-> text [B, max_length, D], mask [B, max_length]; longer prompts are cut with a warning."""
-        ids, mask = tokenize(self.tokenizer, prompts, self.max_length, self.instruction)
+        ids, mask, _ = tokenize(self.tokenizer, prompts, self.max_length, self.instruction)
         return self._encode(ids, mask, self.max_length)
 
     def encode_trimmed(self, prompts: list[str], unit: int = TEXT_UNIT) -> tuple[Tensor, Tensor]:
@@ -79,9 +79,8 @@ class Family:
 
         -> text [B, T, D], mask [B, T], where T is a multiple of `unit`, or max_length
         """
-        ids, mask = tokenize(self.tokenizer, prompts, self.max_length, self.instruction)
-        behind = ids.shape[1] - self.max_length
-        longest = int(mask.numpy().sum(1).max()) - behind  # on the host: no device is read
+        ids, mask, longest = tokenize(self.tokenizer, prompts, self.max_length, self.instruction)
+        longest -= ids.shape[1] - self.max_length
         return self._encode(ids, mask, min(max(math.ceil(longest / unit), 1) * unit, self.max_length))
 
     @torch.no_grad()
@@ -124,17 +123,18 @@ def encode_null(family: Family) -> tuple[Tensor, Tensor]:
 
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_length: int, instruction: bool
-) -> tuple[Tensor, Tensor]:
-    """-> ids, mask [B, L] with L = max_length (and the instruction's length on top, if asked for)."""
+) -> tuple[Tensor, Tensor, int]:
+    """-> ids, mask [B, L] with L = max_length (and the instruction's length on top, if asked for), longest of B."""
     prefix = "\n".join(human_instruction()) if instruction else ""
     room = max_length + (len(tokenizer.encode(prefix)) - 2 if instruction else 0)
     tokenizer.padding_side = "right"
     texts = [prefix + prompt.lower().strip() for prompt in prompts]
-    for prompt, ids in zip(prompts, tokenizer(texts).input_ids, strict=True):
-        if len(ids) > room:
+    lengths = [len(ids) for ids in tokenizer(texts).input_ids]
+    for prompt, length in zip(prompts, lengths, strict=True):
+        if length > room:
             log.warning("prompt cut to %d tokens: %.60s…", max_length, prompt)
     out = tokenizer(texts, padding="max_length", max_length=room, truncation=True, return_tensors="pt")
-    return out.input_ids, out.attention_mask
+    return out.input_ids, out.attention_mask, min(max(lengths), room)
 
 
 def load_family(

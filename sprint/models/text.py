@@ -38,10 +38,15 @@ class TextMemory:
 
     def __init__(self, network: SanaTransformer2DModel):
         self._text: Tensor | None = None
-        network.register_forward_pre_hook(self._before_network, with_kwargs=True)
+        self._hooks = [network.register_forward_pre_hook(self._before_network, with_kwargs=True)]
         for index, block in enumerate(network.transformer_blocks):
             block.attn2.set_processor(_GivenKeysValues(block.attn2.processor))
-            block.register_forward_pre_hook(partial(self._before_block, index))
+            self._hooks.append(block.register_forward_pre_hook(partial(self._before_block, index)))
+
+    def remove(self) -> None:
+        """Take the hooks off: from now on every call reads its own text."""
+        for hook in self._hooks:
+            hook.remove()
 
     @contextmanager
     def of(self, text: Tensor, keep: int | None = None) -> Iterator[None]:
