@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help setup distill test lint format teacher gpu-check bench-convert clean
+.PHONY: help setup distill test lint format teacher gpu-check bench bench-convert clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -44,6 +44,17 @@ teacher: $(READY) ## train the built-in tiny teacher anew into TEACHER_DIR: abou
 
 gpu-check: $(READY) ## everything that needs a GPU, in at most ten minutes
 	$(BIN)/python tools/gpu_check.py
+
+bench: $(READY) ## speed, memory, FLOPs and precision of the step and of sampling: about 25 minutes on two cores
+	$(BIN)/python tools/bench_jvp.py --compile
+	$(BIN)/python tools/bench_step.py
+	$(BIN)/python tools/bench_sampling.py
+	$(BIN)/python tools/bench_memory.py
+	$(BIN)/python tools/bench_memory.py --network 0.6b --micro-batch 0 16
+	$(BIN)/python tools/bench_flops.py
+	$(BIN)/python tools/bench_flops.py --network 0.6b --precision bf16
+	$(BIN)/python tools/bench_growth.py
+	$(BIN)/python tools/bench_precision.py
 
 bench-convert: $(READY) ## speed and memory of `sprint convert` against `cp`
 	$(BIN)/python tools/bench_convert.py

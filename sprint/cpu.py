@@ -82,7 +82,9 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _remember(ctx, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
+    x, weight, _ = inputs
+    for_x, for_weight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
 
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

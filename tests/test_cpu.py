@@ -125,3 +125,15 @@ print(resident() - before)
         for word in ("keep", "return")
     )
     assert kept > 200 and returned < 60  # of 256 MiB
+
+
+@needs_onednn
+def test_a_frozen_layer_keeps_no_input_for_the_backward_pass(everywhere):
+    _, ours = pair()
+    kept = []
+    x = torch.randn(3, 24, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        ours.requires_grad_(False)(x)
+        frozen, kept[:] = list(kept), []
+        ours.requires_grad_(True)(x.detach())
+    assert frozen == [(40, 24)] and kept == [(3, 24)]

@@ -1,7 +1,7 @@
 """FLOPs and bytes of both updates by part, the time that they must take on this machine, and the time they take.
 
     python tools/bench_flops.py                       # 20M Sana, batch 8, CPU: under two minutes on two cores
-    python tools/bench_flops.py --network 0.6b        # counts alone, without a GPU: about a minute
+    python tools/bench_flops.py --network 0.6b --precision bf16    # counts alone, without a GPU: about a minute
     python tools/bench_flops.py --network 0.6b --device cuda --precision bf16 --checkpointing
 
 FLOPs are those of matrix products, convolutions and attention, multiplication and addition counted apart. Bytes are
@@ -300,14 +300,14 @@ def page(results: dict) -> str:
 
 
 def _heading(phase: str, timed: bool) -> str:
-    heading = f"{phase + ' update':28}{'GFLOP':>10}{'GB':>9}{'ops':>8}"
+    heading = f"{phase + ' update':28}{'GFLOP':>11}{'GB':>11}{'ops':>8}"
     return (
         heading + f"{'compute s':>11}{'floor s':>9}{'s':>9}{'MFU':>7}{'of floor':>10}" if timed else heading
     )
 
 
 def _line(name: str, row: dict) -> str:
-    line = f"{name:28}{row['flops'] / 1e9:10.2f}{row['bytes'] / 1e9:9.3f}{row['operations']:8}"
+    line = f"{name:28}{row['flops'] / 1e9:11.2f}{row['bytes'] / 1e9:11.3f}{row['operations']:8}"
     if "seconds" not in row:
         return line
     line += f"{row['compute_seconds']:11.4f}{row['floor_seconds']:9.4f}{row['seconds']['median']:9.4f}"

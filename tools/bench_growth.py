@@ -40,8 +40,8 @@ class Point(NamedTuple):
     depth: int
 
 
-START = Point(tokens=256, batch=2, depth=2)
-AXES = {"tokens": (256, 1024, 2304, 4096), "batch": (2, 4, 8, 16), "depth": (2, 4, 8)}
+START = Point(tokens=256, batch=2, depth=4)
+AXES = {"tokens": (256, 1024, 2304, 4096), "batch": (2, 4, 8, 16), "depth": (4, 8, 16)}
 
 
 def size_of(point: Point, width: int) -> Size:
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--width", type=int, default=64, help="channels, a multiple of 64 (default 64)")
+    parser.add_argument("--width", type=int, default=128, help="channels, a multiple of 64 (default 128)")
     parser.add_argument("--largest", type=int, help="leave out token counts above this")
     parser.add_argument("--whole-step", action="store_true", help="a G and a D update as well")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

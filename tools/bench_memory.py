@@ -1,8 +1,8 @@
 """The memory plan of --dry-run against what whole updates hold, for both stages, with and without checkpointing.
 
     python tools/bench_memory.py                            # tiny and 20M: about a minute on two cores
-    python tools/bench_memory.py --network 0.6b             # batch 32, 1024 px: counted without a GPU, a minute
-    python tools/bench_memory.py --network 0.6b --device cuda   # measured
+    python tools/bench_memory.py --network 0.6b --micro-batch 0 16      # batch 32, 1024 px: two minutes, no GPU
+    python tools/bench_memory.py --network 0.6b --device cuda           # measured
 
 On a CPU the bytes of all live tensors are counted, storage by storage, at every operation: exact, the same every
 time, blind to what an allocator adds. Networks larger than tiny are traced: every operation of the real step is
@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -208,12 +209,16 @@ def planned(case: Case) -> int:
 
 
 def row(case: Case) -> dict:
-    traced = case.request.network != "tiny"
-    if case.request.device == "cuda":
-        updates, how = in_fresh_process(allocated, case), "measured"
-    else:
+    """A case as it is written down; without a peak where the device's memory does not suffice."""
+    traced, updates = case.request.network != "tiny", {}
+    if case.request.device == "cpu":
         updates, how = counted(case, traced), "traced" if traced else "counted"
-    peak = max(update["peak"] for update in updates.values())
+    else:
+        try:
+            updates, how = in_fresh_process(allocated, case), "measured"
+        except torch.OutOfMemoryError:
+            how = "out of memory"
+    plan, peak = planned(case), max((update["peak"] for update in updates.values()), default=None)
     return {
         "network": case.request.network,
         "batch": case.request.batch,
@@ -221,23 +226,22 @@ def row(case: Case) -> dict:
         "stage": case.stage,
         "precision": case.request.precision.value,
         "activation_checkpointing": case.checkpointing,
-        "planned_bytes": planned(case),
+        "planned_bytes": plan,
         "how": how,
         "peak_bytes": peak,
-        "planned_over_peak": planned(case) / peak,
+        "planned_over_peak": peak and plan / peak,
         "updates": updates,
     }
 
 
-def cases(networks: list[str], device: str, batch: int | None, micro_batch: int) -> list[Case]:
-    """Both stages, precisions and checkpointing; 0.6B in bf16 only, and stage 2 only."""
+def cases(networks: list[str], device: str, batch: int | None, micro_batches: list[int]) -> list[Case]:
+    """Both stages, both precisions, with and without checkpointing; of 0.6B stage 2 in bf16 only."""
     made = []
     for name in networks:
         large = name == "0.6b"
-        for stage in STAGES[large:]:
-            for precision in [Precision.bf16] if large else Precision:
-                request = Request(name, batch or SIZES[name].batch, device, precision)
-                made += [Case(request, stage, on, micro_batch) for on in (False, True)]
+        for stage, precision in product(STAGES[large:], [Precision.bf16] if large else Precision):
+            request = Request(name, batch or SIZES[name].batch, device, precision)
+            made += [Case(request, stage, on, micro) for micro in micro_batches for on in (False, True)]
     return made
 
 
@@ -251,11 +255,12 @@ def page(rows: list[dict]) -> str:
     ]
     for each in rows:
         updates = ", ".join(f"{name} {peak['peak'] / 1e6:.0f}" for name, peak in each["updates"].items())
+        peak = each["peak_bytes"]
+        measured = f"{peak / 1e6:10.0f}{each['planned_over_peak']:9.3f}" if peak else " " * 19
         lines.append(
             f"{each['network']:9}{each['stage']:9}{each['precision']:10}{each['batch']:6}"
             f"{each['in_one_forward']:8}{'yes' if each['activation_checkpointing'] else 'no':>11}"
-            f"{each['planned_bytes'] / 1e6:10.0f}{each['peak_bytes'] / 1e6:10.0f}"
-            f"{each['planned_over_peak']:9.3f}  {each['how']}; {updates}"
+            f"{each['planned_bytes'] / 1e6:10.0f}{measured}  {each['how']}; {updates}"
         )
     return "\n".join(lines)
 
@@ -266,11 +271,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--network", choices=SIZES, nargs="+", default=["tiny", "20m"], help="(tiny and 20m)")
     parser.add_argument("--batch", type=int, help="pictures (default: 8; 32 for 0.6b)")
-    parser.add_argument("--micro-batch", type=int, default=0, help="of them in one forward (default: all)")
+    parser.add_argument(
+        "--micro-batch", type=int, nargs="+", default=[0], help="of them in one forward (default 0: all)"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args(argv)
     try:
-        if (args.batch is not None and args.batch < 2) or args.micro_batch < 0 or args.micro_batch == 1:
+        sizes = [*args.micro_batch, 2 if args.batch is None else args.batch]
+        if any(size < 0 or size == 1 for size in sizes) or args.batch == 0:
             raise SprintError("--batch must be at least 2, --micro-batch 0 or at least 2 (misaligned pairs)")
         if args.device == "cuda" and not torch.cuda.is_available():
             raise SprintError("--device cuda: there is no CUDA device here")
