@@ -59,16 +59,20 @@ class _Forward:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x·Wᵀ + b. x [..., K]; weight [N, K]; bias [N].  -> [..., N]
 
-    PyTorch's own for other dtypes, under autocast, and under forward-mode differentiation or another function
-    transform, which oneDNN's operation does not know.
+    PyTorch's own for other dtypes and devices, under autocast, and under torch.compile, forward-mode
+    differentiation and other function transforms, which oneDNN's operation does not know.
     """
+    if torch.compiler.is_compiling():
+        return nn.functional.linear(x, weight, bias)
     if has_torch_function((x,)):
         return handle_torch_function(linear, (x,), x, weight, bias)
     float32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    transformed = torch._C._functorch.is_functorch_wrapped_tensor(x) or forward_ad._current_level >= 0
-    if transformed or not float32:
+    wrapped = any(map(torch._C._functorch.is_functorch_wrapped_tensor, (x, weight)))
+    if not float32 or x.device.type != "cpu" or wrapped or forward_ad._current_level >= 0:
         return nn.functional.linear(x, weight, bias)
-    return _onednn_linear(x, weight, bias)
+    if torch.is_grad_enabled() or type(x) is not Tensor:  # a fake tensor is being traced
+        return _onednn_linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # 20 µs less
 
 
 @torch.library.custom_op("sprint::onednn_linear", mutates_args=(), device_types="cpu")

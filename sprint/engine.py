@@ -98,7 +98,7 @@ class Engine:
             grad.copy_(mean.view_as(grad))
 
     def average(self, value: Tensor) -> Tensor:
-        """Mean of a scalar over processes."""
+        """Mean over processes."""
         return self.accelerator.reduce(value.to(self.device), "mean")
 
     def agree(self, flag: bool) -> bool:

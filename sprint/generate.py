@@ -29,6 +29,9 @@ from sprint.schedule import check_times, student_times, teacher_times
 
 SETTINGS_FILE = "sprint.json"  # in the folder's root: what a diffusers pipeline has no place for
 STUDENT_STEPS = 4  # most steps with a default list of times
+COMPILED_KINDS = (
+    256  # graphs of one network, at most: one for each size, number of pictures and length of text
+)
 COMPILED_TEXT_UNIT = 64  # each length of text is compiled anew, so there are few
 
 
@@ -53,15 +56,14 @@ class Generator:
         The first pictures of each size, number and length of text then take minutes, and later ones less time.
         What a graph gives lives until its next run: it is copied at once, by `Family._encode` and the samplers.
         """
-        if self.memory:
-            self.memory.remove()  # a graph has no place for it
-            self.memory = None
+        self.memory = None  # a graph has no place for it
         parts = [self.view.network, self.family.autoencoder.decoder]
         if self.family.device.type == "cuda":
             parts.append(self.family.text_encoder)
         for part in parts:
             mode = "max-autotune" if self.family.device.type == "cuda" else "default"
             part.compile(fullgraph=True, dynamic=False, mode=mode)
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_KINDS)
         self.text_unit = COMPILED_TEXT_UNIT
         return self
 

@@ -168,3 +168,15 @@ def test_the_fit_keeps_the_embedder_as_calm_as_it_was():
             p += 4e-4 * torch.randn(p.shape, generator=generator).sign()
         moved = (embedder(features(t)) - before).norm() / before.norm()
     assert moved < 0.02
+
+
+def test_padding_is_not_measured():
+    """The same text with more padding gives the same norms."""
+    x_fm, t_fm, batch = next(iter(calibration_batches(1)))
+    longer = batch._replace(
+        text=torch.cat([batch.text, 9 * torch.ones_like(batch.text)], 1),
+        mask=torch.cat([batch.mask, torch.zeros_like(batch.mask)], 1),
+    )
+    teacher = tiny_network(qk_norm=False)
+    short, long = (measure_qk_rms(teacher, [(x_fm, t_fm, b)], SPARSE_TIME) for b in (batch, longer))
+    assert short == pytest.approx(long, rel=1e-5)

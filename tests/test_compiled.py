@@ -6,6 +6,7 @@ One test runs the compiler itself; the others stop before its last stage, which 
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
 
 from sprint import compiled
 from sprint.compiled import compile_blocks
@@ -142,9 +143,8 @@ def test_both_phases_of_training_are_the_same(without_code, engine):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_without_a_compiler_one_clear_line(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+@inductor.patch({"cpp.cxx": (None, "/no/compiler"), "fx_graph_cache": False})
+def test_without_a_compiler_one_clear_line():
     student = make_student()
     compile_blocks(student.network)
     with pytest.raises(SprintError, match="run with compile=false"):

@@ -13,6 +13,7 @@ from diffusers import (
 )
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor import config as inductor
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
 from sprint.cli import _compiler_errors
@@ -300,10 +301,9 @@ def test_compiled_is_two_whole_graphs(monkeypatch):
     assert counter.frame_count == 2
 
 
-def test_no_compiler_is_one_line(monkeypatch):
+@inductor.patch({"cpp.cxx": (None, "/no/compiler"), "fx_graph_cache": False})
+def test_no_compiler_is_one_line():
     torch._dynamo.reset()
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/compiler"))
-    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
     compiled = torch.compile(lambda x: (x + 1).sin())
     words = r"--compile does not work here: .*compiler"
     with pytest.raises(SprintError, match=words) as error, _compiler_errors():

@@ -35,6 +35,12 @@ def frozen_view(seed: int = 0) -> TrigFlowView:
     return TrigFlowView(tiny_network(seed).eval().requires_grad_(False), DENSE_TIME)
 
 
+def memory_of(memory: TextMemory):
+    """What an open memory holds."""
+    (hook,) = memory.network._forward_pre_hooks.values()
+    return hook.__self__
+
+
 def test_the_network_says_the_same_and_reads_each_text_once():
     plain, view = frozen_view(), frozen_view()
     memory, count = TextMemory(view.network), Counted(view.network)
@@ -54,10 +60,11 @@ def test_rows_beyond_keep_are_used_once():
     expected = frozen_view()(x, TIMES, text, mask)
     with memory.of(text, keep=2):
         assert torch.equal(view(x, TIMES, text, mask), expected)
-        assert all(len(known.key) == 2 for known in memory._memory.values())
+        kept = memory_of(memory).known
+        assert len(kept) == DEPTH and all(len(known.key) == 2 for known in kept.values())
         torch.testing.assert_close(view(x[:2], TIMES[:2], text[:2], mask[:2]), expected[:2])
         assert torch.equal(view(x, TIMES, text, mask), expected)  # computed anew
-    assert not memory._memory
+    assert not view.network._forward_pre_hooks
 
 
 def test_a_longer_call_after_a_shorter_one():
@@ -112,3 +119,33 @@ def test_a_recomputation_after_the_memory_is_closed_raises():
         loss = view(x, TIMES, text, mask).square().sum()
     with pytest.raises(RuntimeError, match="memory was closed"):
         loss.backward()
+
+
+@torch.no_grad()
+def test_two_memories_of_one_network_do_not_meet():
+    view, plain = frozen_view(), frozen_view()
+    first, second = TextMemory(view.network), TextMemory(view.network)
+    x, text, mask = tiny_batch(4)
+    for memory in (first, second, first):
+        with memory.of(text):
+            for _ in range(2):
+                assert torch.equal(view(x, TIMES, text, mask), plain(x, TIMES, text, mask))
+
+
+def test_a_text_changed_in_place_or_cut_is_refused():
+    view = frozen_view()
+    x, text, mask = tiny_batch(4)
+    with TextMemory(view.network).of(text):
+        with pytest.raises(ValueError, match="another text"):
+            view(x, TIMES, text[:, :3], mask[:, :3])
+        view(x, TIMES, text, mask)
+        text.mul_(2)
+        with pytest.raises(ValueError, match="another text"):
+            view(x, TIMES, text, mask)
+
+
+def test_a_network_in_training_is_refused():
+    view = TrigFlowView(tiny_network().train(), DENSE_TIME)
+    x, text, mask = tiny_batch(4)
+    with TextMemory(view.network).of(text), pytest.raises(ValueError, match="not being trained"):
+        view(x, TIMES, text, mask)

@@ -48,21 +48,26 @@ def calibrated(
 
 @torch.no_grad()
 def measure_qk_rms(teacher: SanaTransformer2DModel, batches, time_scale: float) -> dict[str, float]:
-    """Root mean square of q and k over width, averaged over tokens and batches, by norm weight's name."""
+    """Root mean square of q and k over width, averaged over tokens and batches, by norm weight's name.
+
+    Of a text's tokens those that the mask shows: padding, of which there may be any amount, is not measured.
+    """
     sums: dict[str, list[Tensor]] = {}
-    handles = []
+    handles, shown = [], None
     for name, module in teacher.named_modules():
         if name.endswith((".to_q", ".to_k")):
             norm = name.replace(".to_", ".norm_") + ".weight"
+            of_text = name.endswith(".attn2.to_k")
 
-            def record(module, inputs, output, norm=norm):
+            def record(module, inputs, output, norm=norm, of_text=of_text):
                 rms = output.float().square().mean(-1).sqrt()
-                sums.setdefault(norm, []).append(rms.mean())
+                sums.setdefault(norm, []).append(rms[shown].mean() if of_text else rms.mean())
 
             handles.append(module.register_forward_hook(record))
     view = TrigFlowView(teacher, time_scale)
     try:
         for x_fm, t_fm, batch in batches:
+            shown = batch.mask.bool()
             view.flow_velocity(x_fm, t_fm, batch.text, batch.mask)
     finally:
         for handle in handles:

@@ -11,12 +11,13 @@ def recompute_in_backward(block: nn.Module, *args):
     """block(*args), of which the backward keeps the inputs' values alone and runs the rest once more.
 
     For `network.enable_gradient_checkpointing(gradient_checkpointing_func=recompute_in_backward)`. Where
-    arguments are duals, tangents take part in the first run only, and nothing of them is kept.
+    arguments are duals, tangents take part in the first run only, and nothing of them is kept. A block must
+    not draw random numbers: no dropout.
     """
     leaves, spec = tree_flatten(args, is_leaf=lambda x: isinstance(x, Dual))
     tangents = {i: leaf.tangent for i, leaf in enumerate(leaves) if isinstance(leaf, Dual)}
     if not tangents:
-        return checkpoint(block, *args, use_reentrant=False)
+        return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
     result = []
 
     def run(*values):
@@ -28,5 +29,5 @@ def recompute_in_backward(block: nn.Module, *args):
         result.append(out.tangent)
         return out.value
 
-    value = checkpoint(run, *map(value_of, leaves), use_reentrant=False)
+    value = checkpoint(run, *map(value_of, leaves), use_reentrant=False, preserve_rng_state=False)
     return Dual(value, result.pop())

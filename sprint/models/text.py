@@ -32,21 +32,15 @@ class TextMemory:
             network(y, text[:count], ...)   # reads those of the first `count` rows
 
     Outside of `of` the network is as it was. Inside, its outputs are too; a text that is not `text` or its
-    first rows raises ValueError. A backward pass that recomputes blocks belongs inside. Works by hooks on
-    modules: weights that are gathered when their block is called are there when they are needed.
+    first rows raises ValueError, and so does a network that is being trained. A backward pass that recomputes
+    blocks belongs inside. Works by hooks on modules: weights that are gathered when their block is called are
+    there when they are needed.
     """
 
     def __init__(self, network: SanaTransformer2DModel):
-        self._text: Tensor | None = None
-        self._hooks = [network.register_forward_pre_hook(self._before_network, with_kwargs=True)]
-        for index, block in enumerate(network.transformer_blocks):
+        self.network = network
+        for block in network.transformer_blocks:
             block.attn2.set_processor(_GivenKeysValues(block.attn2.processor))
-            self._hooks.append(block.register_forward_pre_hook(partial(self._before_block, index)))
-
-    def remove(self) -> None:
-        """Take the hooks off: from now on every call reads its own text."""
-        for hook in self._hooks:
-            hook.remove()
 
     @contextmanager
     def of(self, text: Tensor, keep: int | None = None) -> Iterator[None]:
@@ -54,45 +48,57 @@ class TextMemory:
 
         keep   how many rows later calls will read: what is remembered of the others is dropped after use
         """
-        self._text, self._keep = text, keep or len(text)
-        self._states: Tensor | None = None  # the text as the blocks get it, after the caption projection
-        self._memory: dict[int, KeysValues] = {}
+        reading = _Reading(text, keep or len(text))
+        hooks = [self.network.register_forward_pre_hook(reading.before_network, with_kwargs=True)]
+        for index, block in enumerate(self.network.transformer_blocks):
+            hooks.append(block.register_forward_pre_hook(partial(reading.before_block, index)))
         try:
             yield
         finally:
-            self._text = self._states = None
-            self._memory = {}
+            for hook in hooks:
+                hook.remove()
+
+
+class _Reading:
+    """One text's keys and values as far as they are known, and the hooks that use them."""
+
+    def __init__(self, text: Tensor, keep: int):
+        self.text, self.version, self.keep = text, _version(text), keep
+        self.states: Tensor | None = None  # the text as the blocks get it, after the caption projection
+        self.known: dict[int, KeysValues] = {}
 
     @torch.no_grad()
-    def _before_network(self, network: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def before_network(self, network: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Check the text; once it is remembered, spare the caption projection all but one token."""
-        if self._text is None:
-            return None
         text = kwargs["encoder_hidden_states"]
-        if text.data_ptr() != self._text.data_ptr() or len(text) > len(self._text):
+        rows = len(text)
+        same = text.data_ptr() == self.text.data_ptr() and text.shape == self.text[:rows].shape
+        if not same or _version(self.text) != self.version:
             raise ValueError("the network was given another text than the one its memory was opened for")
-        if self._states is not None and len(text) <= len(self._states):
+        if network.training and network.proj_out.weight.requires_grad:
+            raise ValueError("a text's memory is for networks that are not being trained")
+        if self.states is not None and rows <= len(self.states):
             kwargs = kwargs | {"encoder_hidden_states": text[:, :1]}
         return args, kwargs
 
     @torch.no_grad()
-    def _before_block(self, index: int, block: nn.Module, args: tuple) -> tuple | None:
+    def before_block(self, index: int, block: nn.Module, args: tuple) -> tuple:
         """Put keys and values where the text's states were."""
         hidden, attention_mask, states, mask, *rest = args
-        whole = mask is None or states.shape[1] == mask.shape[-1]
-        if self._text is None:
-            if not whole:
-                raise RuntimeError("a block was recomputed after its text's memory was closed")
-            return None
         rows = hidden.shape[0]
-        if whole and (self._states is None or rows > len(self._states)):
-            self._states = states
-        known = self._memory.get(index)
+        if states.shape[1] == self.text.shape[1] and (self.states is None or rows > len(self.states)):
+            self.states = states
+        known = self.known.get(index)
         if known is None or len(known.key) < rows:
-            known = _keys_and_values(block.attn2, self._states[:rows])
-            dropped = rows > self._keep
-            self._memory[index] = KeysValues(*(x[: self._keep].clone() for x in known)) if dropped else known
+            known = _keys_and_values(block.attn2, self.states[:rows])
+            dropped = rows > self.keep
+            self.known[index] = KeysValues(*(x[: self.keep].clone() for x in known)) if dropped else known
         return hidden, attention_mask, KeysValues(*(x[:rows] for x in known)), mask, *rest
+
+
+def _version(x: Tensor) -> int:
+    """Counts the changes of a tensor in place; those made for inference have no count."""
+    return 0 if x.is_inference() else x._version
 
 
 def _keys_and_values(attention: Attention, states: Tensor) -> KeysValues:
@@ -105,10 +111,14 @@ class _GivenKeysValues:
     """diffusers' softmax cross-attention where keys and values are given; its own processor otherwise."""
 
     def __init__(self, ordinary):
-        self.ordinary = ordinary
+        self.ordinary = getattr(
+            ordinary, "ordinary", ordinary
+        )  # two memories of one network need one of these
 
     def __call__(self, attn: Attention, hidden_states, encoder_hidden_states=None, attention_mask=None):
         if not isinstance(encoder_hidden_states, KeysValues):
+            if attention_mask is not None and attention_mask.shape[-1] != encoder_hidden_states.shape[1]:
+                raise RuntimeError("a block was recomputed after its text's memory was closed")
             return self.ordinary(attn, hidden_states, encoder_hidden_states, attention_mask)
 
         def heads(x: Tensor) -> Tensor:

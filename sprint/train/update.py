@@ -57,10 +57,13 @@ class Updater:
         }
 
     def load_state_dict(self, state: Mapping) -> None:
+        fused = [group["fused"] for group in self.optimizer.param_groups if "fused" in group]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, flag in zip(self.optimizer.param_groups, fused, strict=False):
+            group["fused"] = flag  # of this machine, not of the one that saved
         self.schedule.load_state_dict(state["schedule"])
-        self.skipped = state["skipped"].to(self.engine.device)
-        self.skipped_in_a_row = state["skipped_in_a_row"].to(self.engine.device)
+        self.skipped = torch.as_tensor(state["skipped"], device=self.engine.device)
+        self.skipped_in_a_row = torch.as_tensor(state["skipped_in_a_row"], device=self.engine.device)
 
 
 class Means:
@@ -89,6 +92,7 @@ class Means:
         *means, in_a_row = engine.average(torch.stack(values)).tolist()
         if in_a_row >= PATIENCE:
             raise SprintError(
-                f"{in_a_row:.0f} updates in a row without a finite gradient; lower the learning rate and resume"
+                f"{in_a_row:.0f} updates in a row without a finite gradient; "
+                "lower the learning rate, and give the run another name"
             )
         return dict(zip(self.sums, means, strict=True))
