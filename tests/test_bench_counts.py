@@ -57,6 +57,13 @@ def test_a_product_and_its_backward():
     assert counted(lambda: torch.randn(2, 3, 5) @ torch.randn(5))[0] == 2 * 2 * 3 * 5
 
 
+def test_the_engines_linear_layer_counts_with_gradients_and_without():
+    x, weight = torch.randn(4, 3, 5), torch.randn(7, 5)
+    with_gradients = counted(lambda: bench_flops.linear(x, weight.clone().requires_grad_()))[0]
+    with torch.no_grad():
+        assert counted(lambda: bench_flops.linear(x, weight))[0] == with_gradients == 2 * 4 * 3 * 5 * 7
+
+
 @pytest.mark.parametrize("groups", [1, 6])
 def test_a_convolution_and_its_backward_know_groups(groups):
     x = torch.randn(2, 6, 8, 8, requires_grad=True)

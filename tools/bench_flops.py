@@ -94,7 +94,7 @@ FLOPS: dict[object, Callable[..., int]] = {  # by operator: of what it gave and 
     aten.baddbmm: lambda out, c, a, b: 2 * out.numel() * a.shape[-1],
     aten.convolution: lambda out, x, weight, *options: 2 * out.numel() * weight[0].numel(),
     aten.convolution_backward: lambda out, *args: convolution_backward(*args),
-    torch.ops.sprint.onednn_linear: lambda out, x, weight, bias: 2 * out.numel() * x.shape[-1],
+    torch.ops.sprint.onednn_linear: lambda out, x, *rest: 2 * out.numel() * x.shape[-1],
     aten._scaled_dot_product_flash_attention_for_cpu: lambda out, *args: attention(*args),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda out, *args: attention_backward(*args),
     aten._scaled_dot_product_flash_attention: lambda out, *args: attention(*args),
@@ -104,6 +104,9 @@ FLOPS: dict[object, Callable[..., int]] = {  # by operator: of what it gave and 
     aten._scaled_dot_product_cudnn_attention: lambda out, *args: attention(*args),
     aten._scaled_dot_product_cudnn_attention_backward: lambda out, *args: attention_backward(*args),
 }
+
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # what sprint.cpu takes without gradients
+    FLOPS[torch.ops.mkldnn._linear_pointwise] = FLOPS[torch.ops.sprint.onednn_linear]
 
 
 def moves_nothing(function) -> bool:
