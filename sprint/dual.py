@@ -309,7 +309,7 @@ def attention(
     """Softmax attention: the value by whichever fused kernel is fastest, the tangent by its closed form.
 
     P = softmax(scale·QKᵀ + mask), O = PV, dS = scale·(dQ·Kᵀ + Q·dKᵀ): dO = (P∘(dS − Σ P∘dS))·V + P·dV.
-    Keys and values that are no Dual (a text) have no tangent, and their terms fall away.  (REFERENCE §2)
+    Keys and values that are no Dual (a text) have no tangent, and their terms fall away.
     """
     if dropout_p > 0 or enable_gqa or isinstance(attn_mask, Dual):
         raise _missing("attention with dropout, grouped queries or a Dual mask has no rule")

@@ -61,9 +61,7 @@ class Engine:
             for tensor in module.state_dict().values():
                 torch.distributed.broadcast(tensor, src=0)
         if self.precision is Precision.bf16:
-            for part in module.modules():
-                if isinstance(part, SanaTransformer2DModel):
-                    keep_time_in_float32(part)
+            keep_time_in_float32(module)
         return module
 
     def frozen(self, network: SanaTransformer2DModel) -> SanaTransformer2DModel:
@@ -113,9 +111,11 @@ class Engine:
         self.accelerator.wait_for_everyone()
 
 
-def keep_time_in_float32(network: SanaTransformer2DModel) -> None:
-    """Shield the time embedder from autocast: bf16 has no number between 0.500 and 0.504."""
-    network.time_embed.forward = MethodType(_forward_in_float32, network.time_embed)
+def keep_time_in_float32(module: nn.Module) -> None:
+    """Shield the time embedders of all networks inside from autocast: bf16 has no number from 0.500 to 0.504."""
+    for part in module.modules():
+        if isinstance(part, SanaTransformer2DModel):
+            part.time_embed.forward = MethodType(_forward_in_float32, part.time_embed)
 
 
 def _forward_in_float32(embed: nn.Module, timestep: Tensor, hidden_dtype=None, **conditions):

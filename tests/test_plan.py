@@ -22,7 +22,7 @@ import bench_memory
 from measure import SIZES, Request
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-COUNTS = {  # REFERENCE: teacher, with QK-norm, student
+COUNTS = {  # teacher, with QK-norm, student
     "0.6b": (591_747_872, 591_876_896, 593_502_369),
     "1.6b": (1_604_462_752, 1_604_641_952, 1_610_239_713),
 }

@@ -266,10 +266,7 @@ def measure(request: Request, checkpointing: bool, rounds: int) -> dict:
     only_counts = request.network == "0.6b" and request.device == "cpu"
     counts = counts_of(case, traced=only_counts)
     results = {
-        "network": request.network,
-        "batch": request.batch,
-        "device": request.device,
-        "precision": request.precision.value,
+        **request.record(),
         "activation_checkpointing": checkpointing,
         "rounds": rounds,
     }

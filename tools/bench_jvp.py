@@ -18,6 +18,7 @@ Writes tools/results/bench_jvp_NETWORK_DEVICE.json.
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from measure import (
@@ -31,9 +32,10 @@ from measure import (
     ratio,
     requested,
     summary,
+    torchs_products,
     write_results,
 )
-from plain_step import on_device, value_and_tangent_in_two_passes
+from plain_step import value_and_tangent_in_two_passes
 from torch import Tensor
 
 from sprint.compiled import compile_blocks
@@ -60,7 +62,8 @@ def pass_of(variant: str, request: Request) -> Callable[[], None]:
     size, batch, engine = SIZES[request.network], request.batch, engine_of(request)
     device = engine.device
     student = Student(from_adapted(size.teacher(device))).train()
-    student = engine.trainable(student) if variant in AS_TRAINED else on_device(student, engine)
+    with nullcontext() if variant in AS_TRAINED else torchs_products():
+        student = engine.trainable(student)
     torch.manual_seed(1)
     data = size.batch_of(batch, device)
     t = torch.linspace(0.1, 1.5, batch, device=device)
@@ -118,10 +121,7 @@ def measure(request: Request, variants: tuple[str, ...], rounds: int) -> dict:
     seconds = interleaved({name: pass_of(name, request) for name in variants}, rounds, warmup=2)
     pairs = [(a, b) for a, b in WANTED if a in variants and b in variants]
     return {
-        "network": request.network,
-        "batch": request.batch,
-        "device": request.device,
-        "precision": request.precision.value,
+        **request.record(),
         "rounds": rounds,
         "floor": 4 / 3,
         "seconds": {name: summary(values) for name, values in seconds.items()},

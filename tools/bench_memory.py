@@ -111,9 +111,7 @@ class TracedEngine(Engine):
 
     def trainable(self, module: nn.Module) -> nn.Module:
         if self.precision is Precision.bf16:
-            for part in module.modules():
-                if isinstance(part, SanaTransformer2DModel):
-                    keep_time_in_float32(part)
+            keep_time_in_float32(module)
         return module
 
     def frozen(self, network: SanaTransformer2DModel) -> SanaTransformer2DModel:

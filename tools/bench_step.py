@@ -19,7 +19,6 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import count
-from unittest.mock import patch
 
 import torch
 from measure import (
@@ -33,6 +32,7 @@ from measure import (
     ratio,
     requested,
     summary,
+    torchs_products,
     write_results,
 )
 from plain_step import PlainStep
@@ -70,8 +70,7 @@ def update_of(variant: str, request: Request, checkpointing: bool) -> Update:
     null = size.text(1, engine.device)
     batches = [size.batch_of(request.batch, engine.device) for _ in range(BATCHES)]
     recipe.compile = variant == COMPILED
-    products = patch("sprint.engine.use_onednn", lambda module: module)
-    with products if variant == SAME_PRODUCTS else nullcontext():
+    with torchs_products() if variant == SAME_PRODUCTS else nullcontext():
         if variant == "plain":
             stage = PlainStep(recipe, engine, teacher, null)
         else:
@@ -127,10 +126,7 @@ def measure(request: Request, checkpointing: bool, compiled: bool, rounds: int) 
     seconds = time_phases({name: update_of(name, request, checkpointing) for name in variants}, rounds)
     plain = seconds["plain"]
     return {
-        "network": request.network,
-        "batch": request.batch,
-        "device": request.device,
-        "precision": request.precision.value,
+        **request.record(),
         "activation_checkpointing": checkpointing,
         "rounds": rounds,
         "seconds": {

@@ -16,10 +16,12 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple, TypeVar
+from unittest.mock import patch
 
 import diffusers
 import torch
@@ -140,7 +142,7 @@ def environment() -> dict:
             "torch": torch.__version__,
             "diffusers": diffusers.__version__,
         },
-        "commit": _first_line_of("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"),
+        "commit": first_line_of("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"),
         "command": shlex.join(["python", *sys.argv]).replace(f"{ROOT}{os.sep}", ""),
     }
 
@@ -158,7 +160,7 @@ def _cpu_model() -> str:
     return next(names, platform.machine())
 
 
-def _first_line_of(*command: str) -> str:
+def first_line_of(*command: str) -> str:
     """What a program in the checkout prints first; "unknown" where it cannot."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -222,6 +224,10 @@ class Request(NamedTuple):
     device: str
     precision: Precision
 
+    def record(self) -> dict:
+        """As results say it."""
+        return self._asdict() | {"precision": self.precision.value}
+
 
 def add_request(parser: argparse.ArgumentParser) -> None:
     """The options that benchmarks share; `requested` reads them."""
@@ -247,3 +253,8 @@ def engine_of(request: Request) -> Engine:
     if request.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # else accelerate takes the GPU that is there
     return Engine(request.precision)
+
+
+def torchs_products() -> AbstractContextManager:
+    """Inside, engines leave linear layers as they are, where `sprint.cpu` would give them faster products."""
+    return patch("sprint.engine.use_onednn", lambda module: module)

@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 import torch
 from diffusers import SanaTransformer2DModel
+from measure import torchs_products
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import batch_norm, leaky_relu
@@ -30,12 +31,12 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from sprint import losses
 from sprint.data.batch import Batch
-from sprint.engine import Engine, keep_time_in_float32, to_device
+from sprint.engine import Engine, to_device
 from sprint.models.heads import SLOPE, VIRTUAL_BATCH, DiscriminatorHeads, deinterleave, interleave
 from sprint.models.student import Student, from_adapted
 from sprint.models.view import DENSE_TIME, TrigFlowView
 from sprint.optim import build_optimizer
-from sprint.recipe import Precision, Recipe
+from sprint.recipe import Recipe
 from sprint.train.distill import Draws, draw
 from sprint.trigflow import SIGMA_DATA, data_estimate, diffuse, expand_time
 
@@ -47,25 +48,6 @@ def value_and_tangent_in_two_passes(
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         _, tangent = torch.func.jvp(F, (x_hat, t), (v_x, v_t))
     return F(x_hat, t), tangent
-
-
-def on_device(module: nn.Module, engine: Engine) -> nn.Module:
-    """fp32 weights and PyTorch's own layers: the engine's faster ones have no forward-mode derivative."""
-    module.to(engine.device, torch.float32)
-    if isinstance(module, Student) and engine.precision is Precision.bf16:
-        keep_time_in_float32(module.network)
-    return module
-
-
-def frozen_on_device(network: SanaTransformer2DModel, engine: Engine) -> SanaTransformer2DModel:
-    """Without gradients; in bf16 but for the time embedding, if the run is."""
-    network.to(engine.device).eval().requires_grad_(False)
-    if engine.precision is Precision.bf16:
-        exact = {name: tensor.clone() for name, tensor in network.time_embed.state_dict().items()}
-        network.to(torch.bfloat16)
-        network.time_embed.to(torch.float32).load_state_dict(exact)
-        keep_time_in_float32(network)
-    return network
 
 
 # ---- the heads, as published ------------------------------------------------------------------------
@@ -137,10 +119,11 @@ class PlainStep:
         if recipe.activation_checkpointing:
             network.enable_gradient_checkpointing()
             adapted.enable_gradient_checkpointing()
-        self.student = on_device(Student(network), engine).train()
-        self.teacher = TrigFlowView(frozen_on_device(adapted, engine), DENSE_TIME)
         width = adapted.config.num_attention_heads * adapted.config.attention_head_dim
-        self.heads = on_device(PlainHeads(width, len(settings.adversarial.taps)), engine).train()
+        with torchs_products():
+            self.student = engine.trainable(Student(network)).train()
+            self.teacher = TrigFlowView(engine.frozen(adapted), DENSE_TIME)
+            self.heads = engine.trainable(PlainHeads(width, len(settings.adversarial.taps))).train()
         self.student_optimizer = build_optimizer(self.student.parameters(), settings.optimizer)
         self.heads_optimizer = build_optimizer(self.heads.parameters(), settings.adversarial.optimizer)
         self.generator_updates = 0

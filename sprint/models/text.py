@@ -111,9 +111,8 @@ class _GivenKeysValues:
     """diffusers' softmax cross-attention where keys and values are given; its own processor otherwise."""
 
     def __init__(self, ordinary):
-        self.ordinary = getattr(
-            ordinary, "ordinary", ordinary
-        )  # two memories of one network need one of these
+        # one is enough for two memories of one network
+        self.ordinary = ordinary.ordinary if isinstance(ordinary, _GivenKeysValues) else ordinary
 
     def __call__(self, attn: Attention, hidden_states, encoder_hidden_states=None, attention_mask=None):
         if not isinstance(encoder_hidden_states, KeysValues):
