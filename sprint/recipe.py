@@ -7,12 +7,10 @@ Steps are counted per stage; in stage 2 a step is one update, of the generator o
 import difflib
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, is_dataclass
 from enum import Enum
 from functools import cache
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -26,6 +24,18 @@ from sprint.errors import SprintError
 class DataKind(str, Enum):
     scenes = "scenes"  # built-in captioned scenes
     folder = "folder"  # NAME.{jpg,png,webp} with NAME.txt
+    webdataset = "webdataset"  # .tar shards of KEY.jpg, .png or .webp with KEY.json or KEY.txt
+    huggingface = "huggingface"  # a dataset of the datasets library, local or on the hub
+    cache = "cache"  # .tar shards of latents and embedded text, by `sprint cache` or in Sana's own layout
+    prompts = "prompts"  # one caption a line and no pictures: the teacher draws them
+
+
+class EngineKind(str, Enum):
+    single = "single"  # one process
+    ddp = "ddp"  # whole networks in every process, gradients averaged (PyTorch's DistributedDataParallel)
+    fsdp2 = "fsdp2"  # weights, gradients and optimizer state in pieces (PyTorch's fully_shard)
+    zero2 = "zero2"  # gradients and optimizer state in pieces (DeepSpeed ZeRO-2); AdamW only
+    zero3 = "zero3"  # weights too (DeepSpeed ZeRO-3); AdamW only
 
 
 class AdaptStart(str, Enum):
@@ -56,10 +66,18 @@ class Optimizer:
 
 @dataclass
 class Data:
-    kind: DataKind = DataKind.scenes  # built-in scenes, or a folder
-    path: str = ""  # folder of pictures, for kind=folder
+    kind: DataKind = DataKind.scenes
+    path: str = ""  # folder of pictures or shards, dataset name, or file of prompts; scenes need none
     size: int = 1024  # pixels, height and width after resize and centre crop
-    seed: int = 0  # of the scenes and of the order of pictures
+    aspect_buckets: bool = False  # keep the aspect: of Sana's shapes of about size² pixels the nearest
+    seed: int = 0  # of the scenes, of the order of samples and of the choice between captions
+    image_column: str = "image"  # for kind=huggingface
+    caption_column: str = "text"  # for kind=huggingface
+    caption_temperature: float = 0.1  # of several captions one is drawn with weight exp(clip score / this)
+    bad_share: float = 0.01  # of samples tried, how many may be unreadable before the run stops
+    workers: int = 1  # threads that read and decode ahead, in every process
+    teacher_steps: int = 20  # for kind=prompts: how the teacher draws
+    guidance_scale: float = 4.5  # for kind=prompts
 
 
 @dataclass
@@ -92,7 +110,10 @@ class Adversarial:
     taps: tuple[int, ...] = (2, 8, 14, 19)  # blocks of the frozen teacher whose outputs feed the heads
     time: TimeDensity = field(default_factory=lambda: TimeDensity(-0.6, 1.0))  # of the renoising
     max_time_probability: float = 0.5  # per sample, generator time becomes π/2
-    misaligned_pairs: bool = True  # rolled latents under unshifted prompts count as fakes
+    misaligned_pairs: bool = True  # a neighbour's latent under an unshifted prompt counts as fake
+    neighbours: int = (
+        4  # samples that share batch-norm statistics and swap prompts; divides every micro-batch
+    )
     optimizer: Optimizer = field(default_factory=Optimizer)
 
 
@@ -133,6 +154,10 @@ class Recipe:
     needs: str = ""  # what a person must bring: weights, data, GPUs, hours; printed by --dry-run
     seed: int = 0
     precision: Precision = Precision.fp32
+    engine: EngineKind = EngineKind.single  # how processes share the work; several are started by torchrun
+    shard_size: int = 0  # fsdp2: processes that hold one copy of the weights between them; 0 is all of them
+    shard_teacher: bool = False  # the frozen teacher in pieces too, with any engine of several processes
+    timeout: int = 600  # seconds that a process waits for the others before it gives up
     micro_batch_size: int = 0  # samples per forward and process, gradients accumulate; 0 takes them all
     activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
     compile: bool = (
@@ -170,6 +195,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         recipe = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:  # ${interpolations}
         raise SprintError(f"{file}: {_first_line(error)}") from error
+    from sprint.recipe_rules import validate  # it knows this file's types
+
     validate(recipe)
     return recipe
 
@@ -180,10 +207,15 @@ def recipe_text(recipe: Recipe) -> str:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """Twelve hex digits of SHA-256 over what determines the result: all but names, notes, logging and compilation."""
+    """Twelve hex digits of SHA-256 over what determines the result, not over names, logging or how it is computed."""
     settings = OmegaConf.to_container(OmegaConf.structured(recipe), resolve=True, enum_to_str=True)
-    for key in ("name", "needs", "arch", "compile", "save_every", "log_every", "wandb"):
+    for key in ("name", "needs", "arch", "save_every", "log_every", "wandb"):
         del settings[key]
+    for key in ("engine", "shard_size", "shard_teacher", "timeout", "micro_batch_size"):
+        del settings[key]  # a run may go on with another of these
+    for key in ("activation_checkpointing", "compile"):
+        del settings[key]
+    del settings["data"]["workers"]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -268,123 +300,3 @@ def _expected(kind: type) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
-
-
-# Validation: ranges of single keys as a table, then what must hold between keys.
-
-_OPTIMIZERS = ("adapt.optimizer", "distill.optimizer", "distill.adversarial.optimizer")
-_DENSITIES = ("distill.consistency.time", "distill.adversarial.time")
-
-
-def _each(groups: tuple[str, ...], *names: str) -> tuple[str, ...]:
-    return tuple(f"{group}.{name}" for group in groups for name in names)
-
-
-_RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
-    (
-        "at least 0",
-        lambda v: 0 <= v < math.inf,
-        (
-            *("seed", "data.seed", "adapt.steps", "distill.steps"),
-            *("distill.consistency.weight", "distill.adversarial.weight"),
-            *("evaluate.prompts", "evaluate.guidance_scale"),
-            *_each(_OPTIMIZERS, "weight_decay", "warmup_steps"),
-        ),
-    ),
-    (
-        "at least 1",
-        lambda v: v >= 1,
-        (
-            *("data.size", "adapt.batch_size", "distill.batch_size", "evaluate.batch_size"),
-            *("distill.consistency.tangent_warmup_updates", "evaluate.teacher_steps"),
-            *("save_every", "log_every"),
-        ),
-    ),
-    ("at least 2", lambda v: v >= 2, ("text.max_length",)),
-    (
-        "above 0",
-        lambda v: 0 < v < math.inf,
-        (
-            *("adapt.shift", "distill.consistency.tangent_normalisation"),
-            *_each(_OPTIMIZERS, "lr", "clip_norm"),
-            *_each(_DENSITIES, "std"),
-        ),
-    ),
-    ("finite", math.isfinite, _each(_DENSITIES, "mean")),
-    (
-        "between 0 and 1",
-        lambda v: 0 <= v <= 1,
-        ("adapt.caption_dropout", "distill.adversarial.max_time_probability"),
-    ),
-    ("between 0 and 1", lambda v: 0 <= v <= 1, _each(_OPTIMIZERS, "decay_share")),
-    ("at least 0 and below 1", lambda v: 0 <= v < 1, ("distill.ema_decay",)),
-)
-
-
-def validate(recipe: Recipe) -> None:
-    """Raise a `SprintError` that names the first key whose value cannot work, and what would."""
-    for words, holds, keys in _RANGES:
-        for key in keys:
-            value = attrgetter(key)(recipe)
-            if not holds(value):
-                raise SprintError(f"recipe {recipe.name}: {key} = {value}, but it must be {words}")
-    for key in _OPTIMIZERS:
-        _check_betas(recipe, key)
-    for holds, problem in _relations(recipe):
-        if not holds:
-            raise SprintError(f"recipe {recipe.name}: {problem}")
-
-
-def _check_betas(recipe: Recipe, key: str) -> None:
-    optimizer: Optimizer = attrgetter(key)(recipe)
-    count = {OptimizerKind.adamw: 2, OptimizerKind.came: 3}[optimizer.kind]
-    if len(optimizer.betas) != count or not all(0 <= beta < 1 for beta in optimizer.betas):
-        kind, betas = optimizer.kind.value, list(optimizer.betas)
-        raise SprintError(
-            f"recipe {recipe.name}: {key}.betas = {betas}, but {kind} takes {count} numbers in [0, 1)"
-        )
-
-
-def _relations(recipe: Recipe) -> Iterator[tuple[bool, str]]:
-    """(whether it holds, what is wrong if not), one pair for each thing that must hold."""
-    from sprint.data.scenes import SIZE
-
-    data, distill, adversarial = recipe.data, recipe.distill, recipe.distill.adversarial
-    scenes = data.kind is DataKind.scenes
-    yield (
-        Path(recipe.name).name == recipe.name not in ("", ".."),
-        f"name = {recipe.name!r} cannot name a folder in runs/",
-    )
-    yield recipe.teacher != "", "teacher is empty; set a built-in name, a folder, a file or a hub id"
-    yield scenes or data.path != "", "data.kind = folder needs data.path, the folder of pictures"
-    yield not scenes or data.size == SIZE, f"data.size = {data.size}, but scenes are drawn at {SIZE} pixels"
-    yield (
-        scenes or recipe.evaluate.prompts == 0,
-        "evaluate.prompts must be 0 with data.kind = folder: only scenes can be scored",
-    )
-    yield recipe.evaluate.prompts != 1, "evaluate.prompts = 1, but FID needs at least 2 (or 0 for no scores)"
-    yield (
-        distill.consistency.weight > 0 or adversarial.weight > 0,
-        "distill.consistency.weight and distill.adversarial.weight are both 0: nothing to train on",
-    )
-    yield (
-        distill.batch_size >= 2 or not (adversarial.weight > 0 and adversarial.misaligned_pairs),
-        "distill.batch_size = 1, but misaligned pairs need at least 2",
-    )
-    taps, scales, steps = list(adversarial.taps), list(distill.guidance_scales), list(recipe.evaluate.steps)
-    yield (
-        taps == sorted(set(taps)) and all(tap >= 0 for tap in taps),
-        f"distill.adversarial.taps = {taps}, but blocks are counted from 0 and listed once, in order",
-    )
-    yield (
-        len(taps) > 0 or adversarial.weight == 0,
-        "distill.adversarial.taps is empty, but its weight is not 0",
-    )
-    yield (
-        len(scales) > 0 and all(0 <= scale < math.inf for scale in scales),
-        f"distill.guidance_scales = {scales}, but it takes one or more numbers of at least 0",
-    )
-    yield (
-        len(steps) > 0 and all(1 <= count <= 4 for count in steps),
-        f"evaluate.steps = {steps}, but a student takes 1 to 4 steps",
-    )

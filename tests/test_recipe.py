@@ -147,7 +147,10 @@ def test_misspelt_key_names_the_nearest(small, tmp_path, wrong, nearest):
         ("distill.optimizer.lr=true", "distill.optimizer.lr = True, but it takes a number"),
         ("wandb=maybe", "wandb = 'maybe', but it takes true or false"),
         ("precision=fp8", "precision = 'fp8', but it takes one of fp32, bf16"),
-        ("data.kind=tar", "data.kind = 'tar', but it takes one of scenes, folder"),
+        (
+            "data.kind=tar",
+            "data.kind = 'tar', but it takes one of scenes, folder, webdataset, huggingface, cache, prompts",
+        ),
         ("distill.optimizer.betas=0.9", "distill.optimizer.betas = 0.9, but it takes a list of numbers"),
         (
             "distill.adversarial.taps=[1, 2.5]",
@@ -224,7 +227,7 @@ def test_missing_file_names_what_is_there(small, monkeypatch):
             "distill.guidance_scales = [], but it takes one or more numbers of at least 0",
         ),
         ("teacher=", "teacher is empty; set a built-in name, a folder, a file or a hub id"),
-        ("data.kind=folder", "data.kind = folder needs data.path, the folder of pictures"),
+        ("data.kind=folder", "data.kind = folder needs data.path"),
         ("data.size=128", "data.size = 128, but scenes are drawn at 64 pixels"),
     ],
 )

@@ -1,9 +1,34 @@
-"""The one thing every data source gives and every training step takes."""
+"""What every data source gives, and the one thing that every training step takes."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
+
+
+class Sample(NamedTuple):
+    """picture: uint8 [H, W, 3], RGB; caption: never empty."""
+
+    picture: np.ndarray
+    caption: str
+
+
+class Encoded(NamedTuple):
+    """A sample that the family has seen already, on the CPU.
+
+    latent [C, h, w]: scaling_factor · autoencoder(picture); text [T, D]: its real tokens alone
+    """
+
+    latent: Tensor
+    text: Tensor
+
+
+class Prompt(NamedTuple):
+    """A caption without a picture, and its position, from which the noise that becomes its picture is drawn."""
+
+    caption: str
+    position: int
 
 
 class Batch(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from sprint.data.source import Sample
+from sprint.data.batch import Sample
 from sprint.errors import SprintError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from sprint.data.batch import Batch, parts
+from sprint.data.batch import Batch, Sample, parts
 from sprint.data.scenes import Scene, render, scene
 from sprint.errors import SprintError
 from sprint.models.family import TEXT_UNIT, Family
@@ -27,13 +27,6 @@ TRAINING_SEED = 3000  # data.seed = s trains on series 3000 + s
 SHOWN = 12  # held-out pictures on a page: two of each category
 
 T = TypeVar("T")
-
-
-class Sample(NamedTuple):
-    """picture: uint8 [H, W, 3], RGB; caption: never empty."""
-
-    picture: np.ndarray
-    caption: str
 
 
 class Source(Protocol):

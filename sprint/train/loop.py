@@ -9,8 +9,8 @@ from typing import Protocol
 
 from sprint import checkpoint
 from sprint.clock import Clock
-from sprint.data.batch import Batch
-from sprint.data.source import Sample, Source, batch_positions, prefetch
+from sprint.data.batch import Batch, Sample
+from sprint.data.source import Source, batch_positions, prefetch
 from sprint.engine import Engine
 from sprint.log import RunLog
 from sprint.train.update import Means

@@ -17,8 +17,8 @@ from torch import Tensor
 from sprint import checkpoint
 from sprint.convert.load import load_teacher, understand_teacher
 from sprint.cpu import keep_freed_memory
-from sprint.data.batch import Batch
-from sprint.data.source import Sample, Source, encode, open_source
+from sprint.data.batch import Batch, Sample
+from sprint.data.source import Source, encode, open_source
 from sprint.engine import Engine, to_device
 from sprint.export import export_student, export_teacher
 from sprint.files import write_whole
