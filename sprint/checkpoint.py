@@ -1,30 +1,358 @@
-"""Training state on disk: written whole or not at all, verified before it is trusted, one run per folder.
+"""Training state on disk: written whole or not at all, verified before it is trusted, by any number of processes.
 
-FOLDER/000007-distill-000400/   one checkpoint: serial number, then the name it was given
-    state.pt                    nested plain containers and tensors, readable with weights_only=True
-    manifest.json               size and SHA-256 of state.pt
-FOLDER/.writing-…               a checkpoint in the making; the next save sweeps what a crash left
+FOLDER/000007-distill-400/    one checkpoint: serial number, then the name it was given
+    __0_0.distcp, .metadata   the tensors in PyTorch's distributed checkpoint format (DCP): every process writes
+                              its part, and any other number of processes reads its own
+    facts.json                what is no tensor: counters, phase, versions
+    manifest.json             size and SHA-256 of every other file
+FOLDER/.writing-…             a checkpoint in the making, or on its way out; the next save sweeps what a crash left
 """
 
-import fcntl
+import atexit
 import json
 import os
-import pickle
 import shutil
 import sys
-from collections import OrderedDict
+import threading
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TypeVar
 
-import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException, DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
+from sprint.dcp import INDEX, CopyingPlanner, Reader, Writer
 from sprint.errors import SprintError
-from sprint.files import sha256, write_whole
+from sprint.files import sha256
 
-STATE, MANIFEST = "state.pt", "manifest.json"
+FACTS, MANIFEST = "facts.json", "manifest.json"
 TEMPORARY = ".writing-"
+SECONDS_AT_EXIT = 60.0  # that the end of the program waits for a checkpoint in the making
+
+T = TypeVar("T")
+Group = dist.ProcessGroup | None
+Digests = dict[str, dict[str, int | str]]  # file name -> {"bytes": size, "sha256": hex digest}
 
 # ---- save -------------------------------------------------------------------------------------------
+
+
+class Saver:
+    """Checkpoints of one stage in `folder`, written in the background, one at a time.
+
+    keep   this many of the newest stay (1 or more); older ones go once the new one is safe
+    group  a gloo group over all processes for this object alone, which uses it in a background thread;
+           None: one process, no torch.distributed
+
+    `folder` is on a file system that all processes see. Every process makes one Saver and calls `save` and
+    `wait` alike. Each process keeps a copy in host memory of what it writes, for the next save to fill again.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, group: Group = None):
+        self.folder, self.keep, self.group = folder, keep, group
+        self._write: _Write | None = None
+        self._copies: dict[MetadataIndex, Tensor] = {}
+
+    def save(self, name: str, tensors: dict[str, Tensor], facts: dict) -> None:
+        """Start a checkpoint. Returns once the tensors are copied and may change again.
+
+        name     for people: "distill-400"; order comes from the serial number before it
+        tensors  plain ones, equal on all processes that have them (one of which writes), or DTensors, of which
+                 each process writes its shard
+        facts    nested dicts (with str keys) and lists of int, float, bool, str and None, of the main process
+
+        Raises SprintError if the checkpoint before this one failed; TypeError for what could not be read
+        back, naming its key.
+        """
+        self.wait()
+        for key, tensor in tensors.items():
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"tensors[{key!r}] is a {type(tensor).__name__}: put it into facts")
+        _require_plain(facts, "facts")
+        tensors = {key: tensor.detach() for key, tensor in tensors.items()}
+        self._write = _Write(self, name, tensors, json.dumps(facts))
+        self._write.start()
+        self._write.copied.wait()
+
+    @property
+    def troubled(self) -> bool:
+        """A background save has failed here: `wait` will raise. Does not block."""
+        return self._write is not None and self._write.failure is not None
+
+    def wait(self) -> None:
+        """Until the newest checkpoint is safe on disk.
+
+        Raises SprintError, on every process, if it could not be written: the older ones are then untouched
+        and nothing is left behind.
+        """
+        if self._write is None:
+            return
+        self._write.join()
+        if self._write.failure is not None:
+            raise SprintError(
+                f"cannot write checkpoint {self._write.title} in {self.folder}: {self._write.failure}; "
+                "earlier checkpoints are safe: put that right (free some space?) and run the same command again"
+            )
+
+
+class _Write(threading.Thread):
+    """One checkpoint on its way to the disk. Every step succeeds on all processes or fails on all.
+
+    A daemon, which DCP's own `async_save` has no way to be: a process whose peer has died must be able to end.
+    """
+
+    def __init__(self, saver: Saver, title: str, tensors: dict[str, Tensor], facts: str):
+        super().__init__(name=f"checkpoint {title}", daemon=True)
+        self.title, self.failure = title, None
+        self.copied = threading.Event()  # or failed before that
+        self._folder, self._keep, self._group = saver.folder, saver.keep, saver.group
+        self._rank = 0 if saver.group is None else dist.get_rank(saver.group)
+        self._tensors, self._facts = tensors, facts
+        self._planner = CopyingPlanner(saver._copies, self.copied)
+
+    def run(self) -> None:
+        try:
+            self._run()
+        except (Exception, CheckpointException) as error:  # CheckpointException is not an Exception
+            self.failure = _reason(error, self._group)
+        finally:
+            del self._tensors, self._planner  # the saver keeps this object, not what it was given
+            self.copied.set()
+
+    def _run(self) -> None:
+        temporary = self._folder / _on_all(self._begin, self._group)[0]
+        try:
+            _quiet_about_one_process()
+            dcp.save(
+                self._tensors,
+                storage_writer=Writer(temporary),
+                planner=self._planner,
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+            digests = _on_all(lambda: self._finish_part(temporary), self._group)
+            _on_all(lambda: self._seal(temporary, digests), self._group)
+        finally:
+            if self._rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _begin(self) -> str:
+        """The main process sweeps and makes the temporary folder.  -> its name"""
+        if self._rank != 0:
+            return ""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self._folder.glob(f"{TEMPORARY}*"):
+            shutil.rmtree(leftover)
+        older = _checkpoints(self._folder)
+        serial = _serial(older[0]) + 1 if older else 1
+        temporary = self._folder / f"{TEMPORARY}{serial:06d}-{self.title}"
+        temporary.mkdir()
+        return temporary.name
+
+    def _finish_part(self, temporary: Path) -> Digests:
+        """Digests of the files that this process wrote."""
+        files = list(temporary.glob(f"__{self._rank}_*"))
+        if self._rank == 0:
+            _write_flushed(temporary / FACTS, self._facts)
+            files += [temporary / FACTS, temporary / INDEX]
+        return {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
+
+    def _seal(self, temporary: Path, digests: list[Digests]) -> None:
+        """The main process gives the checkpoint its manifest and its name, then prunes."""
+        if self._rank != 0:
+            return
+        files = {name: entry for part in digests for name, entry in part.items()}
+        _write_flushed(temporary / MANIFEST, json.dumps({"files": files}))
+        _flush_folder(temporary)
+        os.replace(temporary, self._folder / temporary.name.removeprefix(TEMPORARY))
+        _flush_folder(self._folder)
+        for old in _checkpoints(self._folder)[self._keep :]:
+            going = old.with_name(TEMPORARY + old.name)  # so that none is ever seen half deleted
+            os.replace(old, going)
+            shutil.rmtree(going, ignore_errors=True)
+
+
+@atexit.register
+def _let_writes_end() -> None:
+    """An exception may end the program while a checkpoint is being written: let it end, but not for ever."""
+    for thread in threading.enumerate():
+        if isinstance(thread, _Write):
+            thread.join(SECONDS_AT_EXIT)
+
+
+def _write_flushed(path: Path, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _require_plain(value: object, where: str) -> None:
+    """JSON gives back just these: a tuple would return as a list, a subclass (an Enum) as its base."""
+    if type(value) in (int, float, bool, str, type(None)):
+        return
+    if type(value) is dict:
+        for key in value:
+            if type(key) is not str:
+                raise TypeError(
+                    f"{where} has the key {key!r}, which is not a str: a checkpoint cannot hold it"
+                )
+        items = value.items()
+    elif type(value) is list:
+        items = enumerate(value)
+    else:
+        raise TypeError(f"{where} is a {type(value).__name__}, which a checkpoint cannot hold")
+    for key, item in items:
+        _require_plain(item, f"{where}[{key!r}]")
+
+
+# ---- all processes together -------------------------------------------------------------------------
+
+
+def _on_all(work: Callable[[], T], group: Group) -> list[T]:
+    """Run `work` on every process.  -> all results, by rank; SprintError on all if it failed on one."""
+    result, reason = None, None
+    try:
+        result = work()
+    except Exception as error:
+        reason = _reason(error)
+    outcomes = [(result, reason)]
+    if group is not None:
+        outcomes *= dist.get_world_size(group)
+        dist.all_gather_object(outcomes, (result, reason), group=group)
+    for rank, (_, reason) in enumerate(outcomes):
+        if reason is not None:
+            raise SprintError(reason + _place(rank, group))
+    return [result for result, _ in outcomes]
+
+
+def _reason(error: BaseException, group: Group = None) -> str:
+    """What went wrong, in a few words on one line."""
+    if isinstance(error, CheckpointException):
+        rank = min(error.failures)
+        return _reason(error.failures[rank][0]) + _place(rank, group)
+    if isinstance(error, SprintError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if (
+        isinstance(error, RuntimeError) and group is not None
+    ):  # of a collective: that of work comes without group
+        return "another process has ended or does not answer"
+    return " ".join(f"{type(error).__name__}: {error}".splitlines()[:1])
+
+
+def _place(rank: int, group: Group) -> str:
+    return "" if group is None else f" (process {rank})"
+
+
+def _quiet_about_one_process() -> None:
+    """DCP warns whenever it serves a single process. A filter, since `catch_warnings` is not for threads."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+
+# ---- read -------------------------------------------------------------------------------------------
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint that matches its manifest, or None. Damaged ones are named and skipped."""
+    for path in _checkpoints(folder):
+        if _intact(path):
+            return path
+        print(f"warning: checkpoint {path} is damaged; falling back to the one before it", file=sys.stderr)
+    return None
+
+
+def read_facts(path: Path) -> dict:
+    """The facts that `Saver.save` was given, floats bit for bit.  Raises SprintError if they cannot be read."""
+    try:
+        return json.loads((path / FACTS).read_text())
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, _reason(error)) from error
+
+
+def read_tensors(path: Path, tensors: dict[str, Tensor], group: Group = None) -> None:
+    """Fill `tensors`, any subset of what is stored, in place, on their devices; a DTensor takes its own part.
+
+    group  of all processes, each of which calls this; None: by this process alone
+
+    Raises SprintError, on every process, that names the first key that is not stored or has another shape or
+    dtype; or if the checkpoint cannot be read.
+    """
+    reader = Reader(path)
+    _on_all(lambda: _require_stored(path, reader, tensors), group)
+    _quiet_about_one_process()
+    try:
+        dcp.load(
+            {key: tensor.detach() for key, tensor in tensors.items()},
+            storage_reader=reader,
+            planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            process_group=group,
+            no_dist=group is None,
+        )
+    except CheckpointException as error:
+        raise _unreadable(path, _reason(error, group)) from error
+
+
+def _require_stored(path: Path, reader: Reader, tensors: dict[str, Tensor]) -> None:
+    try:
+        stored = reader.read_metadata().state_dict_metadata
+    except Exception as error:  # a broken pickle raises whatever it likes
+        raise _unreadable(path, _reason(error)) from error
+    for key, tensor in tensors.items():
+        there, wanted = stored.get(key), f"{tensor.dtype} {tuple(tensor.shape)}"
+        tensor_there = isinstance(there, TensorStorageMetadata)
+        found = f"{there.properties.dtype} {tuple(there.size)}" if tensor_there else "nothing"
+        if found != wanted:
+            raise SprintError(
+                f"checkpoint {path} has {found} under {key!r} where {wanted} is wanted: it is of another network, "
+                "optimizer or version of sprint; choose another name=... or delete it"
+            )
+
+
+def _unreadable(path: Path, reason: str) -> SprintError:
+    return SprintError(f"cannot read checkpoint {path}: {reason}; delete it to resume from the one before")
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Newest first."""
+    return sorted((m.parent for m in folder.glob(f"[0-9]*-*/{MANIFEST}")), key=_serial, reverse=True)
+
+
+def _serial(path: Path) -> int:
+    return int(path.name.split("-")[0])
+
+
+def _intact(path: Path) -> bool:
+    try:
+        files = json.loads((path / MANIFEST).read_text())["files"]
+        return bool(files) and all(
+            (path / name).stat().st_size == entry["bytes"] and sha256(path / name) == entry["sha256"]
+            for name, entry in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+# ---- to be removed: the single-file checkpoints -----------------------------------------------------
+import pickle  # noqa: E402
+from collections import OrderedDict  # noqa: E402
+from typing import BinaryIO, TextIO  # noqa: E402
+
+import torch  # noqa: E402
+
+from sprint.run_folder import claim  # noqa: E402, F401
 
 
 def save(folder: Path, step_name: str, state: dict, keep: int = 2) -> Path:
@@ -36,14 +364,14 @@ def save(folder: Path, step_name: str, state: dict, keep: int = 2) -> Path:
     Raises TypeError for what `load` could not read back, naming its key; SprintError if it cannot be
     written (disk full, say): the older checkpoints are then untouched and nothing is left behind.
     """
-    _require_plain(state, "state")
+    _old_plain(state, "state")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f"{TEMPORARY}*/{STATE}"):
+        for leftover in folder.glob(f"{TEMPORARY}*/state.pt"):
             shutil.rmtree(leftover.parent)
         older = _checkpoints(folder)
         serial = _serial(older[0]) + 1 if older else 1
-        path = _write_whole(folder / f"{serial:06d}-{step_name}", state)
+        path = _old_write_whole(folder / f"{serial:06d}-{step_name}", state)
         for old in older[keep - 1 :]:
             shutil.rmtree(old)
     except OSError as error:
@@ -54,16 +382,19 @@ def save(folder: Path, step_name: str, state: dict, keep: int = 2) -> Path:
     return path
 
 
-def _write_whole(path: Path, state: dict) -> Path:
+def _old_write_whole(path: Path, state: dict) -> Path:
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
         temporary.mkdir()
-        with open(temporary / STATE, "wb") as file:
+        with open(temporary / "state.pt", "wb") as file:
             _serialise(state, file)
             _flush(file)
-        manifest = {"sha256": sha256(temporary / STATE), "bytes": (temporary / STATE).stat().st_size}
+        manifest = {
+            "sha256": sha256(temporary / "state.pt"),
+            "bytes": (temporary / "state.pt").stat().st_size,
+        }
         with open(temporary / MANIFEST, "w") as file:
-            json.dump(manifest, file)
+            json.dump({"files": {"state.pt": manifest}}, file)
             _flush(file)
         _flush_folder(temporary)
         os.replace(temporary, path)
@@ -87,15 +418,7 @@ def _flush(file: BinaryIO | TextIO) -> None:
     os.fsync(file.fileno())
 
 
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _require_plain(value: object, where: str) -> None:
+def _old_plain(value: object, where: str) -> None:
     """weights_only=True reads just these types; a subclass (an Enum, a NumPy scalar) would fail at load."""
     if isinstance(value, torch.Tensor) or type(value) in (int, float, bool, str, type(None)):
         return
@@ -106,95 +429,14 @@ def _require_plain(value: object, where: str) -> None:
     else:
         raise TypeError(f"{where} is a {type(value).__name__}, which a checkpoint cannot hold")
     for key, item in items:
-        _require_plain(item, f"{where}[{key!r}]")
-
-
-# ---- load -------------------------------------------------------------------------------------------
-
-
-def latest(folder: Path) -> Path | None:
-    """The newest checkpoint that matches its manifest, or None. Damaged ones are named and skipped."""
-    for path in _checkpoints(folder):
-        if _intact(path):
-            return path
-        print(f"warning: checkpoint {path} is damaged; falling back to the one before it", file=sys.stderr)
-    return None
+        _old_plain(item, f"{where}[{key!r}]")
 
 
 def load(path: Path) -> dict:
     """The state that `save` wrote, tensors on the CPU.  Raises SprintError if it cannot be read."""
     try:
-        return torch.load(path / STATE, map_location="cpu", weights_only=True)
+        return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise SprintError(
             f"cannot read checkpoint {path}: delete it to resume from the one before"
         ) from error
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Newest first."""
-    return sorted((m.parent for m in folder.glob(f"[0-9]*-*/{MANIFEST}")), key=_serial, reverse=True)
-
-
-def _serial(path: Path) -> int:
-    return int(path.name.split("-")[0])
-
-
-def _intact(path: Path) -> bool:
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        if (path / STATE).stat().st_size != manifest["bytes"]:
-            return False
-        return sha256(path / STATE) == manifest["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-# ---- one run per folder -----------------------------------------------------------------------------
-
-# Kept open: the kernel drops the locks when this process ends, however it ends.
-_locks: dict[Path, TextIO] = {}
-
-
-def claim(folder: Path, recipe_hash: str) -> None:
-    """Make `folder` this recipe's and, until the process ends, this process's. Claiming it again is free.
-
-    Raises SprintError if another process is running in it, or another recipe has been.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if folder.resolve() not in _locks:
-            _locks[folder.resolve()] = _lock(folder)
-        owner = _owner(folder, recipe_hash)
-    except OSError as error:
-        raise SprintError(f"cannot use {folder} for a run: {error.strerror}") from error
-    if owner != recipe_hash:
-        raise SprintError(
-            f"{folder} holds a run of another recipe ({owner}, this one is {recipe_hash}): "
-            "choose another name=... or delete the folder"
-        )
-
-
-def _owner(folder: Path, recipe_hash: str) -> str:
-    """The hash of the recipe that has `folder`: from now on this one, if there was none."""
-    owner = folder / "recipe.hash"
-    if not owner.exists():
-        write_whole(owner, recipe_hash + "\n")
-    return owner.read_text().strip()
-
-
-def _lock(folder: Path) -> TextIO:
-    file = open(folder / ".lock", "a+")  # noqa: SIM115 (kept open on purpose)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip()
-        file.close()
-        raise SprintError(
-            f"{folder} is in use by process {holder}: wait for it or choose another name=..."
-        ) from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file

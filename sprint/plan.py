@@ -1,37 +1,57 @@
 """The dry run: the real networks on the meta device, their parameters, and what one GPU must hold.
 
-Weights, gradients and optimizer state are counted exactly. Activations are planned for the highest moment of
-an update, from the bytes that a block keeps or works with per token and channel, measured once on small
-networks. Tests measure whole updates, where the plan is within 10%.
-Every GPU holds everything (data parallel); only the batch is split.
+Weights, gradients and optimizer state are counted exactly, in pieces where the engine cuts them. Activations are
+planned for the highest moment of an update, from the bytes that a block keeps or works with per token and channel,
+measured once on small networks. Tests measure whole updates in one process, where the plan is within 10%.
 """
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import SanaTransformer2DModel
 from torch import nn
 
-from sprint.activations import BF16, FOOTPRINTS, FP32, Update
+from sprint.activations import FP32, Update
 from sprint.convert.checkpoint import understand
 from sprint.errors import SprintError
 from sprint.models.family import resolve
 from sprint.models.heads import DiscriminatorHeads
 from sprint.models.presets import QK_NORM, meta_network, transformer_config
-from sprint.recipe import OptimizerKind, Precision, Recipe, recipe_hash, recipe_text
+from sprint.plan_engines import (
+    BUFFERED,
+    CASTS_KEPT,
+    COPIES,
+    GRADIENTS,
+    RECOMPUTED,
+    Layout,
+    Parts,
+    average_bytes,
+    count,
+    frozen,
+    layout_of,
+    trained,
+)
+from sprint.recipe import EngineKind, Optimizer, OptimizerKind, Recipe
 
-GPU_COUNTS = (1, 8, 32)
+GPU_COUNTS = (8, 32, 256)
 DC_AE_DOWNSCALE = 32  # pixels per latent cell, unless the teacher's own autoencoder is on disk
 
-Shapes = list[torch.Size]
-Parts = dict[str, float]  # bytes by name
-
-
-GRADIENTS, COPIES, BATCH = "gradients (fp32)", "bf16 copies", "texts and latents"
-ACTIVATIONS = {"activations": False, "activations, recomputed": True}  # rows: activation checkpointing
+BATCH = "texts and latents"
+ACTIVATIONS = {"activations": False, f"activations{RECOMPUTED}": True}  # rows: activation checkpointing
+ENGINES = {  # rows of the table of totals, with what they set in the recipe
+    "single": (EngineKind.single, False),
+    "ddp": (EngineKind.ddp, False),
+    "fsdp2": (EngineKind.fsdp2, False),
+    "fsdp2, teacher too": (EngineKind.fsdp2, True),
+    "zero2, AdamW": (EngineKind.zero2, False),
+    "zero3, AdamW": (EngineKind.zero3, False),
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +80,13 @@ class Stage:
     memory: dict[int, Parts]
 
 
+class Totals(NamedTuple):
+    """Bytes, without and with activation checkpointing."""
+
+    kept: float
+    recomputed: float
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a run is and needs; `str(plan)` is the page that --dry-run prints."""
@@ -67,9 +94,13 @@ class Plan:
     recipe: Recipe
     parameters: dict[str, int]  # by network
     stages: list[Stage]
+    engines: dict[str, dict[int, Totals]]  # by row of `ENGINES` and number of GPUs, the larger of the stages
+    misfits: list[str]  # numbers of GPUs that the recipe cannot have, and why
 
     def __str__(self) -> str:
-        return "\n".join(_page(self))
+        from sprint.plan_page import page  # it knows this file's types
+
+        return "\n".join(page(self))
 
 
 def dry_run(recipe: Recipe) -> Plan:
@@ -78,22 +109,75 @@ def dry_run(recipe: Recipe) -> Plan:
     Raises `SprintError` if the teacher is neither on disk nor named by `arch`, or the recipe does not fit it.
     """
     networks = build_networks(recipe)
-    adapt, distill = recipe.adapt, recipe.distill
     parameters = {
-        "teacher": _count(networks.teacher),
-        "adapted teacher (QK-norm)": _count(networks.adapted),
-        "student (guidance embedder, logvar)": _count(networks.student),
+        "teacher": count(networks.teacher),
+        "adapted teacher (QK-norm)": count(networks.adapted),
+        "student (guidance embedder, logvar)": count(networks.student),
     }
-    if distill.adversarial.weight > 0:
-        parameters[f"discriminator heads ({len(networks.heads.heads)})"] = _count(networks.heads)
-    stages = []
+    if recipe.distill.adversarial.weight > 0:
+        parameters[f"discriminator heads ({len(networks.heads.heads)})"] = count(networks.heads)
+    return Plan(
+        recipe=recipe,
+        parameters=parameters,
+        stages=stages_of(recipe, networks, gpu_counts(recipe.engine)),
+        engines={row: totals(with_engine(recipe, *engine), networks) for row, engine in ENGINES.items()},
+        misfits=list(misfits(recipe)),
+    )
+
+
+def gpu_counts(engine: EngineKind) -> tuple[int, ...]:
+    return (1,) if engine is EngineKind.single else GPU_COUNTS
+
+
+def stages_of(recipe: Recipe, networks: Networks, gpu_counts: tuple[int, ...]) -> list[Stage]:
+    """The stages that the recipe takes, with their memory under its engine."""
+    adapt, distill, stages = recipe.adapt, recipe.distill, []
     if adapt.steps > 0:
-        memory = {gpus: adapt_memory(recipe, networks, gpus) for gpus in GPU_COUNTS}
+        memory = {gpus: adapt_memory(recipe, networks, gpus) for gpus in gpu_counts}
         stages.append(Stage("stage 1, adapt", adapt.batch_size, memory))
     if distill.steps > 0:
-        memory = {gpus: distill_memory(recipe, networks, gpus) for gpus in GPU_COUNTS}
+        memory = {gpus: distill_memory(recipe, networks, gpus) for gpus in gpu_counts}
         stages.append(Stage("stage 2, distill", distill.batch_size, memory))
-    return Plan(recipe, parameters, stages)
+    return stages
+
+
+def totals(recipe: Recipe, networks: Networks) -> dict[int, Totals]:
+    """By number of GPUs, of the stage that needs more."""
+    counts = gpu_counts(recipe.engine)
+    stages = stages_of(recipe, networks, counts)
+    sums = {gpus: [totals_of(stage.memory[gpus]) for stage in stages] for gpus in counts}
+    return {gpus: Totals(*map(max, zip(*each, strict=True))) for gpus, each in sums.items() if each}
+
+
+def with_engine(recipe: Recipe, engine: EngineKind, shard_teacher: bool) -> Recipe:
+    """The recipe under another engine. ZeRO takes AdamW only, so there the networks get it."""
+
+    def optimizer(settings: Optimizer) -> Optimizer:
+        return replace(settings, kind=OptimizerKind.adamw) if zero else settings
+
+    zero = engine in (EngineKind.zero2, EngineKind.zero3)
+    adapt = replace(recipe.adapt, optimizer=optimizer(recipe.adapt.optimizer))
+    distill = replace(recipe.distill, optimizer=optimizer(recipe.distill.optimizer))
+    return replace(recipe, engine=engine, shard_teacher=shard_teacher, adapt=adapt, distill=distill)
+
+
+def misfits(recipe: Recipe) -> Iterator[str]:
+    """Where a batch does not divide over the processes, or a process's share into neighbours."""
+    adversarial, batches = recipe.distill.adversarial, {}
+    if recipe.adapt.steps > 0:
+        batches["adapt.batch_size"] = recipe.adapt.batch_size
+    if recipe.distill.steps > 0:
+        batches["distill.batch_size"] = recipe.distill.batch_size
+    for gpus, (key, batch_size) in product(gpu_counts(recipe.engine), batches.items()):
+        share, rest = divmod(batch_size, gpus)
+        if rest:
+            yield f"{gpus} GPUs: {key} = {batch_size} does not divide over them"
+        elif key.startswith("distill") and adversarial.weight > 0 and share % adversarial.neighbours:
+            yield (
+                f"{gpus} GPUs: {share} pictures on each are no multiple of distill.adversarial.neighbours = "
+                f"{adversarial.neighbours}; set that to {math.gcd(share, adversarial.neighbours)}, "
+                f"or {key} to {gpus * adversarial.neighbours}"
+            )
 
 
 # ---- the networks -----------------------------------------------------------------------------------
@@ -170,18 +254,14 @@ def _tokens(recipe: Recipe, patch_size: int) -> int:
     return (recipe.data.size // cell) ** 2
 
 
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
 # ---- memory of one GPU ------------------------------------------------------------------------------
 
 
 def adapt_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
     """Bytes by part in stage 1."""
     settings = recipe.adapt
-    parts = _trained(networks.adapted, settings.optimizer.kind, recipe.precision)
-    parts[BATCH] = _batch_bytes(recipe, networks, _local_batch(settings.batch_size, gpus))
+    parts = trained(networks.adapted, settings.optimizer.kind, recipe.precision, layout_of(recipe, gpus))
+    parts[BATCH] = _batch_bytes(recipe, networks, local_batch(settings.batch_size, gpus))
     for row, recomputed in ACTIVATIONS.items():
         update = _update(recipe, networks, settings.batch_size, gpus, parts, recomputed)
         parts[row] = max(update.flow())
@@ -192,14 +272,15 @@ def distill_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
     """Bytes by part in stage 2, at the highest moment of either update."""
     distill, adversarial = recipe.distill, recipe.distill.adversarial
     consistent, adverse = distill.consistency.weight > 0, adversarial.weight > 0
-    parts = _trained(networks.student, distill.optimizer.kind, recipe.precision)
+    layout = layout_of(recipe, gpus)
+    parts = trained(networks.student, distill.optimizer.kind, recipe.precision, layout)
     if distill.ema_decay > 0:
-        parts["EMA (fp32)"] = FP32 * _count(networks.student)
-    parts["frozen teacher"] = _compute_bytes(recipe.precision) * _count(networks.adapted)
-    if adverse:
-        heads = _trained(networks.heads, adversarial.optimizer.kind, recipe.precision)
+        parts["EMA (fp32)"] = average_bytes(networks.student, layout)
+    parts |= frozen(networks.adapted, recipe, gpus)
+    if adverse:  # heads are whole everywhere
+        heads = trained(networks.heads, adversarial.optimizer.kind, recipe.precision, Layout())
         parts["heads, with optimizer"] = sum(heads.values())
-    parts[BATCH] = _batch_bytes(recipe, networks, _local_batch(distill.batch_size, gpus))
+    parts[BATCH] = _batch_bytes(recipe, networks, local_batch(distill.batch_size, gpus))
     for row, recomputed in ACTIVATIONS.items():
         update = _update(recipe, networks, distill.batch_size, gpus, parts, recomputed)
         moments = update.consistency() if consistent else []
@@ -211,8 +292,9 @@ def distill_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
 def _update(
     recipe: Recipe, networks: Networks, batch_size: int, gpus: int, parts: Parts, recomputed: bool
 ) -> Update:
-    pictures = _forward_batch(recipe, batch_size, gpus)
-    accumulated = pictures < _local_batch(batch_size, gpus)
+    pictures = forward_batch(recipe, batch_size, gpus)
+    there_before = recipe.engine in BUFFERED or pictures < local_batch(batch_size, gpus)
+    one_block_cast = recomputed and recipe.engine not in CASTS_KEPT  # its copies may come at any moment
     return Update(
         precision=recipe.precision,
         recomputed=recomputed,
@@ -224,46 +306,19 @@ def _update(
         caption_channels=networks.teacher.config.caption_channels,
         taps=tuple(recipe.distill.adversarial.taps),
         kinds=2 + recipe.distill.adversarial.misaligned_pairs,
-        copies=parts.get(COPIES, 0),
-        first_gradients=0 if accumulated else parts[GRADIENTS],
+        copies=0 if one_block_cast else parts.get(COPIES, 0),
+        first_gradients=0 if there_before else parts[GRADIENTS],
     )
 
 
-def _trained(module: nn.Module, kind: OptimizerKind, precision: Precision) -> Parts:
-    """fp32 weights, their gradients and optimizer state, and the bf16 copies that autocast makes."""
-    count = _count(module)
-    state = optimizer_state_numel([p.shape for p in module.parameters()], kind)
-    parts = {
-        "weights (fp32)": FP32 * count,
-        GRADIENTS: FP32 * count,
-        f"optimizer state ({kind.value}, fp32)": FP32 * state,
-    }
-    if precision is Precision.bf16:
-        parts[COPIES] = BF16 * count
-    return parts
-
-
-def optimizer_state_numel(shapes: Shapes, kind: OptimizerKind) -> int:
-    """Numbers an optimizer keeps. AdamW: two per weight. CAME: one, and two factored statistics."""
-    if kind is OptimizerKind.adamw:
-        return sum(2 * shape.numel() for shape in shapes)
-    return sum(_came_state_numel(shape) for shape in shapes)
-
-
-def _came_state_numel(shape: torch.Size) -> int:
-    if len(shape) < 2:
-        return 2 * shape.numel()  # vectors are not factored
-    rows, columns = shape[0], shape[1:].numel()
-    return rows * columns + 2 * (rows + columns)
-
-
-def _local_batch(batch_size: int, gpus: int) -> int:
+def local_batch(batch_size: int, gpus: int) -> int:
+    """A process's share of a batch."""
     return math.ceil(batch_size / gpus)
 
 
-def _forward_batch(recipe: Recipe, batch_size: int, gpus: int) -> int:
+def forward_batch(recipe: Recipe, batch_size: int, gpus: int) -> int:
     """Pictures in one forward: a process's share of the batch, or a micro-batch of it."""
-    local = _local_batch(batch_size, gpus)
+    local = local_batch(batch_size, gpus)
     return min(local, recipe.micro_batch_size or local)
 
 
@@ -273,55 +328,13 @@ def _batch_bytes(recipe: Recipe, networks: Networks, pictures: int) -> int:
     return FP32 * pictures * (text + 4 * networks.latent_numel)
 
 
-def _compute_bytes(precision: Precision) -> int:
-    return BF16 if precision is Precision.bf16 else FP32
-
-
-# ---- the page ---------------------------------------------------------------------------------------
-
-NOTES = """\
-Weights, gradients, optimizer state: exact, and the same on every GPU (data parallel, no sharding).
-Activations: what the highest moment of an update holds on top of the rows above. Until the backward, one
-    trained block keeps for each picture width x ({block:g} bytes x image tokens + {text:g} bytes x text tokens).
-Stage 2 backpropagates its two losses one after the other. The second is the higher: a pass of the student, and
-    the frozen teacher up to its last tap, with the heads. With activations recomputed it may be the heads' update.
-Recomputed (activation_checkpointing): each block keeps its input alone and runs again in the
-    backward, one block at a time.
-Not counted: text encoder and autoencoder, which add their weights if pictures are encoded while training;
-workspace and fragmentation, commonly 10 to 20% on top."""
-
-
-def _page(plan: Plan) -> list[str]:
-    recipe, per = plan.recipe, FOOTPRINTS[plan.recipe.precision]
-    lines = [f"# recipe {recipe.name}, hash {recipe_hash(recipe)}", recipe_text(recipe).rstrip(), ""]
-    lines += ["# parameters", *(f"{name:<38}{count:>16,}" for name, count in plan.parameters.items())]
-    for stage in plan.stages:
-        lines += ["", *_memory_table(recipe, stage)]
-    return [*lines, "", NOTES.format(block=per.block, text=per.block_text)]
-
-
-def _memory_table(recipe: Recipe, stage: Stage) -> list[str]:
-    """One row a part, one column a number of GPUs."""
-    columns = [with_totals(parts) for parts in stage.memory.values()]
-    forward = [_forward_batch(recipe, stage.batch_size, gpus) for gpus in stage.memory]
-    return [
-        f"# {stage.name}: GiB on each GPU",
-        _row("GPUs", [str(gpus) for gpus in stage.memory]),
-        _row("pictures on each", [str(_local_batch(stage.batch_size, gpus)) for gpus in stage.memory]),
-        _row("pictures in one forward", [str(size) for size in forward]),
-        *(_row(name, [f"{parts[name] / 2**30:,.2f}" for parts in columns]) for name in columns[0]),
-    ]
-
-
 def with_totals(parts: Parts) -> Parts:
     """The same and their sums, without and with activation checkpointing."""
-    state = sum(size for name, size in parts.items() if not name.startswith("activations"))
-    return {
-        **parts,
-        "total": state + parts["activations"],
-        "total, recomputed": state + parts["activations, recomputed"],
-    }
+    kept, recomputed = totals_of(parts)
+    return {**parts, "total": kept, f"total{RECOMPUTED}": recomputed}
 
 
-def _row(name: str, cells: list[str]) -> str:
-    return f"{name:<38}" + "".join(f"{cell:>12}" for cell in cells)
+def totals_of(parts: Parts) -> Totals:
+    kept = sum(size for name, size in parts.items() if not name.endswith(RECOMPUTED))
+    recomputed = sum(size for name, size in parts.items() if name + RECOMPUTED not in parts)
+    return Totals(kept, recomputed)

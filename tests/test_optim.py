@@ -6,8 +6,17 @@ import torch
 from torch import nn
 
 from sprint.errors import SprintError
-from sprint.optim import CAME, build_optimizer, clip_gradients, learning_rate_schedule
+from sprint.optim import (
+    CAME,
+    build_optimizer,
+    clip_gradients,
+    learning_rate_schedule,
+    placement,
+    start_state,
+)
 from sprint.recipe import Optimizer, OptimizerKind
+from tests.optim_processes import DTYPES, SETTINGS, SHAPES, STEPS, Run
+from tests.test_engine import torchrun
 
 BETA1, BETA2, BETA3 = BETAS = (0.9, 0.999, 0.9999)
 EPS1, EPS2 = 1e-30, 1e-16
@@ -175,7 +184,7 @@ def set_gradients(model: nn.Module, seed: int, spoilt: float | None = None) -> N
     """Random ones; `spoilt` becomes one number of each."""
     generator = torch.Generator().manual_seed(seed)
     for p in model.parameters():
-        p.grad = torch.randn(p.shape, generator=generator)
+        p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
         if spoilt is not None:
             p.grad.view(-1)[0] = spoilt
 
@@ -211,6 +220,53 @@ def test_found_inf_leaves_weights_and_state_to_the_bit(settings, spoilt):
         elif not step:
             assert not any(state.any() for state in after[len(before) :])
             assert all(torch.equal(a, b) for a, b in zip(before, after[: len(before)], strict=True))
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_started_state_is_what_the_first_update_makes(settings, dtype):
+    started, lazy = small_model().to(dtype), small_model().to(dtype)
+    optimizers = [build_optimizer(model.parameters(), settings) for model in (started, lazy)]
+    start_state(optimizers[0])
+    kept = [state for p in started.parameters() for state in optimizers[0].state[p].values()]
+    assert kept and not any(state.any() for state in kept)
+    for step in range(3):
+        for model, optimizer in zip((started, lazy), optimizers, strict=True):
+            set_gradients(model, step)
+            optimizer.found_inf = torch.tensor(float(step == 0))  # the first leaves it as it was made
+            optimizer.step()
+        for a, b in zip(started.parameters(), lazy.parameters(), strict=True):
+            ours, theirs = (o.state[p] for o, p in zip(optimizers, (a, b), strict=True))
+            assert ours.keys() == theirs.keys() and torch.equal(a, b)
+            for name in ours:
+                assert torch.equal(ours[name], theirs[name])
+                assert (ours[name].dtype, ours[name].stride()) == (theirs[name].dtype, theirs[name].stride())
+    in_place = [state for p in started.parameters() for state in optimizers[0].state[p].values()]
+    assert all(a is b for a, b in zip(kept, in_place, strict=True))
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_placement_knows_every_entry_of_a_state(kind):
+    """Of weights with three axes, one, and none; the shapes of the first say whether it is right."""
+    rows, columns = 4, 6
+    shapes = {
+        "came": {"like the weight": (rows, columns), "by row": (rows,), "whole": (columns,)},
+        "adamw": {"like the weight": (rows, 2, 3), "whole": ()},
+    }[kind]
+    weights = [nn.Parameter(torch.ones(shape)) for shape in ((rows, 2, 3), (rows,), ())]
+    optimizer = build_optimizer(weights, SETTINGS[kind])
+    start_state(optimizer)
+    matrix, vector, scalar = (optimizer.state[w] for w in weights)
+    assert all(shapes[placement(3, name)] == state.shape for name, state in matrix.items())
+    assert all(
+        placement(1, name) == ("like the weight" if state.ndim else "whole") for name, state in vector.items()
+    )
+    assert {placement(0, name) for name in scalar} == {"whole"}
+
+
+def test_placement_refuses_a_name_that_no_state_has():
+    with pytest.raises(KeyError, match="max_exp_avg_sq"):
+        placement(2, "max_exp_avg_sq")
 
 
 def test_came_moves_a_channels_last_convolution_as_any_other():
@@ -279,3 +335,54 @@ def test_clip_gradients_returns_the_norm_before():
     assert a.grad.item() == pytest.approx(0.06, rel=1e-4)
     a.grad = torch.tensor([float("inf")])
     assert not torch.isfinite(clip_gradients([a, b], 1.0))
+
+
+# ---- several processes ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["2 processes", "3 processes"])
+def theirs(request, tmp_path_factory):
+    """What processes found that hold rows of each weight, some uneven, some none."""
+    folder = tmp_path_factory.mktemp("optim")
+    torchrun("optim_processes.py", request.param, str(folder))
+    return torch.load(folder / "result.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_row_shards_move_as_whole_weights(theirs, kind, dtype):
+    """Weights, every entry of the state, and the norm before the clip. The script itself asserts that a NaN in
+    one process's rows leaves weights and state of all to the bit."""
+    shards, whole = theirs[f"{kind}, {dtype}"], Run(kind, dtype)
+    tolerance = {"float32": 1e-6, "float64": 1e-12}[dtype]
+    for step in range(STEPS):
+        whole.update(step)
+    assert shards["empty"] > 0
+    assert shards["norms"][:STEPS] == pytest.approx(whole.norms, rel=tolerance)
+    assert math.isnan(shards["norms"][STEPS])
+    expected = whole.tensors()
+    assert shards["tensors"].keys() == expected.keys()
+    for name, tensor in expected.items():
+        largest = tensor.abs().max().item()
+        torch.testing.assert_close(shards["tensors"][name], tensor, rtol=0, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("came", 3), ("adamw", 0)])
+def test_an_update_of_shards_is_three_all_reduces_and_the_clip_is_one(theirs, kind, count):
+    assert theirs[f"{kind}, float32"]["all_reduces"] == STEPS * (count + 1)
+
+
+def test_shards_that_wait_for_a_sum_keep_nothing_of_their_size(theirs):
+    """In bytes. No process has fewer than 19 rows of the first weight; sums of its columns are 160 bytes."""
+    _, columns = SHAPES[0]
+    assert 0 < theirs["came, float32"]["largest"] < 4 * 19 * columns / 4
+
+
+def test_clip_of_shards_does_not_overflow_where_the_norm_does_not(monkeypatch):
+    """3e19 has no square in float32; the sum over two processes of equal shards, without processes."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total, group: total.mul_(2))
+    p = nn.Parameter(torch.zeros(1))
+    p.grad = torch.tensor([3e19])
+    norm = clip_gradients([p], 1.0, group=object())
+    assert norm.dtype == torch.float32 and norm.item() == pytest.approx(3e19 * math.sqrt(2))
+    assert p.grad.item() == pytest.approx(math.sqrt(0.5))

@@ -1,5 +1,6 @@
 """Networks with weights in them, from whatever `sprint convert` opens."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,6 +11,12 @@ from sprint.convert.checkpoint import Checkpoint, understand
 from sprint.errors import SprintError
 
 
+def empty_network(config: Mapping) -> SanaTransformer2DModel:
+    """A network without memory for its weights; fill it by `load_state_dict(..., assign=True)`."""
+    with init_empty_weights(include_buffers=False):
+        return SanaTransformer2DModel.from_config(dict(config))
+
+
 def build_network(
     checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, depth: int | None = None
 ) -> SanaTransformer2DModel:
@@ -17,9 +24,7 @@ def build_network(
 
     Weights that are of `dtype` already stay mapped from the file: read them, but do not train them.
     """
-    config = checkpoint.config | {"num_layers": depth or checkpoint.config["num_layers"]}
-    with init_empty_weights(include_buffers=False):
-        network = SanaTransformer2DModel(**config)
+    network = empty_network(checkpoint.config | {"num_layers": depth or checkpoint.config["num_layers"]})
     wanted = network.state_dict().keys()
     state = {name: tensor.to(dtype) for name, tensor in checkpoint.stream("diffusers") if name in wanted}
     network.load_state_dict(state, strict=True, assign=True)

@@ -31,6 +31,9 @@ class Prompt(NamedTuple):
     position: int
 
 
+Item = Sample | Encoded | Prompt
+
+
 class Batch(NamedTuple):
     """latent [B, C, h, w]: scaling_factor · autoencoder(picture); text [B, T, D]; mask [B, T], 1 = token."""
 

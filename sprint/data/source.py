@@ -4,22 +4,33 @@ A source is a function of the position: sample number p is always the same sampl
 the run was split or resumed. So a checkpoint holds a step number and no iterator.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from sprint.data.batch import Batch, Sample, parts
+from sprint.data.bad import BadSamples
+from sprint.data.batch import Batch, Encoded, Item, Sample, parts
+from sprint.data.buckets import Bucketed, find_buckets, shapes_of
+from sprint.data.items import BadSample, Items
+from sprint.data.order import InOrder, Order, Shuffled
 from sprint.data.scenes import Scene, render, scene
+from sprint.dist import on_device
 from sprint.errors import SprintError
 from sprint.models.family import TEXT_UNIT, Family
 from sprint.recipe import Data, DataKind
+
+LONGEST_CHAIN = 100  # bad samples in a row, each drawn to stand in for the one before
+CHOICES = 1  # marks the stream of a position's choices (captions, stand-ins) among those of data.seed
 
 HELD_OUT_SEED = 2000  # the series of scenes that scores are taken on; never trained on
 TRAINING_SEED = 3000  # data.seed = s trains on series 3000 + s
@@ -30,19 +41,121 @@ T = TypeVar("T")
 
 
 class Source(Protocol):
-    """Endless captioned pictures of one size."""
+    """Endless samples: captioned pictures, or such as the family has seen, or captions alone."""
 
-    def samples(self, positions: range) -> list[Sample]:
-        """The samples at these positions, which determine them alone. Raises `SprintError` on bad files."""
+    def samples(self, positions: range) -> list[Item]:
+        """The samples at these positions, which determine them alone. Raises `SprintError`."""
+
+    def batched(self, batch_size: int) -> "Source":
+        """The same samples for batches of this size over all processes; with aspect buckets in another order."""
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many bad samples this process has passed over since it started, by reason."""
 
 
-def open_source(data: Data) -> Source:
-    """The source that a recipe names. Raises `SprintError` where its folder cannot be used."""
-    from sprint.data.folder import FolderSource  # it gives this file's samples
+def open_source(data: Data, batch_size: int = 1, bad_file: Path | None = None) -> Source:
+    """The source that a recipe names.
 
-    if data.kind is DataKind.scenes:
-        return SceneSource(data.seed)
-    return FolderSource(data.path, data.size, data.seed)
+    batch_size   over all processes: with aspect buckets its samples are of one shape, from position
+                 k·batch_size up to (k + 1)·batch_size
+    bad_file     where bad samples are listed, one JSON line each
+
+    Raises `SprintError` where there is nothing to read, or more than data.bad_share of it is seen to be bad.
+    """
+    if data.kind is not DataKind.scenes:
+        return ItemSource(open_items(data), data, batch_size, bad_file)
+    if data.aspect_buckets:
+        raise SprintError("data.aspect_buckets = true, but scenes are all square")
+    return SceneSource(data.seed)
+
+
+def open_items(data: Data) -> Items:
+    """What each kind needs is imported for that kind alone."""
+    if data.kind is DataKind.folder:
+        from sprint.data.folder import FolderItems
+
+        return FolderItems(data)
+    if data.kind is DataKind.webdataset:
+        from sprint.data.webdataset import WebDatasetItems
+
+        return WebDatasetItems(data)
+    if data.kind is DataKind.huggingface:
+        from sprint.data.huggingface import HuggingFaceItems
+
+        return HuggingFaceItems(data)
+    if data.kind is DataKind.cache:
+        return _open_cache(data)
+    from sprint.data.prompts import PromptItems
+
+    return PromptItems(data)
+
+
+def _open_cache(data: Data) -> Items:
+    from sprint.data.cache import CACHE, UNFINISHED, CachedItems
+    from sprint.data.cached_reference import CachedReferenceItems
+
+    ours = any((Path(data.path) / name).is_file() for name in (CACHE, UNFINISHED))
+    return CachedItems(data) if ours else CachedReferenceItems(data)
+
+
+class ItemSource:
+    """Items in an order: theirs, shuffled anew every epoch, or in batches of one shape.
+
+    In the place of a bad item stands another, drawn from (data.seed, position) alone; with aspect buckets one of
+    the same shape. So a run that is resumed or split otherwise meets the same samples.
+    """
+
+    def __init__(self, items: Items, data: Data, batch_size: int = 1, bad_file: Path | None = None):
+        if not len(items):
+            raise SprintError(f"{data.path}: no samples there")
+        self._items, self._data = items, data
+        self._bad = BadSamples(data.bad_share, len(items), bad_file)
+        if data.aspect_buckets:
+            self._shapes = shapes_of(data)
+            self._buckets = find_buckets(items, self._shapes, self._bad, data.workers)
+        self._order = self._order_for(batch_size)
+
+    def _order_for(self, batch_size: int) -> Order:
+        if self._data.aspect_buckets:
+            return Bucketed(self._buckets, self._shapes, batch_size, self._data.seed)
+        if self._items.in_order:
+            return InOrder(len(self._items))
+        return Shuffled(len(self._items), self._data.seed)
+
+    def batched(self, batch_size: int) -> "ItemSource":
+        other = copy(self)  # the same items, and one count of bad ones
+        other._order = self._order_for(batch_size)
+        return other
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        return self._bad.by_reason
+
+    def samples(self, positions: range) -> list[Item]:
+        return [self._sample(position) for position in positions]
+
+    def _sample(self, position: int) -> Item:
+        draw = np.random.default_rng([self._data.seed, position, CHOICES])
+        index = self._order.index(position)
+        for _ in range(LONGEST_CHAIN):
+            try:
+                sample = self._items.item(index, draw)
+                self._check_shape(sample, index, position)
+            except BadSample as bad:
+                self._bad.bad(bad)
+                index = self._order.another(position, draw)
+            else:
+                self._bad.good()
+                return sample
+        raise SprintError(
+            f"{self._data.path}: {LONGEST_CHAIN} bad samples one after the other ({self._bad.summary()})"
+        )
+
+    def _check_shape(self, sample: Item, index: int, position: int) -> None:
+        shape = self._order.shape(position)
+        if shape and isinstance(sample, Sample) and sample.picture.shape[:2] != shape:
+            raise BadSample("wrong size", f"{self._data.path}, sample {index}", "not as its header says")
 
 
 @dataclass(frozen=True)
@@ -58,6 +171,13 @@ class SceneSource:
     def samples(self, positions: range) -> list[Sample]:
         scenes = (scene(TRAINING_SEED + self.seed, position) for position in positions)
         return [Sample(render(s.things), s.caption) for s in scenes]
+
+    def batched(self, batch_size: int) -> "SceneSource":
+        return self
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        return {}
 
 
 def held_out_scenes(count: int) -> list[Scene]:
@@ -86,9 +206,10 @@ def encode(samples: list[Sample], family: Family, largest: int = 0, unit: int = 
     into latent cells.
     """
     pictures = np.stack([sample.picture for sample in samples])
-    size, cell = pictures.shape[1], family.downscale
-    if size % cell:
-        raise SprintError(f"data.size = {size}, but this autoencoder takes multiples of {cell} pixels")
+    cell = family.downscale
+    for size in pictures.shape[1:3]:
+        if size % cell:
+            raise SprintError(f"data.size = {size}, but this autoencoder takes multiples of {cell} pixels")
     captions = [sample.caption for sample in samples]
     divided = list(parts(len(samples), largest))
     latents = [family.encode_pictures(pictures[part]) for part in divided]
@@ -101,17 +222,44 @@ def encode(samples: list[Sample], family: Family, largest: int = 0, unit: int = 
     )
 
 
-def prefetch(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> Iterator[T]:
-    """Yield make(start), …, make(stop − 1) in order, each made by one thread up to `depth` ≥ 1 items early.
+def collate(
+    encoded: list[Encoded], device: torch.device | str, unit: int = TEXT_UNIT, max_length: int = 0
+) -> Batch:
+    """One batch of samples that were encoded before: the latents stacked, the texts padded with zeros.
+
+    unit         the text's length is a multiple of it that holds the longest text,
+    max_length   but no more than this (0: no such limit); longer texts keep their first tokens
+
+    -> float32 latent and text, int64 mask, on the device.  Raises `SprintError` for latents of several shapes.
+    """
+    shapes = sorted({tuple(sample.latent.shape) for sample in encoded})
+    if len(shapes) > 1:
+        raise SprintError(
+            f"latents of shapes {shapes[0]} and {shapes[1]} in one batch; "
+            "set data.aspect_buckets = true if they were encoded so"
+        )
+    texts = [sample.text[: max_length or None] for sample in encoded]
+    length = max(math.ceil(max(map(len, texts)) / unit), 1) * unit
+    length = min(length, max_length or length)
+    masks = [torch.ones(len(text), dtype=torch.int64) for text in texts]
+    return Batch(
+        on_device(torch.stack([sample.latent for sample in encoded]), device).float(),
+        on_device(torch.stack([pad(text, (0, 0, 0, length - len(text))) for text in texts]), device).float(),
+        on_device(torch.stack([pad(mask, (0, length - len(mask))) for mask in masks]), device),
+    )
+
+
+def prefetch(make: Callable[[int], T], start: int, stop: int, workers: int = 1) -> Iterator[T]:
+    """Yield make(start), …, make(stop − 1) in order, made by `workers` ≥ 1 threads, at most workers + 1 early.
 
     What `make` raises is raised here in its turn, after the items before it. Closing the iterator, or
-    leaving it by an exception, drops what is queued and waits for the item in the making. Wrap it in
+    leaving it by an exception, drops what is queued and waits for the items in the making. Wrap it in
     `contextlib.closing` to be sure of that. Autocast and grad mode are per thread: `make` sees the defaults.
     """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
     try:
         steps = iter(range(start, stop))
-        ahead = deque(pool.submit(make, step) for step in islice(steps, depth))
+        ahead = deque(pool.submit(make, step) for step in islice(steps, workers + 1))
         while ahead:
             item = ahead.popleft().result()
             ahead.extend(pool.submit(make, step) for step in islice(steps, 1))

@@ -1,7 +1,7 @@
 """The LADD discriminator: one small convolutional head per tapped block of the frozen teacher.
 
 Sources: SANA-Sprint (arXiv 2503.09641, §3.3); the heads of StyleGAN-T (arXiv 2301.09515).
-Axes: B samples, N tokens, C channels, G virtual groups, R = N + 8 tokens of a ring with its ends repeated.
+Axes: B samples, N tokens, C channels, R = N + 8 tokens of a ring with its ends repeated.
 """
 
 import math
@@ -15,43 +15,36 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from sprint.errors import SprintError
 
-VIRTUAL_BATCH = 8
 SLOPE = 0.2
 REACH = 4  # tokens that the wide convolution sees on either side
 
 
 class BatchNormLocal(nn.Module):
-    """Batch norm over virtual groups of at most `virtual_batch` samples; no running statistics.  [B, N, C]
+    """Batch norm over groups of `virtual_batch` neighbours; no running statistics.  [B, N, C]
 
-    A batch of B falls into G = ⌈B/virtual_batch⌉ runs of neighbours whose sizes differ by at most one, so
-    no sample is ever normalised by itself alone unless B = 1. The sample's place in the batch decides its
-    group, nothing else. Mean and variance are over the group's samples and tokens, computed in float32 or
-    wider; training and evaluation are the same function.
+    Sample i is of group i // virtual_batch, whatever else is in the batch: a batch in parts, or over several
+    processes, gives what the whole gives if every cut is between groups. The last group may be smaller. Mean
+    and variance are over the group's samples and tokens, computed in float32 or wider; training and
+    evaluation are the same function.
 
     What is common to a group is subtracted. A group of fakes alone therefore hides that they are fake:
     give every group both kinds, in both phases, by `interleave`.
     """
 
-    def __init__(self, channels: int, virtual_batch: int = VIRTUAL_BATCH, eps: float = 1e-5):
+    def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
-        self.virtual_batch = virtual_batch
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x_BNC: Tensor) -> Tensor:
+    def forward(self, x_BNC: Tensor, virtual_batch: int) -> Tensor:
         wide = torch.promote_types(x_BNC.dtype, torch.float32)
         weight, bias = self.weight.to(wide), self.bias.to(wide)
         groups = [
             F.batch_norm(group.flatten(0, 1), None, None, weight, bias, training=True, eps=self.eps)
-            for group in x_BNC.split(self._sizes(len(x_BNC)))
+            for group in x_BNC.split(virtual_batch)
         ]
         return torch.cat(groups).view(x_BNC.shape)
-
-    def _sizes(self, batch: int) -> list[int]:
-        groups = math.ceil(batch / self.virtual_batch)
-        size, larger = divmod(batch, groups)
-        return [size + 1] * larger + [size] * (groups - larger)
 
 
 class TokenConv(nn.Conv1d):
@@ -65,12 +58,16 @@ class TokenConv(nn.Conv1d):
         return y_BC1N.squeeze(2).transpose(1, 2)
 
 
-class ConvNorm(nn.Sequential):
+class ConvNorm(nn.ModuleList):
     """Spectrally normalised convolution over tokens, local batch norm. `DiscriminatorHead` activates."""
 
-    def __init__(self, channels: int, kernel_size: int, virtual_batch: int):
+    def __init__(self, channels: int, kernel_size: int):
         conv = TokenConv(channels, channels, kernel_size)
-        super().__init__(spectral_norm(conv), BatchNormLocal(channels, virtual_batch))
+        super().__init__([spectral_norm(conv), BatchNormLocal(channels)])
+
+    def forward(self, x_BNC: Tensor, virtual_batch: int) -> Tensor:
+        conv, norm = self
+        return norm(conv(x_BNC), virtual_batch)
 
 
 class Logit(nn.Conv1d):
@@ -92,15 +89,15 @@ class DiscriminatorHead(nn.Module):
     the size of the features.
     """
 
-    def __init__(self, width: int, virtual_batch: int = VIRTUAL_BATCH):
+    def __init__(self, width: int):
         super().__init__()
-        self.pointwise = ConvNorm(width, 1, virtual_batch)
-        self.residual = ConvNorm(width, 2 * REACH + 1, virtual_batch)
+        self.pointwise = ConvNorm(width, 1)
+        self.residual = ConvNorm(width, 2 * REACH + 1)
         self.logit = spectral_norm(Logit(width))
 
-    def forward(self, x_BNC: Tensor) -> Tensor:
-        ring_BRC = F.leaky_relu(on_ring(self.pointwise(x_BNC)), SLOPE, inplace=True)
-        y_BNC = F.leaky_relu(self.residual(ring_BRC), SLOPE, inplace=True)
+    def forward(self, x_BNC: Tensor, virtual_batch: int) -> Tensor:
+        ring_BRC = F.leaky_relu(on_ring(self.pointwise(x_BNC, virtual_batch)), SLOPE, inplace=True)
+        y_BNC = F.leaky_relu(self.residual(ring_BRC, virtual_batch), SLOPE, inplace=True)
         return self.logit(ring_BRC, y_BNC)
 
 
@@ -114,21 +111,23 @@ def on_ring(x_BNC: Tensor) -> Tensor:
 class DiscriminatorHeads(nn.Module):
     """One head per tapped block.
 
-    width           channels of the tapped features (1152 for 0.6B, 2240 for 1.6B)
-    count           number of tapped blocks
-    virtual_batch   samples that share batch-norm statistics
+    width   channels of the tapped features (1152 for 0.6B, 2240 for 1.6B)
+    count   number of tapped blocks
 
     Every forward in training mode advances the power iteration of the spectral norms, whose vectors are
     buffers: `state_dict` has them, and a checkpoint must. The generator's phase uses the heads `frozen`.
     """
 
-    def __init__(self, width: int, count: int, virtual_batch: int = VIRTUAL_BATCH):
+    def __init__(self, width: int, count: int):
         super().__init__()
-        self.heads = nn.ModuleList(DiscriminatorHead(width, virtual_batch) for _ in range(count))
+        self.heads = nn.ModuleList(DiscriminatorHead(width) for _ in range(count))
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """features: one [B, N, C] per head, in order.  -> logits [B, count · N]"""
-        logits = [head(x_BNC) for head, x_BNC in zip(self.heads, features, strict=True)]
+    def forward(self, features: Sequence[Tensor], virtual_batch: int) -> Tensor:
+        """features: one [B, N, C] per head, in order; batch-norm statistics over `virtual_batch` neighbours.
+
+        -> logits [B, count · N]
+        """
+        logits = [head(x_BNC, virtual_batch) for head, x_BNC in zip(self.heads, features, strict=True)]
         return torch.cat(logits, dim=1)
 
     @contextmanager
@@ -151,8 +150,8 @@ class DiscriminatorHeads(nn.Module):
 def interleave(*batches: Tensor) -> Tensor:
     """K batches [B, ...] of equal size -> [K·B, ...]: a0, b0, a1, b1, ...
 
-    With K kinds of sample (real, fake, misaligned) and a virtual batch of at least K, every virtual group
-    has all kinds, whatever B. The logits of the whole come apart again by `deinterleave`.
+    With K kinds of sample (real, fake, misaligned) and a virtual batch of a multiple of K, every group has as
+    many of each kind. The logits of the whole come apart again by `deinterleave`.
     """
     return torch.stack(batches, dim=1).flatten(0, 1)
 
@@ -160,3 +159,8 @@ def interleave(*batches: Tensor) -> Tensor:
 def deinterleave(batch: Tensor, kinds: int) -> tuple[Tensor, ...]:
     """[K·B, ...] -> K views [B, ...]: the inverse of `interleave`."""
     return batch.unflatten(0, (-1, kinds)).unbind(dim=1)
+
+
+def swapped(x: Tensor, neighbours: int) -> Tensor:
+    """Every sample's place taken by the one before it, round and round in groups of `neighbours`."""
+    return torch.cat([group.roll(1, dims=0) for group in x.split(neighbours)])

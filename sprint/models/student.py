@@ -4,6 +4,7 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 
+from sprint.dual import value_of
 from sprint.models.view import DENSE_TIME, TrigFlowView
 from sprint.trigflow import flow_time
 
@@ -59,6 +60,21 @@ class Student(nn.Module):
         weight = torch.linalg.solve(gram, centred.T @ (y - y.mean()) / len(x))
         self.logvar.weight.copy_(weight[None])
         self.logvar.bias.copy_(y.mean() - x.mean(0) @ weight)
+
+
+class TrainedStudent(nn.Module):
+    """F and log-variance in one call of one module: an engine's hooks sit on the outermost call."""
+
+    def __init__(self, student: Student):
+        super().__init__()
+        self.student = student
+
+    def forward(
+        self, x_hat: Tensor, t: Tensor, text: Tensor, mask: Tensor, guidance: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `Student`; x_hat and t may be duals, and then F is one.  -> F [B, C, H, W], logvar [B]"""
+        logvar = self.student.log_variance(value_of(t), guidance)
+        return self.student(x_hat, t, text, mask, guidance), logvar
 
 
 def from_adapted(adapted: SanaTransformer2DModel) -> SanaTransformer2DModel:

@@ -37,35 +37,33 @@ class TappedTeacher:
 
         -> features in the order of `taps`, in the dtype of `x_hat` and at least float32
         """
-        with _recorded(self.view.network.transformer_blocks, self.taps) as features:
+        with _recorded(self.view.network, self.taps) as features:
             self.view(x_hat, t, text, mask)
         dtype = torch.promote_types(x_hat.dtype, torch.float32)
         return [features[tap].to(dtype) for tap in self.taps]
 
 
-class _LastTapReached(Exception):
-    """Ends a forward early: raised by the hook on the last tapped block, caught by `_recorded`."""
-
-
 @contextmanager
-def _recorded(blocks: nn.ModuleList, taps: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """A dict that fills with the outputs of the tapped blocks; the forward inside stops at the last."""
+def _recorded(network: nn.Module, taps: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """A dict that fills with the outputs of the tapped blocks; inside, the network ends after the last of them.
+
+    What stands behind the blocks still runs, on a few channels: nothing leaves a forward half way, which the
+    hooks of a sharded network would not forgive.
+    """
     features: dict[int, Tensor] = {}
-    last = max(taps)
+    blocks = network.transformer_blocks
 
     def record(tap: int):
         def hook(block: nn.Module, inputs: tuple, output: Tensor) -> None:
             features[tap] = output
-            if tap == last:
-                raise _LastTapReached
 
         return hook
 
     handles = [blocks[tap].register_forward_hook(record(tap)) for tap in sorted(set(taps))]
+    network.transformer_blocks = blocks[: max(taps) + 1]
     try:
         yield features
-    except _LastTapReached:
-        pass
     finally:
+        network.transformer_blocks = blocks
         for handle in handles:
             handle.remove()

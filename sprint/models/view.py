@@ -52,3 +52,14 @@ class TrigFlowView(nn.Module):
         t_fm = flow_time(t)
         x_fm = to_flow_input(x_hat, t_fm)
         return to_trig_velocity(self.flow_velocity(x_fm, t_fm, text, mask, guidance), x_fm, t_fm)
+
+
+class FlowVelocity(nn.Module):
+    """`TrigFlowView.flow_velocity` as a module's call, which is where an engine's hooks sit."""
+
+    def __init__(self, network: SanaTransformer2DModel):
+        super().__init__()
+        self.view = TrigFlowView(network, DENSE_TIME)
+
+    def forward(self, x_fm: Tensor, t_fm: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        return self.view.flow_velocity(x_fm, t_fm, text, mask)

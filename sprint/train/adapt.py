@@ -3,6 +3,7 @@
 L = ‖v(x_fm, t_fm) − (ε − latent)‖², mean over everything.  (SANA-Sprint §3.2.2)
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,13 +12,15 @@ from torch import Tensor
 
 from sprint.clock import Clock
 from sprint.compiled import prepare_blocks
+from sprint.convert.load import empty_network
 from sprint.data.batch import Batch, parts
 from sprint.dist import step_generator
 from sprint.engine import Engine, take, to_device
 from sprint.losses import mean_square_error
-from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.models.view import FlowVelocity
 from sprint.recipe import Recipe
 from sprint.schedule import shifted_logit_normal_flow_times
+from sprint.sharding import Read, Tensors
 from sprint.train.update import Means, Updater
 from sprint.trigflow import expand_time
 
@@ -48,12 +51,14 @@ def noised(latent: Tensor, draws: FlowDraws) -> Tensor:
     return (1 - t) * latent + t * draws.noise
 
 
-def flow_loss(view: TrigFlowView, batch: Batch, draws: FlowDraws, null: tuple[Tensor, Tensor]) -> Tensor:
-    """null: text [1, N, D] and mask [1, N] of the empty prompt, no shorter than the batch's.  -> scalar"""
+def flow_loss(velocity: Callable, batch: Batch, draws: FlowDraws, null: tuple[Tensor, Tensor]) -> Tensor:
+    """velocity: (x_fm, t_fm, text, mask) -> v; null: text [1, N, D] and mask [1, N] of the empty prompt, N at
+    least as the batch's.  -> scalar
+    """
     null_text, null_mask = (x[:, : batch.mask.shape[1]] for x in null)
     text = torch.where(draws.dropped[:, None, None], null_text, batch.text)
     mask = torch.where(draws.dropped[:, None], null_mask, batch.mask)
-    v = view.flow_velocity(noised(batch.latent, draws), draws.t_fm, text, mask)
+    v = velocity(noised(batch.latent, draws), draws.t_fm, text, mask)
     return mean_square_error(v, draws.noise - batch.latent)
 
 
@@ -67,10 +72,10 @@ class AdaptStage:
     ):
         self.recipe, self.engine, self.null = recipe, engine, null
         self.settings = recipe.adapt
-        self.network = engine.trainable(network).train()
-        prepare_blocks(self.network, recipe.compile, recipe.activation_checkpointing)
-        self.view = TrigFlowView(self.network, DENSE_TIME)
-        self.updater = Updater(self.network, self.settings.optimizer, engine, self.steps)
+        self.network = network.train()
+        prepare_blocks(network, recipe.compile, recipe.activation_checkpointing)
+        self.trained = engine.trained(FlowVelocity(network), self.settings.optimizer)
+        self.updater = Updater(self.trained, engine, self.steps)
         self.clock = Clock(engine.device)
 
     @property
@@ -91,22 +96,34 @@ class AdaptStage:
         draws = draw(self.recipe.seed, step, self.batch_size, shape, settings.shift, settings.caption_dropout)
         draws = to_device(take(draws, engine.share(self.batch_size)), engine.device)
         means, size = Means(), len(batch.latent)
-        self.updater.zero_grad()
+        self.trained.zero_grad()
         for part in parts(size, self.recipe.micro_batch_size):
             share = (part.stop - part.start) / size
-            with self.clock.part("forward"), engine.autocast():
-                loss = flow_loss(self.view, take(batch, part), take(draws, part), self.null)
-            with self.clock.part("backward"):
-                (share * loss).backward()
+            with self.trained.accumulating(more=part.stop < size):
+                with self.clock.part("forward"), engine.autocast():
+                    loss = flow_loss(self.trained, take(batch, part), take(draws, part), self.null)
+                with self.clock.part("backward"):
+                    self.trained.backward(share * loss)
             means.add(share, loss=loss)
         with self.clock.part("optimizer"):
             norm, _ = self.updater.step()
         means.note_update(norm, self.updater)
         return means
 
-    def state_dict(self) -> dict:
-        return {"network": self.network.state_dict(), "updater": self.updater.state_dict()}
+    def result(self) -> SanaTransformer2DModel | None:
+        """The adapted network on the CPU, on the main process. Collective."""
+        weights = self.trained.whole(self.trained.weights())
+        if not self.engine.main_process:
+            return None
+        result = FlowVelocity(empty_network(self.network.config))
+        result.load_state_dict(weights, assign=True)
+        return result.view.network.eval()
 
-    def load_state_dict(self, state: dict) -> None:
-        self.network.load_state_dict(state["network"])
-        self.updater.load_state_dict(state["updater"])
+    def tensors(self) -> Tensors:
+        return self.updater.tensors()
+
+    def facts(self) -> dict:
+        return self.updater.facts()
+
+    def load(self, read: Read, facts: dict) -> None:
+        self.updater.load(read, facts)

@@ -5,7 +5,8 @@ The student F_θ, the frozen adapted teacher F_T (with guidance for sCM, its fea
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from sprint import losses
 from sprint.clock import Clock
 from sprint.compiled import prepare_blocks
+from sprint.convert.load import empty_network
 from sprint.data.batch import Batch, parts
 from sprint.dist import step_generator
 from sprint.dual import value_and_tangent
@@ -22,14 +24,15 @@ from sprint.ema import Ema
 from sprint.engine import Engine, take, to_device
 from sprint.errors import SprintError
 from sprint.models.guidance import GuidedText, guided_velocity, with_null
-from sprint.models.heads import DiscriminatorHeads, deinterleave, interleave
-from sprint.models.student import Student, from_adapted
+from sprint.models.heads import DiscriminatorHeads, deinterleave, interleave, swapped
+from sprint.models.student import Student, TrainedStudent, from_adapted
 from sprint.models.taps import TappedTeacher
 from sprint.models.text import TextMemory
 from sprint.models.view import DENSE_TIME, TrigFlowView
 from sprint.recipe import Distill, Recipe
 from sprint.schedule import lognormal_trig_times, with_max_time
-from sprint.train.update import Means, Updater
+from sprint.sharding import Read, Tensors
+from sprint.train.update import Means, Updater, prefixed, under
 from sprint.trigflow import SIGMA_DATA, data_estimate, diffuse
 
 GENERATOR, DISCRIMINATOR = "G", "D"
@@ -80,11 +83,11 @@ def teacher_velocity(teacher: TrigFlowView, x_t: Tensor, draws: Draws, guided: G
     return SIGMA_DATA * guided_velocity(teacher, x_t / SIGMA_DATA, draws.t, guided, draws.guidance)
 
 
-def one_step_sample(student: Student, batch: Batch, draws: Draws) -> Tensor:
-    """x̂_0 = f_θ(x_t', t') from the noised data, or from pure noise where t' = π/2."""
+def one_step_sample(student: Callable, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+    """x̂_0 = f_θ(x_t', t') from the noised data, or from pure noise where t' = π/2.  -> x̂_0, logvar"""
     x_t = diffuse(SIGMA_DATA * batch.latent, draws.start_noise, draws.start_t)
-    F = student(x_t / SIGMA_DATA, draws.start_t, batch.text, batch.mask, draws.guidance)
-    return data_estimate(x_t, F, draws.start_t)
+    F, logvar = student(x_t / SIGMA_DATA, draws.start_t, batch.text, batch.mask, draws.guidance)
+    return data_estimate(x_t, F, draws.start_t), logvar
 
 
 def renoised_features(tapped: TappedTeacher, x_0: Tensor, draws: Draws, batch: Batch) -> list[Tensor]:
@@ -109,37 +112,44 @@ class DistillStage:
         self.recipe, self.engine = recipe, engine
         self.settings: Distill = recipe.distill
         self._check_neighbours()
-        config = adapted.config
         torch.manual_seed(recipe.seed)
-        network = from_adapted(adapted)
-        self.student = engine.trainable(Student(network)).train()
+        network, config = from_adapted(adapted).to(engine.device), adapted.config
+        self.student = Student(network).train().to(engine.device)
         self._start_log_variance(math.prod(latent_shape))
-        width = config.num_attention_heads * config.attention_head_dim
-        taps = self.settings.adversarial.taps
-        self.teacher = TrigFlowView(engine.frozen(adapted), DENSE_TIME)
-        self.memory = TextMemory(adapted)
         for each in (network, adapted):
             prepare_blocks(each, recipe.compile, recipe.activation_checkpointing)
+        self.teacher = TrigFlowView(engine.frozen(adapted), DENSE_TIME)
+        self.memory = TextMemory(adapted)
         self.null = (null[0].to(adapted.dtype), null[1])
         taken = [self.phase(step) for step in range(self.steps)]
-        self.generator = Updater(self.student, self.settings.optimizer, engine, taken.count(GENERATOR))
+        trained = engine.trained(TrainedStudent(self.student), self.settings.optimizer)
+        self.generator = Updater(trained, engine, taken.count(GENERATOR))
         if self.settings.adversarial.weight > 0:
-            self.heads = engine.trainable(DiscriminatorHeads(width, len(taps))).train()
+            taps = self.settings.adversarial.taps
+            width = config.num_attention_heads * config.attention_head_dim
+            self.heads = DiscriminatorHeads(width, len(taps)).train()
             self.tapped = TappedTeacher(self.teacher, taps)
-            settings = self.settings.adversarial.optimizer
-            self.discriminator = Updater(self.heads, settings, engine, taken.count(DISCRIMINATOR))
-        self.ema = Ema(self.student, self.settings.ema_decay) if self.settings.ema_decay else None
+            trained = engine.replicated(self.heads, self.settings.adversarial.optimizer)
+            self.discriminator = Updater(trained, engine, taken.count(DISCRIMINATOR))
+        decay = self.settings.ema_decay
+        self.ema = Ema(self.generator.trained.weights(), decay) if decay else None
         self.generator_updates = 0
         self.clock = Clock(engine.device)
 
     def _check_neighbours(self) -> None:
-        """A misaligned pair is a neighbour's picture, of the same micro-batch: one sample alone has no neighbour."""
-        share = len(self.engine.share(self.batch_size))
-        lonely = any(part.stop - part.start == 1 for part in parts(share, self.recipe.micro_batch_size))
-        if lonely and self.settings.adversarial.weight > 0 and self.settings.adversarial.misaligned_pairs:
+        """Neighbours share statistics and swap prompts: a cut of the batch, or an end, may not leave one alone."""
+        if self.settings.adversarial.weight == 0:
+            return
+        neighbours, share = self.settings.adversarial.neighbours, len(self.engine.share(self.batch_size))
+        if self.engine.processes > 1 and share % neighbours:
             raise SprintError(
-                f"misaligned pairs need at least 2 samples in every micro-batch, and {share} a process in parts of "
-                f"{self.recipe.micro_batch_size or share} leave 1 alone; change batch_size or micro_batch_size"
+                f"distill.batch_size = {self.batch_size} leaves {share} samples to each of {self.engine.processes} "
+                f"processes, which distill.adversarial.neighbours = {neighbours} does not divide; change one of them"
+            )
+        if self.settings.adversarial.misaligned_pairs and (share % neighbours == 1 or neighbours == 1):
+            raise SprintError(
+                f"misaligned pairs need at least 2 neighbours, and {share} samples in groups of {neighbours} leave "
+                "1 alone; change distill.batch_size or distill.adversarial.neighbours"
             )
 
     def _start_log_variance(self, values: int) -> None:
@@ -170,20 +180,23 @@ class DistillStage:
         draws = draw(self.recipe, step, tuple(batch.latent.shape[1:]))
         draws = to_device(take(draws, engine.share(self.batch_size)), engine.device)
         generator_phase = self.phase(step) == GENERATOR
-        terms = self._generator_terms if generator_phase else self._discriminator_terms
         updater = self.generator if generator_phase else self.discriminator
-        means, size = Means(), len(batch.latent)
-        updater.zero_grad()
+        terms, means, size = self._terms(generator_phase), Means(), len(batch.latent)
+        updater.trained.zero_grad()
         for part in parts(size, self.recipe.micro_batch_size):
             share = (part.stop - part.start) / size
-            for loss, seen in terms(take(batch, part), take(draws, part)):
-                with self.clock.part("backward"):
-                    (share * loss).backward()
-                means.add(share, loss=loss, **seen)
+            with self._reading(take(batch, part), generator_phase) as (given, guided):
+                for term in terms:
+                    more = part.stop < size or term is not terms[-1]
+                    with updater.trained.accumulating(more):
+                        loss, seen = term(given, take(draws, part), guided)
+                        with self.clock.part("backward"):
+                            updater.trained.backward(share * loss)
+                    means.add(share, loss=loss, **seen)
         with self.clock.part("optimizer"):
             norm, moved = updater.step()
             if generator_phase and self.ema:
-                self.ema.update(self.student, moved)
+                self.ema.update(updater.trained.weights(), moved)
         self.generator_updates += generator_phase  # skipped ones too: nothing here reads the device
         means.note_update(norm, updater)
         return means
@@ -192,22 +205,44 @@ class DistillStage:
         """The prompts and as many null prompts, in the dtype of the frozen teacher."""
         return with_null(batch.text.to(self.null[0].dtype), batch.mask, *self.null)
 
-    def _generator_terms(self, batch: Batch, draws: Draws) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """weight · L_sCM, then weight · L_adv; a term of weight zero is not computed.
+    @contextmanager
+    def _reading(self, batch: Batch, generator_phase: bool) -> Iterator[tuple[Batch, GuidedText | None]]:
+        """The batch, and the prompts beside null prompts where guidance is wanted; the teacher reads each once."""
+        size = len(batch.latent)
+        if generator_phase:
+            guided = self.with_null(batch)
+            with self.memory.of(guided.text, keep=size):
+                yield batch._replace(text=guided.text[:size], mask=guided.mask[:size]), guided
+        else:
+            batch = batch._replace(text=batch.text.to(self.null[0].dtype))
+            with self.memory.of(batch.text):
+                yield batch, None
 
-        One at a time, so that the backward of the first frees its graph before the second is built.
+    def _terms(self, generator_phase: bool) -> list[Callable]:
+        """What is added up in this phase, (batch, draws, guided) -> loss, what to log.
+
+        One at a time, so that the backward of the first frees its graph before the second is built. A term of
+        weight zero is not computed.
         """
-        size, guided = len(batch.latent), self.with_null(batch)
-        batch = batch._replace(text=guided.text[:size], mask=guided.mask[:size])
-        with self.memory.of(guided.text, keep=size):
-            if self.settings.consistency.weight > 0:
-                with self.engine.autocast():
-                    loss, seen = self._consistency_loss(batch, draws, guided)
-                yield self.settings.consistency.weight * loss, seen
-            if self.settings.adversarial.weight > 0:
-                with self.engine.autocast():
-                    loss = self._adversarial_loss(batch, draws)
-                yield self.settings.adversarial.weight * loss, {"loss_adv": loss}
+        if not generator_phase:
+            return [self._discriminator_term]
+        terms = [self._consistency_term] if self.settings.consistency.weight > 0 else []
+        return terms + ([self._adversarial_term] if self.settings.adversarial.weight > 0 else [])
+
+    def _consistency_term(self, batch: Batch, draws: Draws, guided: GuidedText):
+        with self.engine.autocast():
+            loss, seen = self._consistency_loss(batch, draws, guided)
+        return self.settings.consistency.weight * loss, seen
+
+    def _adversarial_term(self, batch: Batch, draws: Draws, guided: GuidedText):
+        with self.engine.autocast():
+            loss, logvar = self._adversarial_loss(batch, draws)
+        # a gradient for every weight, be it zero: DDP averages when the last of them is there
+        return self.settings.adversarial.weight * loss + 0.0 * logvar.sum(), {"loss_adv": loss}
+
+    def _discriminator_term(self, batch: Batch, draws: Draws, guided: None):
+        with self.engine.autocast():
+            return self._discriminator_loss(batch, draws)
 
     def _consistency_loss(
         self, batch: Batch, draws: Draws, guided: GuidedText
@@ -217,12 +252,15 @@ class DistillStage:
         with self.clock.part("teacher"), torch.no_grad():
             D = teacher_velocity(self.teacher, x_t, draws, guided)
 
+        logvar = None
+
         def F_theta(x_hat, t):
-            return self.student(x_hat, t, batch.text, batch.mask, draws.guidance)
+            nonlocal logvar
+            F, logvar = self.generator.trained(x_hat, t, batch.text, batch.mask, draws.guidance)
+            return F
 
         with self.clock.part("student"):
             F, F_prime = value_and_tangent(F_theta, x_t / SIGMA_DATA, t, *losses.tangent_inputs(t, D))
-            logvar = self.student.log_variance(t, draws.guidance)
         r = losses.tangent_warmup(self.generator_updates, settings.tangent_warmup_updates)
         g = losses.consistency_tangent(F.detach(), F_prime, D, x_t, t, r)
         normalised = losses.normalise_tangent(g, settings.tangent_normalisation)
@@ -230,57 +268,72 @@ class DistillStage:
         tangent_norm = torch.linalg.vector_norm(F_prime, dim=(1, 2, 3)).mean()
         return loss, {"loss_scm": loss, "tangent_norm": tangent_norm, "logvar": logvar.mean()}
 
-    def _adversarial_loss(self, batch: Batch, draws: Draws) -> Tensor:
-        """The heads see real and generated side by side, so that local batch norm cannot hide the difference."""
+    def _adversarial_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The heads see real and generated side by side, so that local batch norm cannot hide the difference.
+
+        -> loss, the log-variance that came with the sample
+        """
         with self.clock.part("features"), torch.no_grad():
             real = renoised_features(self.tapped, SIGMA_DATA * batch.latent, draws, batch)
         with self.clock.part("student"):
-            x_0 = one_step_sample(self.student, batch, draws)
+            x_0, logvar = one_step_sample(self.generator.trained, batch, draws)
         with self.clock.part("features"):
             fake = renoised_features(self.tapped, x_0, draws, batch)
             mixed = [interleave(*kinds) for kinds in zip(real, fake, strict=True)]
             del real, fake
         with self.clock.part("heads"), self.heads.frozen():
-            logits = self.heads(mixed).float()
+            logits = self.heads(mixed, 2 * self.settings.adversarial.neighbours).float()
         _, fake_logits = deinterleave(logits, 2)
-        return losses.generator_adversarial_loss(fake_logits)
-
-    def _discriminator_terms(self, batch: Batch, draws: Draws) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        batch = batch._replace(text=batch.text.to(self.null[0].dtype))
-        with self.memory.of(batch.text), self.engine.autocast():
-            loss, seen = self._discriminator_loss(batch, draws)
-        yield loss, seen
+        return losses.generator_adversarial_loss(fake_logits), logvar
 
     def _discriminator_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Hinge: real against generated and, if asked for, against data under a neighbour's prompt."""
+        neighbours = self.settings.adversarial.neighbours
         with torch.no_grad():
             real = SIGMA_DATA * batch.latent
             with self.clock.part("student"):
-                pictures = [real, one_step_sample(self.student, batch, draws)]
+                pictures = [real, one_step_sample(self.generator.trained, batch, draws)[0]]
             if self.settings.adversarial.misaligned_pairs:
-                pictures.append(real.roll(1, dims=0))
+                pictures.append(swapped(real, neighbours))
             with self.clock.part("features"):
                 features = [renoised_features(self.tapped, x_0, draws, batch) for x_0 in pictures]
                 mixed = [interleave(*kinds) for kinds in zip(*features, strict=True)]
                 del features
         with self.clock.part("heads"):
-            logits = self.heads(mixed).float()
+            logits = self.discriminator.trained(mixed, len(pictures) * neighbours).float()
         real_logits, *fake_logits = deinterleave(logits, len(pictures))
         loss = losses.discriminator_hinge_loss(real_logits, torch.cat(fake_logits))
         return loss, {"logit_real": real_logits.mean(), "logit_fake": fake_logits[0].mean()}
 
-    def _parts_of_state(self) -> dict:
-        """What a checkpoint holds, by name; heads and EMA only where they are on."""
-        state = {"student": self.student, "generator": self.generator}
-        if self.settings.adversarial.weight > 0:
-            state |= {"heads": self.heads, "discriminator": self.discriminator}
-        return state | ({"ema": self.ema} if self.ema else {})
+    def result(self) -> Student | None:
+        """The student on the CPU, on the main process; averaged weights if there are any. Collective."""
+        trained = self.generator.trained
+        weights = trained.whole(self.ema.shadow if self.ema else trained.weights())
+        if not self.engine.main_process:
+            return None
+        result = TrainedStudent(Student(empty_network(self.student.network.config)))
+        result.load_state_dict(weights, assign=True)
+        return result.student.eval()
 
-    def state_dict(self) -> dict:
-        state = {name: part.state_dict() for name, part in self._parts_of_state().items()}
-        return state | {"generator_updates": self.generator_updates}
+    def _updaters(self) -> dict[str, Updater]:
+        heads = {"heads": self.discriminator} if self.settings.adversarial.weight > 0 else {}
+        return {"student": self.generator, **heads}
 
-    def load_state_dict(self, state: dict) -> None:
-        for name, part in self._parts_of_state().items():
-            part.load_state_dict(state[name])
-        self.generator_updates = state["generator_updates"]
+    def tensors(self) -> Tensors:
+        tensors = {}
+        for name, updater in self._updaters().items():
+            tensors |= prefixed(name, updater.tensors())
+        if self.ema:
+            tensors |= prefixed("ema", self.generator.trained.stored(self.ema.shadow))
+        return tensors
+
+    def facts(self) -> dict:
+        places = {name: updater.facts() for name, updater in self._updaters().items()}
+        return places | {"generator_updates": self.generator_updates}
+
+    def load(self, read: Read, facts: dict) -> None:
+        for name, updater in self._updaters().items():
+            updater.load(under(name, read), facts[name])
+        if self.ema:
+            self.generator.trained.restore(read, "ema", self.ema.shadow)
+        self.generator_updates = facts["generator_updates"]

@@ -4,16 +4,21 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from sprint import checkpoint
 from sprint.clock import Clock
-from sprint.data.batch import Batch, Sample
+from sprint.data.batch import Batch, Item
 from sprint.data.source import Source, batch_positions, prefetch
 from sprint.engine import Engine
+from sprint.errors import SprintError
 from sprint.log import RunLog
+from sprint.sharding import Read, Tensors
 from sprint.train.update import Means
+
+GO_ON, STOP, TROUBLE = 0, 1, 2  # what a process has to say after a step; the highest counts
 
 
 class Stage(Protocol):
@@ -26,8 +31,17 @@ class Stage(Protocol):
 
     def phase(self, step: int) -> str: ...
     def update(self, step: int, batch: Batch) -> Means: ...
-    def state_dict(self) -> dict: ...
-    def load_state_dict(self, state: dict) -> None: ...
+    def tensors(self) -> Tensors: ...
+    def facts(self) -> dict: ...
+    def load(self, read: Read, facts: dict) -> None: ...
+
+
+class Rhythm(NamedTuple):
+    """Steps between checkpoints, steps between lines of the log, and threads that read ahead."""
+
+    save_every: int
+    log_every: int
+    workers: int = 1
 
 
 class Interrupted(Exception):
@@ -37,34 +51,31 @@ class Interrupted(Exception):
 def train(
     stage: Stage,
     source: Source,
-    encode: Callable[[list[Sample]], Batch],
+    encode: Callable[[list[Item]], Batch],
     engine: Engine,
     log: RunLog,
     folder: Path,
-    save_every: int,
-    log_every: int,
+    rhythm: Rhythm,
 ) -> float:
     """Run `stage` to its last step, from its newest checkpoint in `folder` if there is one.
 
     Every update's randomness and data depend on its step alone, so a resumed run is the uninterrupted one.
-    Ctrl-C or SIGTERM ends the step, saves and raises `Interrupted`. The loop reads the device, and so waits
-    for it, when it logs and when it saves.  -> seconds spent in this stage
+    Ctrl-C or SIGTERM, on any process, ends the step, saves and raises `Interrupted` on all. The loop reads the
+    device, and so waits for it, when it logs and when it saves.  -> seconds spent in this stage
     """
-    done, seconds = resume(stage, folder)
+    done, seconds = resume(stage, folder, engine)
     log.begin(stage.name, done)
     began = time.monotonic() - seconds
+    saver = checkpoint.Saver(folder, group=engine.own_group())
 
-    def read(step: int) -> list[Sample]:
-        rank = engine.accelerator.process_index
-        return source.samples(batch_positions(step, stage.batch_size, rank, engine.processes))
+    def read(step: int) -> list[Item]:
+        return source.samples(batch_positions(step, stage.batch_size, engine.rank, engine.processes))
 
     def save(step: int) -> None:
-        if engine.main_process:
-            state = {"step": step, "seconds": time.monotonic() - began, "stage": stage.state_dict()}
-            checkpoint.save(folder, f"{stage.name}-{step}", state)
-        engine.wait()
+        facts = {"step": step, "seconds": time.monotonic() - began, "stage": stage.facts()}
+        saver.save(f"{stage.name}-{step}", stage.tensors(), facts)
 
-    with stop_requests() as stop, closing(prefetch(read, done, stage.steps)) as batches:
+    with stop_requests() as stop, closing(prefetch(read, done, stage.steps, rhythm.workers)) as batches:
         for step in range(done, stage.steps):
             stage.clock.restart()
             with stage.clock.part("data"):
@@ -74,15 +85,29 @@ def train(
             means = stage.update(step, batch)
             phase, last = stage.phase(step), step + 1 == stage.steps
             log.advance(phase, stage.batch_size)
-            if due(step, log_every) or last:
+            if due(step, rhythm.log_every) or last:
                 milliseconds = stage.clock.read()
-                log.write(step + 1, phase, means.read(engine), milliseconds)
-            asked = engine.agree(bool(stop))
-            if asked or last or (step + 1) % save_every == 0:
+                log.write(step + 1, phase, _read(means, engine, saver), milliseconds)
+            word = engine.highest(TROUBLE if saver.troubled else STOP if stop else GO_ON)
+            if word == TROUBLE:
+                saver.wait()  # raises what the trouble is
+            if word == STOP or last or (step + 1) % rhythm.save_every == 0:
                 save(step + 1)
-            if asked:
+            if word == STOP:
+                saver.wait()
                 raise Interrupted(f"saved {stage.name} step {step + 1} in {folder}")
+    saver.wait()
     return time.monotonic() - began
+
+
+def _read(means: Means, engine: Engine, saver: checkpoint.Saver) -> dict[str, float]:
+    """Raises SprintError as `Means.read` does, naming the checkpoint from which the run can go on."""
+    try:
+        return means.read(engine)
+    except SprintError as error:
+        saver.wait()
+        newest = engine.told_by_main(lambda: str(checkpoint.latest(saver.folder) or "none"))
+        raise SprintError(f"{error}; the last good checkpoint: {newest}") from error
 
 
 def due(step: int, log_every: int) -> bool:
@@ -90,14 +115,14 @@ def due(step: int, log_every: int) -> bool:
     return step % (2 * log_every) < 2
 
 
-def resume(stage: Stage, folder: Path) -> tuple[int, float]:
+def resume(stage: Stage, folder: Path, engine: Engine) -> tuple[int, float]:
     """Load the newest intact checkpoint.  -> steps done, seconds spent; zeros if there is none"""
-    newest = checkpoint.latest(folder)
-    if newest is None:
+    newest = engine.told_by_main(lambda: str(checkpoint.latest(folder) or ""))
+    if not newest:
         return 0, 0.0
-    state = checkpoint.load(newest)
-    stage.load_state_dict(state["stage"])
-    return state["step"], state["seconds"]
+    facts = checkpoint.read_facts(Path(newest))
+    stage.load(partial(checkpoint.read_tensors, Path(newest), group=engine.hosts), facts["stage"])
+    return facts["step"], facts["seconds"]
 
 
 @contextmanager

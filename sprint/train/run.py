@@ -4,21 +4,25 @@ runs/NAME/
     recipe.yaml      as resolved            teacher/       the adapted teacher, a SanaPipeline folder
     metrics.jsonl    losses and norms       student/       the result, a SanaSprintPipeline folder
     checkpoints/     one folder per stage   report.html    the page; samples.png, report.json beside it
+    bad_samples.jsonl  what could not be read, if anything
 """
 
-import contextlib
 import shutil
+import sys
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
-from sprint import checkpoint
 from sprint.convert.load import load_teacher, understand_teacher
 from sprint.cpu import keep_freed_memory
-from sprint.data.batch import Batch, Sample
-from sprint.data.source import Source, encode, open_source
+from sprint.data.batch import Batch, Encoded, Item, Prompt
+from sprint.data.cache import CachedItems
+from sprint.data.source import ItemSource, Source, collate, encode, open_items, open_source
+from sprint.encoder import TeacherDraws, load_draws
 from sprint.engine import Engine, to_device
 from sprint.export import export_student, export_teacher
 from sprint.files import write_whole
@@ -26,10 +30,11 @@ from sprint.log import RunLog
 from sprint.models.adapted import calibrated, with_ones
 from sprint.models.family import TEXT_UNIT, Family, encode_null, load_family, resolve
 from sprint.plan import check_arch, check_taps
-from sprint.recipe import AdaptStart, Precision, Recipe, recipe_hash, recipe_text
+from sprint.recipe import AdaptStart, DataKind, Precision, Recipe, recipe_hash, recipe_text
+from sprint.run_folder import claim
 from sprint.train.adapt import AdaptStage, draw, noised
 from sprint.train.distill import DistillStage
-from sprint.train.loop import Stage, train
+from sprint.train.loop import Rhythm, Stage, train
 from sprint.train.page import model_facts, note_cost, write_page
 
 CALIBRATION_BATCHES, CALIBRATION_SIZE = 4, 32
@@ -38,54 +43,94 @@ CALIBRATION_BATCHES, CALIBRATION_SIZE = 4, 32
 class Run:
     """A recipe at work in its folder."""
 
-    def __init__(self, recipe: Recipe, root: Path = Path("runs")):
+    def __init__(self, recipe: Recipe, root: Path = Path("runs"), engine: Engine | None = None):
         self.recipe = recipe
         self.folder = root / recipe.name
-        self.engine = Engine(recipe.precision)
+        self.engine = engine or Engine.of(recipe)
         if self.engine.device.type == "cpu":
             keep_freed_memory()
         self._open_inputs()
-        if self.engine.main_process:
-            checkpoint.claim(self.folder, recipe_hash(recipe))
-            write_whole(self.folder / "recipe.yaml", recipe_text(recipe))
-        self.engine.wait()
+        self.engine.told_by_main(self._claim)
+
+    def _claim(self) -> None:
+        claim(self.folder, recipe_hash(self.recipe))
+        write_whole(self.folder / "recipe.yaml", recipe_text(self.recipe))
 
     def _open_inputs(self) -> None:
         """Data, teacher, text side and autoencoder: what is wrong with them shows before the folder is touched."""
         recipe = self.recipe
         if recipe.evaluate.prompts:
             import sprint.evaluate.columns  # noqa: F401 (scoring wants an extra: say so now, not after training)
-        self.source: Source = open_source(recipe.data)
         if not (self.folder / "teacher").exists():
             config = understand_teacher(resolve(recipe.teacher)).config
             check_arch(recipe, config)
             check_taps(recipe, config["num_layers"])
-        family = recipe.teacher_family or recipe.teacher
-        dtype = torch.bfloat16 if recipe.precision is Precision.bf16 else torch.float32
-        self.family: Family = load_family(family, recipe.text.max_length, recipe.text.instruction, dtype)
-        self.family.to(self.engine.device)
-        self.null: tuple[Tensor, Tensor] = encode_null(self.family)
-        first = encode(self.source.samples(range(1)), self.family)
+        self._open_source()
+        first = self.encode(self.source.samples(range(1)))
         self.latent_shape: tuple[int, int, int] = tuple(first.latent.shape[1:])
+
+    def _open_source(self) -> None:
+        """The samples, and the empty prompt; a cache brings both, and then nothing that encodes is loaded."""
+        data, bad = self.recipe.data, self.folder / "bad_samples.jsonl"
+        if data.kind is not DataKind.cache:
+            self.source: Source = open_source(data, bad_file=bad)
+            self.null: tuple[Tensor, Tensor] = encode_null(self.family)
+            return
+        items = open_items(data)
+        if isinstance(items, CachedItems):
+            items.check(self.family_name, self.recipe.text)
+            self.null = tuple(x.to(self.engine.device) for x in items.null)
+        else:
+            self.null = encode_null(self.family)  # the reference's layout has none
+            del self.family
+        self.source = ItemSource(items, data, bad_file=bad)
+
+    @property
+    def family_name(self) -> str:
+        return self.recipe.teacher_family or self.recipe.teacher
+
+    @cached_property
+    def family(self) -> Family:
+        """Text side and autoencoder, loaded when they are first asked for."""
+        text, bf16 = self.recipe.text, self.recipe.precision is Precision.bf16
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        family = load_family(self.family_name, text.max_length, text.instruction, dtype)
+        return family.to(self.engine.device)
+
+    @cached_property
+    def draws(self) -> TeacherDraws:
+        """The teacher as it was, where it draws the pictures that prompts lack."""
+        return load_draws(self.recipe, self.family)
+
+    def encode(self, samples: list[Item]) -> Batch:
+        """A batch for either stage; compiled graphs are made anew for each length of text, so they get one."""
+        unit = self.recipe.text.max_length if self.recipe.compile else TEXT_UNIT
+        if isinstance(samples[0], Encoded):
+            return collate(samples, self.engine.device, unit, self.recipe.text.max_length)
+        if isinstance(samples[0], Prompt):
+            return self.draws.batch_of(samples, unit)
+        return encode(samples, self.family, self.recipe.micro_batch_size, unit)
 
     def train(self) -> None:
         """Both stages, each exported when it ends."""
         recipe = self.recipe
         totals = {"adapt": recipe.adapt.steps, "distill": recipe.distill.steps}
         with RunLog(self.folder, totals, main_process=self.engine.main_process, wandb=recipe.wandb) as log:
-            if not (self.folder / "teacher").exists():
+            if not self._exists("teacher"):
                 self._adapt(log)
-            if not (self.folder / "student").exists():
+            if not self._exists("student"):
                 self._distill(log)
+
+    def _exists(self, part: str) -> bool:
+        return bool(self.engine.told_by_main(lambda: "yes" if (self.folder / part).exists() else None))
 
     def _adapt(self, log: RunLog) -> None:
         teacher, time_scale = load_teacher(resolve(self.recipe.teacher))
         network = self.start_of_adaptation(teacher, time_scale)
         stage = AdaptStage(self.recipe, self.engine, network, self.null)
         self._train(stage, log)
-        if self.engine.main_process:
-            export_teacher(self.folder / "teacher", stage.network, self.family, model_facts(self.recipe))
-        self._leave("adapt")
+        network, facts = stage.result(), model_facts(self.recipe)
+        self._finish(stage, lambda: export_teacher(self.folder / "teacher", network, self.family, facts))
 
     def start_of_adaptation(
         self, teacher: SanaTransformer2DModel, time_scale: float
@@ -94,18 +139,11 @@ class Run:
         if self.recipe.adapt.start is AdaptStart.ones:
             return with_ones(teacher)
         teacher.to(self.engine.device)
-        batches = []
+        source, batches = self.source.batched(CALIBRATION_SIZE), []
         for i in range(CALIBRATION_BATCHES):
-            positions = range(i * CALIBRATION_SIZE, (i + 1) * CALIBRATION_SIZE)
-            batch = self.encode(self.source.samples(positions))
-            draws = draw(
-                self.recipe.seed,
-                -1 - i,
-                CALIBRATION_SIZE,
-                batch.latent.shape[1:],
-                self.recipe.adapt.shift,
-                0.0,
-            )
+            batch = self.encode(source.samples(range(i * CALIBRATION_SIZE, (i + 1) * CALIBRATION_SIZE)))
+            shape, shift = tuple(batch.latent.shape[1:]), self.recipe.adapt.shift
+            draws = draw(self.recipe.seed, -1 - i, CALIBRATION_SIZE, shape, shift, dropout=0.0)
             draws = to_device(draws, self.engine.device)
             batches.append((noised(batch.latent, draws), draws.t_fm, batch))
         return calibrated(teacher, batches, time_scale)
@@ -114,37 +152,30 @@ class Run:
         adapted, _ = load_teacher(self.folder / "teacher")
         stage = DistillStage(self.recipe, self.engine, adapted, self.null, self.latent_shape)
         self._train(stage, log)
-        if self.engine.main_process:
-            with stage.ema.applied(stage.student) if stage.ema else contextlib.nullcontext():
-                student = stage.student
-                export_student(
-                    self.folder / "student",
-                    student.network,
-                    student.logvar,
-                    self.family,
-                    model_facts(self.recipe),
-                )
-        self._leave("distill")
-
-    def encode(self, samples: list[Sample]) -> Batch:
-        """A batch for either stage; compiled graphs are made anew for each length of text, so they get one."""
-        unit = self.recipe.text.max_length if self.recipe.compile else TEXT_UNIT
-        return encode(samples, self.family, self.recipe.micro_batch_size, unit)
+        student, facts = stage.result(), model_facts(self.recipe)
+        self._finish(
+            stage,
+            lambda: export_student(
+                self.folder / "student", student.network, student.logvar, self.family, facts
+            ),
+        )
 
     def _train(self, stage: Stage, log: RunLog) -> None:
-        recipe = self.recipe
-        folder = self.folder / "checkpoints" / stage.name
-        seconds = train(
-            stage, self.source, self.encode, self.engine, log, folder, recipe.save_every, recipe.log_every
-        )
+        recipe, folder = self.recipe, self.folder / "checkpoints" / stage.name
+        rhythm = Rhythm(recipe.save_every, recipe.log_every, recipe.data.workers)
+        source = self.source.batched(stage.batch_size)
+        seconds = train(stage, source, self.encode, self.engine, log, folder, rhythm)
         if self.engine.main_process:
             note_cost(self.folder, stage.name, seconds)
 
-    def _leave(self, stage: str) -> None:
-        """The stage's result is exported: its checkpoints are of no more use."""
-        if self.engine.main_process:
-            shutil.rmtree(self.folder / "checkpoints" / stage, ignore_errors=True)  # none after 0 steps
-        self.engine.wait()
+    def _finish(self, stage: Stage, export: Callable[[], Path]) -> None:
+        """On the main process: write the stage's result; its checkpoints are then of no more use."""
+
+        def work() -> None:
+            export()
+            shutil.rmtree(self.folder / "checkpoints" / stage.name, ignore_errors=True)  # none after 0 steps
+
+        self.engine.told_by_main(work)
 
 
 def distill(recipe: Recipe, root: Path = Path("runs"), command: str = "") -> Path | None:
@@ -152,8 +183,13 @@ def distill(recipe: Recipe, root: Path = Path("runs"), command: str = "") -> Pat
 
     Raises SprintError for a recipe that cannot run, `Interrupted` after a signal, once the run is saved.
     """
-    run = Run(recipe, root)
-    run.train()
-    if not run.engine.main_process:
-        return None
-    return write_page(recipe, run.folder, command)
+    engine = Engine.of(recipe)
+    if engine.main_process:
+        print(f"sprint: {engine}", file=sys.stderr)
+    with engine.watched():
+        run = Run(recipe, root, engine)
+        run.train()
+    if skipped := run.source.skipped:
+        counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+        print(f"sprint: passed over {counts}; see {run.folder / 'bad_samples.jsonl'}", file=sys.stderr)
+    return write_page(recipe, run.folder, command) if engine.main_process else None

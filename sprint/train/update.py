@@ -3,67 +3,68 @@
 Nothing here reads the device but `Means.read`: the host can queue an update while the last one is at work.
 """
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sprint.engine import Engine
 from sprint.errors import SprintError
-from sprint.optim import build_optimizer, clip_gradients, learning_rate_schedule
-from sprint.recipe import Optimizer
+from sprint.optim import learning_rate_schedule
+from sprint.sharding import Read, Tensors, Whole
 
 PATIENCE = 20  # updates in a row that may be skipped before the run stops
 
 
 class Updater:
-    """A module's optimizer, learning rate schedule over its `updates`, and gradient clipping.
+    """A trained module's learning rate over its `updates`, and the count of those that did not take place.
 
     A gradient norm that is not finite skips the update, on the device, and is counted there; the step, its
     phase and its place in the schedule are still over. After `PATIENCE` in a row `Means.read` stops the run.
     """
 
-    def __init__(self, module: nn.Module, settings: Optimizer, engine: Engine, updates: int):
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.settings, self.engine = settings, engine
-        self.optimizer = build_optimizer(self.parameters, settings)
-        self.schedule = learning_rate_schedule(self.optimizer, settings, updates)
-        self.skipped, self.skipped_in_a_row = torch.zeros(2, dtype=torch.long, device=engine.device)
-
-    def zero_grad(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+    def __init__(self, trained: Whole, engine: Engine, updates: int):
+        self.trained, self.engine = trained, engine
+        self.schedule = learning_rate_schedule(trained.optimizer, trained.settings, updates)
+        self.skipped = torch.zeros((), dtype=torch.long, device=engine.device)
+        self.skipped_in_a_row = torch.zeros_like(self.skipped)
 
     def step(self) -> tuple[Tensor, Tensor]:
-        """Average, clip, update.  -> gradient norm before the clip, whether the weights moved
+        """Clip, update.  -> gradient norm before the clip, whether the weights moved
 
         Both are scalars on the device, not to be read in the loop.
         """
-        self.engine.average_gradients(self.parameters)
-        norm = clip_gradients(self.parameters, self.settings.clip_norm)
-        moved = torch.isfinite(norm)
-        self.optimizer.found_inf = moved.logical_not().float()
-        self.optimizer.step()
+        norm, moved = self.trained.update()
         self.schedule.step()
         self.skipped = self.skipped + ~moved
         self.skipped_in_a_row = (self.skipped_in_a_row + 1) * ~moved
         return norm, moved
 
-    def state_dict(self) -> dict:
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
-        }
+    def tensors(self) -> Tensors:
+        """Everything of it that a checkpoint holds, but for the schedule's place. Collective."""
+        return self.trained.tensors() | self._counts()
 
-    def load_state_dict(self, state: Mapping) -> None:
-        fused = [group["fused"] for group in self.optimizer.param_groups if "fused" in group]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, flag in zip(self.optimizer.param_groups, fused, strict=False):
-            group["fused"] = flag  # of this machine, not of the one that saved
-        self.schedule.load_state_dict(state["schedule"])
-        self.skipped = torch.as_tensor(state["skipped"], device=self.engine.device)
-        self.skipped_in_a_row = torch.as_tensor(state["skipped_in_a_row"], device=self.engine.device)
+    def facts(self) -> dict:
+        return {"schedule": self.schedule.state_dict()}
+
+    def load(self, read: Read, facts: dict) -> None:
+        """Collective."""
+        self.trained.load(read)
+        read(self._counts())
+        self.schedule.load_state_dict(facts["schedule"])
+        rates = self.schedule.get_last_lr()
+        for group, rate in zip(self.trained.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def _counts(self) -> Tensors:
+        return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+
+
+def under(prefix: str, read: Read) -> Read:
+    """Reads names below `prefix`."""
+    return lambda tensors: read(prefixed(prefix, tensors))
+
+
+def prefixed(prefix: str, tensors: Tensors) -> Tensors:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
 class Means:

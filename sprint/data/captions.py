@@ -1,0 +1,52 @@
+"""What stands beside a picture: one caption, or several with scores to choose by."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from sprint.data.items import BadSample
+
+
+def caption_from(value: object, where: str, temperature: float, draw: np.random.Generator) -> str:
+    """The caption that a text, a list of texts or a JSON object holds; of several one is drawn.
+
+    value   "…" or ["…", …] or {"captions": ["…", …], "clip_scores": [0.31, …]} (scores may be left out)
+            or {"prompt": "…"}
+
+    -> without blanks around it.  Raises `BadSample` (`where` names it) if there is none to be had.
+    """
+    if isinstance(value, Mapping):
+        scores = value.get("clip_scores")
+        value = value.get("captions", value.get("prompt"))
+    else:
+        scores = None
+    captions = [value] if isinstance(value, str) else value
+    if captions is None:
+        raise BadSample("missing caption", where)
+    if not _are(captions, str):
+        raise BadSample("unreadable caption", where, "neither text nor a list of texts")
+    if scores is not None and not (_are(scores, (int, float)) and len(scores) == len(captions)):
+        raise BadSample("unreadable caption", where, "clip_scores must be one number for each caption")
+    if scores is not None and not np.isfinite(scores).all():
+        raise BadSample("unreadable caption", where, "clip_scores hold a number that is not finite")
+    kept = [k for k, caption in enumerate(captions) if caption.strip()]
+    if not kept:
+        raise BadSample("empty caption", where)
+    scores = scores and [scores[k] for k in kept]
+    return choose_caption([captions[k].strip() for k in kept], scores, temperature, draw)
+
+
+def choose_caption(
+    captions: Sequence[str], scores: Sequence[float] | None, temperature: float, draw: np.random.Generator
+) -> str:
+    """Caption i with probability exp(score_i / temperature) / Σ; without scores each alike.
+
+    (Sana, arXiv 2410.10629, §3.1: "CLIP-Score-based caption sampler")
+    """
+    scores = np.zeros(len(captions)) if scores is None else np.asarray(scores, float)
+    weights = np.exp((scores - scores.max()) / temperature)
+    return captions[draw.choice(len(captions), p=weights / weights.sum())]
+
+
+def _are(values: object, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(value, kind) for value in values)

@@ -1,0 +1,70 @@
+"""A finite collection that a run reads by index, and what it says of a sample that cannot be used."""
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import numpy as np
+
+from sprint.data.batch import Item
+from sprint.errors import SprintError
+
+Reason = Literal[
+    "missing picture",
+    "unreadable picture",
+    "picture too large",
+    "missing caption",
+    "empty caption",
+    "unreadable caption",
+    "missing latent",
+    "unreadable latent",
+    "NaN latent",
+    "missing text",
+    "unreadable text",
+    "NaN text",
+    "wrong size",
+    "hostile entry",
+    "damaged shard",
+]
+
+
+class BadSample(Exception):
+    """A sample that the run passes over and counts.
+
+    reason   one of a few fixed words, by which they are counted
+    where    names the sample and no other ("folder/a.png", "shard.tar: a/b")
+    detail   what a library said of it, one line
+    """
+
+    def __init__(self, reason: Reason, where: str, detail: str = ""):
+        super().__init__(f"{where}: {reason}" + (f": {detail}" if detail else ""))
+        self.reason, self.where, self.detail = reason, where, detail
+
+
+class Items(ABC):
+    """Samples by index, in an order that does not change while the files do not.
+
+    Several threads ask at once. `SprintError` is for a collection that cannot be used at all.
+    """
+
+    in_order = False  # True: position p is item p mod N; else every epoch is shuffled
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def item(self, index: int, draw: np.random.Generator) -> Item:
+        """Sample number `index`; `draw` chooses between its captions. Raises `BadSample`."""
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of its picture in pixels, upright and not yet resized, from its header alone.
+
+        Asked for aspect buckets only, once for every item. Raises `BadSample`.
+        """
+        raise SprintError("data.aspect_buckets = true, but samples of this kind have no aspect to keep")
+
+
+def said(error: BaseException) -> str:
+    """One line of what the system or a library said."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0]

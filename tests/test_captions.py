@@ -1,0 +1,76 @@
+"""Captions: one, or several drawn by clip score; whatever else a file may hold."""
+
+import numpy as np
+import pytest
+
+from sprint.data.captions import caption_from, choose_caption
+from sprint.data.items import BadSample
+
+
+def frequencies(captions, scores, temperature, draws=20000):
+    draw = np.random.default_rng(0)
+    drawn = [choose_caption(captions, scores, temperature, draw) for _ in range(draws)]
+    return [drawn.count(caption) / draws for caption in captions]
+
+
+def test_captions_are_drawn_with_weight_exp_score_over_temperature():
+    weights = np.exp(np.array([0.31, 0.28, 0.1]) / 0.1)
+    expected = weights / weights.sum()  # 0.54, 0.40, 0.07
+    assert frequencies("abc", [0.31, 0.28, 0.1], 0.1) == pytest.approx(expected, abs=0.015)
+    assert frequencies("abc", [0.31, 0.28, 0.1], 1e9) == pytest.approx([1 / 3] * 3, abs=0.015)
+    assert frequencies("abc", None, 0.1) == pytest.approx([1 / 3] * 3, abs=0.015)
+
+
+def test_extreme_scores_neither_overflow_nor_vanish():
+    assert frequencies("ab", [1e6, 1e6], 1e-3, 200)[0] == pytest.approx(0.5, abs=0.15)
+    assert frequencies("ab", [-1e6, -1e6 + 1], 1e-3, 50) == [0, 1]
+
+
+def take(value, temperature=0.1, seed=0):
+    return caption_from(value, "here", temperature, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize(
+    ("value", "caption"),
+    [
+        (" one\n", "one"),
+        (["one"], "one"),
+        (["one", " ", ""], "one"),
+        ({"prompt": "one", "height": 3}, "one"),
+        ({"captions": ["one", "two"], "clip_scores": [9, -9]}, "one"),
+        (
+            {"captions": ["one", "", "two"], "clip_scores": [9, 90, -9.0]},
+            "one",
+        ),  # the blank one is never drawn
+    ],
+)
+def test_what_a_caption_may_be(value, caption):
+    assert {take(value, seed=seed) for seed in range(5)} == {caption}
+
+
+def test_several_captions_are_all_drawn():
+    assert {take(["a", "b"], seed=seed) for seed in range(20)} == {"a", "b"}
+    assert {take({"captions": ["a", "b"]}, seed=seed) for seed in range(20)} == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "missing caption"),
+        ({}, "missing caption"),
+        ({"prompt": None}, "missing caption"),
+        (" \n", "empty caption"),
+        ([], "empty caption"),
+        (["", " "], "empty caption"),
+        (3, "unreadable caption"),
+        (["a", None], "unreadable caption"),
+        ({"captions": {"a": 1}}, "unreadable caption"),
+        ({"captions": ["a", "b"], "clip_scores": [1]}, "unreadable caption"),
+        ({"captions": ["a", "b"], "clip_scores": [1, "2"]}, "unreadable caption"),
+        ({"captions": ["a", "b"], "clip_scores": [1, float("nan")]}, "unreadable caption"),
+    ],
+)
+def test_no_caption_to_be_had(value, reason):
+    with pytest.raises(BadSample, match=r"^here: ") as caught:
+        take(value)
+    assert caught.value.reason == reason

@@ -1,0 +1,73 @@
+"""Files of prompts: lines, blank lines, JSON lines, and what is wrong in them."""
+
+import pytest
+
+from sprint.data.batch import Prompt
+from sprint.data.items import BadSample
+from sprint.data.prompts import PromptItems
+from sprint.data.source import open_source
+from sprint.errors import SprintError
+from sprint.recipe import Data, DataKind
+
+
+def items_of(tmp_path, content, name="prompts.txt"):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return PromptItems(Data(kind=DataKind.prompts, path=str(tmp_path / name)))
+
+
+def all_of(items):
+    return [items.item(k, None) for k in range(len(items))]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "one\ntwo\nthrée",
+        "one\ntwo\nthrée\n",
+        "\ufeff one \r\n\r\n  two\r\n \t\nthrée\r\n\n",
+    ],
+)
+def test_a_prompt_a_line(tmp_path, content):
+    assert all_of(items_of(tmp_path, content)) == [Prompt("one", 0), Prompt("two", 1), Prompt("thrée", 2)]
+
+
+def test_json_lines(tmp_path):
+    content = '{"prompt": "one", "id": 7}\n\n{"prompt": "two\\nlines"}'
+    assert all_of(items_of(tmp_path, content, "p.JSONL")) == [Prompt("one", 0), Prompt("two\nlines", 1)]
+
+
+def test_a_prompt_keeps_its_own_position_in_every_epoch(tmp_path):
+    path = items_of(tmp_path, "one\ntwo\nthree")._file
+    source = open_source(Data(kind=DataKind.prompts, path=str(path), seed=1))
+    samples = source.samples(range(30))
+    assert set(samples) == {Prompt("one", 0), Prompt("two", 1), Prompt("three", 2)}
+    assert all(len(set(samples[3 * e : 3 * e + 3])) == 3 for e in range(10))
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "reason"),
+    [
+        ("a.txt", b"caf\xe9", "unreadable caption"),
+        ("a.jsonl", b"{", "unreadable caption"),
+        ("a.jsonl", b'{"prompt": 3}', "unreadable caption"),
+        ("a.jsonl", b'{"caption": "x"}', "missing caption"),
+        ("a.jsonl", b'["x"]', "missing caption"),
+        ("a.jsonl", b'{"prompt": " "}', "empty caption"),
+        ("a.jsonl", b"[" * 100000, "unreadable caption"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, name, line, reason):
+    items = items_of(tmp_path, b"\n" + line + b'\n{"prompt": "fine"}\n', name)
+    with pytest.raises(BadSample) as caught:
+        items.item(0, None)
+    assert caught.value.where == f"{tmp_path / name}, line 2" and caught.value.reason == reason
+    assert items.item(1, None).position == 1
+
+
+def test_files_without_prompts_are_refused(tmp_path):
+    for content in (b"", b"\n \n", "\ufeff\n".encode()):
+        with pytest.raises(SprintError, match=r"prompts.txt: no prompts there; write one on each line$"):
+            items_of(tmp_path, content)
+    for path, problem in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(SprintError, match=rf"^{path}: {problem}.*; set data.path to a file of prompts$"):
+            PromptItems(Data(path=str(path)))
