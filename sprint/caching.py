@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,10 +28,10 @@ from sprint.data.cache import (
     CACHE,
     NULL,
     UNFINISHED,
-    CachedItems,
     Settings,
     differences,
     read_settings,
+    verify,
 )
 from sprint.data.items import BadSample, Items
 from sprint.data.shards import Entry, Skipped, is_whole, read_record, tar_path, write_shard
@@ -107,13 +107,13 @@ def make_cache(
         return _finish(folder, settings, encoder)
 
 
-def verify_cache(recipe: Recipe, folder: Path) -> str:
-    """Read a finished cache back, this process's share of it.  -> a line.  Raises SprintError that names the
+def verify_cache(folder: Path) -> str:
+    """Read a finished cache back, this process's share of it.  -> what to tell.  Raises SprintError that names the
     first damaged file."""
     place = Place.of_this_process()
-    items = CachedItems(replace(recipe.data, kind=DataKind.cache, path=str(folder)))
-    files = list(tqdm(items.verify(place.rank, place.processes), desc="verify", unit="file", disable=None))
-    return f"{folder}: {len(files)} files as they were written"
+    files = verify(folder, place.rank, place.processes)
+    count = sum(1 for _ in tqdm(files, desc="verify", unit=" files", file=sys.stderr, disable=None))
+    return f"{folder}: {count} files as they were written"
 
 
 # ---- what is cached ---------------------------------------------------------------------------------

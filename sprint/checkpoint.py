@@ -31,7 +31,7 @@ from sprint.files import sha256
 
 FACTS, MANIFEST = "facts.json", "manifest.json"
 TEMPORARY = ".writing-"
-SECONDS_AT_EXIT = 60.0  # that the end of the program waits for a checkpoint in the making
+PATIENCE = 60.0  # seconds: for a checkpoint in the making when its saver is gone or the program ends
 
 T = TypeVar("T")
 Group = dist.ProcessGroup | None
@@ -53,6 +53,7 @@ class Saver:
 
     def __init__(self, folder: Path, keep: int = 2, group: Group = None):
         self.folder, self.keep, self.group = folder, keep, group
+        _let_writes_end(folder)  # of a saver that an exception cut off
         self._write: _Write | None = None
         self._copies: dict[MetadataIndex, Tensor] = {}
 
@@ -106,9 +107,9 @@ class _Write(threading.Thread):
 
     def __init__(self, saver: Saver, title: str, tensors: dict[str, Tensor], facts: str):
         super().__init__(name=f"checkpoint {title}", daemon=True)
-        self.title, self.failure = title, None
+        self.title, self.folder, self.failure = title, saver.folder, None
         self.copied = threading.Event()  # or failed before that
-        self._folder, self._keep, self._group = saver.folder, saver.keep, saver.group
+        self._keep, self._group = saver.keep, saver.group
         self._rank = 0 if saver.group is None else dist.get_rank(saver.group)
         self._tensors, self._facts = tensors, facts
         self._planner = CopyingPlanner(saver._copies, self.copied)
@@ -123,7 +124,7 @@ class _Write(threading.Thread):
             self.copied.set()
 
     def _run(self) -> None:
-        temporary = self._folder / _on_all(self._begin, self._group)[0]
+        temporary = self.folder / _on_all(self._begin, self._group)[0]
         try:
             _quiet_about_one_process()
             dcp.save(
@@ -143,12 +144,12 @@ class _Write(threading.Thread):
         """The main process sweeps and makes the temporary folder.  -> its name"""
         if self._rank != 0:
             return ""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self._folder.glob(f"{TEMPORARY}*"):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(f"{TEMPORARY}*"):
             shutil.rmtree(leftover)
-        older = _checkpoints(self._folder)
+        older = _checkpoints(self.folder)
         serial = _serial(older[0]) + 1 if older else 1
-        temporary = self._folder / f"{TEMPORARY}{serial:06d}-{self.title}"
+        temporary = self.folder / f"{TEMPORARY}{serial:06d}-{self.title}"
         temporary.mkdir()
         return temporary.name
 
@@ -167,20 +168,20 @@ class _Write(threading.Thread):
         files = {name: entry for part in digests for name, entry in part.items()}
         _write_flushed(temporary / MANIFEST, json.dumps({"files": files}))
         _flush_folder(temporary)
-        os.replace(temporary, self._folder / temporary.name.removeprefix(TEMPORARY))
-        _flush_folder(self._folder)
-        for old in _checkpoints(self._folder)[self._keep :]:
+        os.replace(temporary, self.folder / temporary.name.removeprefix(TEMPORARY))
+        _flush_folder(self.folder)
+        for old in _checkpoints(self.folder)[self._keep :]:
             going = old.with_name(TEMPORARY + old.name)  # so that none is ever seen half deleted
             os.replace(old, going)
             shutil.rmtree(going, ignore_errors=True)
 
 
 @atexit.register
-def _let_writes_end() -> None:
-    """An exception may end the program while a checkpoint is being written: let it end, but not for ever."""
+def _let_writes_end(folder: Path | None = None) -> None:
+    """An exception may leave a checkpoint in the making (in `folder`, or any): let it end, but not for ever."""
     for thread in threading.enumerate():
-        if isinstance(thread, _Write):
-            thread.join(SECONDS_AT_EXIT)
+        if isinstance(thread, _Write) and folder in (None, thread.folder):
+            thread.join(PATIENCE)
 
 
 def _write_flushed(path: Path, text: str) -> None:
@@ -266,7 +267,11 @@ def _quiet_about_one_process() -> None:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint that matches its manifest, or None. Damaged ones are named and skipped."""
+    """The newest checkpoint that matches its manifest, or None. Damaged ones are named and skipped.
+
+    One that this process is still writing there is waited for.
+    """
+    _let_writes_end(folder)
     for path in _checkpoints(folder):
         if _intact(path):
             return path
@@ -337,106 +342,9 @@ def _serial(path: Path) -> int:
 def _intact(path: Path) -> bool:
     try:
         files = json.loads((path / MANIFEST).read_text())["files"]
-        return bool(files) and all(
+        return {INDEX, FACTS} <= files.keys() and all(
             (path / name).stat().st_size == entry["bytes"] and sha256(path / name) == entry["sha256"]
             for name, entry in files.items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-# ---- to be removed: the single-file checkpoints -----------------------------------------------------
-import pickle  # noqa: E402
-from collections import OrderedDict  # noqa: E402
-from typing import BinaryIO, TextIO  # noqa: E402
-
-import torch  # noqa: E402
-
-from sprint.run_folder import claim  # noqa: E402, F401
-
-
-def save(folder: Path, step_name: str, state: dict, keep: int = 2) -> Path:
-    """Write one checkpoint, then prune all but the newest `keep` (1 or more).  -> its path
-
-    state      nested dicts, lists and tuples of tensors, int, float, bool, str and None
-    step_name  for people: "distill-000400"; order comes from the serial number before it
-
-    Raises TypeError for what `load` could not read back, naming its key; SprintError if it cannot be
-    written (disk full, say): the older checkpoints are then untouched and nothing is left behind.
-    """
-    _old_plain(state, "state")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f"{TEMPORARY}*/state.pt"):
-            shutil.rmtree(leftover.parent)
-        older = _checkpoints(folder)
-        serial = _serial(older[0]) + 1 if older else 1
-        path = _old_write_whole(folder / f"{serial:06d}-{step_name}", state)
-        for old in older[keep - 1 :]:
-            shutil.rmtree(old)
-    except OSError as error:
-        raise SprintError(
-            f"cannot write checkpoint {step_name} in {folder}: {error.strerror}; "
-            "earlier checkpoints are safe: free some space and run the same command again"
-        ) from error
-    return path
-
-
-def _old_write_whole(path: Path, state: dict) -> Path:
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    try:
-        temporary.mkdir()
-        with open(temporary / "state.pt", "wb") as file:
-            _serialise(state, file)
-            _flush(file)
-        manifest = {
-            "sha256": sha256(temporary / "state.pt"),
-            "bytes": (temporary / "state.pt").stat().st_size,
-        }
-        with open(temporary / MANIFEST, "w") as file:
-            json.dump({"files": {"state.pt": manifest}}, file)
-            _flush(file)
-        _flush_folder(temporary)
-        os.replace(temporary, path)
-        _flush_folder(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return path
-
-
-def _serialise(state: dict, file: BinaryIO) -> None:
-    try:
-        torch.save(state, file)
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # how torch's writer reports a failed write
-            raise error.__context__ from None
-        raise
-
-
-def _flush(file: BinaryIO | TextIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _old_plain(value: object, where: str) -> None:
-    """weights_only=True reads just these types; a subclass (an Enum, a NumPy scalar) would fail at load."""
-    if isinstance(value, torch.Tensor) or type(value) in (int, float, bool, str, type(None)):
-        return
-    if type(value) in (dict, OrderedDict):
-        items = value.items()
-    elif type(value) in (list, tuple):
-        items = enumerate(value)
-    else:
-        raise TypeError(f"{where} is a {type(value).__name__}, which a checkpoint cannot hold")
-    for key, item in items:
-        _old_plain(item, f"{where}[{key!r}]")
-
-
-def load(path: Path) -> dict:
-    """The state that `save` wrote, tensors on the CPU.  Raises SprintError if it cannot be read."""
-    try:
-        return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise SprintError(
-            f"cannot read checkpoint {path}: delete it to resume from the one before"
-        ) from error

@@ -244,7 +244,7 @@ def cache(args: argparse.Namespace) -> None:
     from sprint.caching import make_cache, verify_cache
 
     if args.verify:
-        print(verify_cache(recipe, folder))
+        print(verify_cache(folder))
     else:
         print(make_cache(recipe, folder, args.count, args.shard_size, args.dtype))
 

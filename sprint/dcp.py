@@ -93,10 +93,7 @@ class Reader(FileSystemReader):
 
     def read_metadata(self) -> Metadata:
         with open(self.path / INDEX, "rb") as file:
-            index = _IndexUnpickler(file).load()
-        if not isinstance(index, Metadata):
-            raise SprintError(f"its index is a {type(index).__name__}")
-        return index
+            return _IndexUnpickler(file).load()
 
 
 class _IndexUnpickler(pickle.Unpickler):

@@ -150,7 +150,7 @@ class Heartbeat:
     # ---- what is said ---------------------------------------------------------------------------------
 
     def _meet(self, group: ProcessGroup) -> TCPStore:
-        """Open the store on rank 0, tell the others its port, wait until all have given their name."""
+        """Open the store on rank 0, tell the others its port, wait until rank 0 has met them all."""
         host, port = os.environ.get("MASTER_ADDR", socket.gethostname()), torch.zeros(1, dtype=torch.int64)
         others = range(1, self.processes)
         try:
@@ -163,6 +163,9 @@ class Heartbeat:
             store.multi_set([f"{self.rank}/name", f"{self.rank}/beat"], [self._names[self.rank], "0"])
             met = others if self.rank == 0 else (0,)
             names = store.multi_get([f"{rank}/name" for rank in met])
+            if self.rank == 0:
+                self._publish(store)
+            store.wait([BULLETIN])
         except DistError as error:
             where = f"the store of rank 0 at {host}:{int(port)}"
             raise SprintError(
@@ -171,8 +174,6 @@ class Heartbeat:
             ) from error
         self._names |= {rank: name.decode() for rank, name in zip(met, names, strict=True)}
         self._heard = dict.fromkeys(met, self._clock())
-        if self.rank == 0:
-            self._publish(store)
         return store
 
     def _say(self, word: str) -> None:

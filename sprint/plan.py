@@ -29,6 +29,7 @@ from sprint.plan_engines import (
     COPIES,
     GRADIENTS,
     RECOMPUTED,
+    ZERO,
     Layout,
     Parts,
     average_bytes,
@@ -155,7 +156,7 @@ def with_engine(recipe: Recipe, engine: EngineKind, shard_teacher: bool) -> Reci
     def optimizer(settings: Optimizer) -> Optimizer:
         return replace(settings, kind=OptimizerKind.adamw) if zero else settings
 
-    zero = engine in (EngineKind.zero2, EngineKind.zero3)
+    zero = engine in ZERO
     adapt = replace(recipe.adapt, optimizer=optimizer(recipe.adapt.optimizer))
     distill = replace(recipe.distill, optimizer=optimizer(recipe.distill.optimizer))
     return replace(recipe, engine=engine, shard_teacher=shard_teacher, adapt=adapt, distill=distill)
@@ -173,10 +174,11 @@ def misfits(recipe: Recipe) -> Iterator[str]:
         if rest:
             yield f"{gpus} GPUs: {key} = {batch_size} does not divide over them"
         elif key.startswith("distill") and adversarial.weight > 0 and share % adversarial.neighbours:
+            fewer = math.gcd(share, adversarial.neighbours)
             yield (
-                f"{gpus} GPUs: {share} pictures on each are no multiple of distill.adversarial.neighbours = "
-                f"{adversarial.neighbours}; set that to {math.gcd(share, adversarial.neighbours)}, "
-                f"or {key} to {gpus * adversarial.neighbours}"
+                f"{gpus} GPUs: pictures on each, {share}, are no multiple of distill.adversarial.neighbours = "
+                f"{adversarial.neighbours}; set {f'that to {fewer}, or ' if fewer > 1 else ''}"
+                f"{key} to {gpus * adversarial.neighbours}"
             )
 
 

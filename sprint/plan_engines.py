@@ -19,12 +19,14 @@ Parts = dict[str, float]  # bytes by name
 
 RECOMPUTED = ", recomputed"  # ends the name of a row that stands in for another with activation checkpointing
 WEIGHTS, GRADIENTS, COPIES, WHOLE = "weights (fp32)", "gradients (fp32)", "bf16 copies", "whole for a moment"
+AGAIN = "weights, a second piece (fp32)"
 LIVE = 10**9  # numbers of weights that DeepSpeed keeps whole for reuse (its stage3_max_live_parameters)
 CASTS_KEPT = (
     EngineKind.single,
     EngineKind.ddp,
     EngineKind.zero2,
 )  # weights are whole: autocast casts each once
+ZERO = (EngineKind.zero2, EngineKind.zero3)
 BUFFERED = (EngineKind.ddp, EngineKind.zero3)  # gradients live in buffers that are never freed
 
 
@@ -75,8 +77,8 @@ def trained(module: nn.Module, kind: OptimizerKind, precision: Precision, layout
         GRADIENTS: FP32 * piece,
         f"optimizer state ({kind.value}, fp32)": FP32 * _state_numel(shapes, kind, layout),
     }
-    if layout.engine is EngineKind.zero2:
-        parts["weights again, a piece (fp32)"] = FP32 * piece  # the optimizer's, cloned though they are fp32
+    if layout.engine in ZERO:
+        parts[AGAIN] = FP32 * piece  # DeepSpeed steps a copy, though the weights are fp32 already
     if whole := FP32 * _whole_numel(module, layout):
         parts[WHOLE] = whole
     if precision is Precision.bf16:
@@ -147,7 +149,7 @@ def _whole_numel(module: nn.Module, layout: Layout) -> int:
         block, outside = _block_numel(module), _outside_numel(module)
         return max(outside + 4 * block, 3 * outside + block)
     kept = min(LIVE, count(module)) if layout.engine is EngineKind.zero3 else 0
-    return kept + (BUCKET if layout.engine in (EngineKind.zero2, EngineKind.zero3) else 0)
+    return kept + (BUCKET if layout.engine in ZERO else 0)
 
 
 def _blocks(module: nn.Module) -> nn.ModuleList:

@@ -97,7 +97,7 @@ def fail_on_one(folder: Path, group: dist.ProcessGroup) -> None:
         (folder.parent / f"missed-by-{dist.get_rank()}").write_text(str(error))
 
 
-def full_disk(descriptor: int) -> None:
+def full_disk(*arguments: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

@@ -1,6 +1,6 @@
 """Run by torchrun from test_engine.py: steps of both stages under one engine, losses and weights to FOLDER.
 
-    torchrun --nproc_per_node 2 tests/engine_processes.py FOLDER ENGINE [STEPS] [MICRO_BATCH] [SHARD_SIZE] [TEACHER]
+torchrun --nproc_per_node 2 tests/engine_processes.py FOLDER ENGINE [STEPS] [MICRO_BATCH] [SHARD_SIZE] [TEACHER]
 """
 
 import sys
@@ -9,23 +9,21 @@ from pathlib import Path
 import torch
 
 from sprint.engine import Engine, take
-from sprint.recipe import EngineKind, Optimizer, OptimizerKind, Precision, Recipe
+from sprint.recipe import EngineKind, Precision, Recipe
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import DistillStage
 from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null, tiny_recipe
 
 BATCH = 16
+ADAPT_STEPS = 4
 
 
-def recipe_for_engines(micro_batch: int = 0, came: bool = False) -> Recipe:
+def recipe_for_engines(micro_batch: int = 0) -> Recipe:
     recipe = tiny_recipe()
     recipe.micro_batch_size = micro_batch
     recipe.adapt.batch_size = recipe.distill.batch_size = BATCH
     recipe.distill.steps = recipe.adapt.steps = 20
     recipe.adapt.optimizer.lr = 1e-4  # at 1e-3 rounding grows a hundredfold in 20 steps, in one process too
-    if came:
-        settings = Optimizer(OptimizerKind.came, lr=1e-4, warmup_steps=5)
-        recipe.adapt.optimizer = recipe.distill.optimizer = settings
     return recipe
 
 
@@ -40,7 +38,7 @@ def losses_of(stage, engine: Engine, steps: int) -> list[float]:
 def both_stages(engine: Engine, recipe: Recipe, steps: int) -> dict:
     """-> by stage: losses, and on the main process the weights of its result"""
     adapt = AdaptStage(recipe, engine, tiny_network(), tiny_null())
-    found = {"adapt": {"losses": losses_of(adapt, engine, steps)}}
+    found = {"adapt": {"losses": losses_of(adapt, engine, ADAPT_STEPS)}}
     distill = DistillStage(recipe, engine, tiny_network(), tiny_null(), LATENT)
     found["distill"] = {"losses": losses_of(distill, engine, steps)}
     for stage in (adapt, distill):
@@ -50,14 +48,19 @@ def both_stages(engine: Engine, recipe: Recipe, steps: int) -> dict:
     return found
 
 
-def main(folder: str, kind: str, steps="20", micro_batch="0", shard_size="0", teacher="whole", came="adamw"):
-    torch.set_num_threads(1)
+def run_case(case: str, steps: int) -> dict:
+    kind, micro_batch, shard_size, teacher = case.split(":")
     engine = Engine(Precision.fp32, EngineKind(kind), int(shard_size), shard_teacher=teacher == "sharded")
-    recipe = recipe_for_engines(int(micro_batch), came == "came")
-    found = both_stages(engine, recipe, int(steps)) | {"processes": engine.processes, "engine": str(engine)}
-    if engine.main_process:
+    found = both_stages(engine, recipe_for_engines(int(micro_batch)), steps)
+    return found | {"processes": engine.processes, "engine": str(engine)}
+
+
+def main(folder: str, steps: str, *cases: str) -> None:
+    torch.set_num_threads(1)
+    found = {case: run_case(case, int(steps)) for case in cases}
+    if torch.distributed.get_rank() == 0:
         torch.save(found, Path(folder) / "result.pt")
-    engine.wait()
+    torch.distributed.barrier()
 
 
 if __name__ == "__main__":

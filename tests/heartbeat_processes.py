@@ -1,8 +1,8 @@
-"""Run by test_heartbeat.py: heartbeat_processes.py PROCESSES FOLDER INTERVAL PATIENCE WORK.
+"""Run by test_heartbeat.py. A line on standard input is a case: "PROCESSES FOLDER INTERVAL PATIENCE WORK".
 
-Forks into so many gloo processes, so that torch is imported once. Lines on standard output, from any of them:
-"ready RANK PID" once all work together, "silent RANK NAMES" at a clean end, "ended RANK CODE". What rank R writes
-to standard error is in FOLDER/R.
+For each it forks into so many gloo processes, so that torch is imported once. Lines on standard output, from any of
+them: "ready RANK PID" before the first collective, "silent RANK NAMES" at a clean end, "ended RANK CODE". What rank R
+writes to standard error is in FOLDER/R.
 """
 
 import os
@@ -16,18 +16,20 @@ from sprint.errors import SprintError
 from sprint.heartbeat import LATE, Heartbeat
 
 
-def fork(processes: int, folder: str) -> int:
-    """Returns in each of the new processes, with its rank; this one stays behind, and ends when they have ended."""
-    ranks = {}
-    for rank in range(processes):
-        child = os.fork()
-        if child == 0:
-            os.dup2(os.open(f"{folder}/{rank}", os.O_CREAT | os.O_WRONLY), sys.stderr.fileno())
-            return rank
-        ranks[child] = rank
-    while ranks:
-        child, status = os.wait()
-        tell("ended", ranks.pop(child), os.waitstatus_to_exitcode(status))
+def fork() -> tuple[int, list[str]]:
+    """Returns in each of the new processes, with its rank and the case; this one stays behind until they end."""
+    for line in sys.stdin:
+        processes, folder, *_ = case = line.split()
+        ranks = {}
+        for rank in range(int(processes)):
+            child = os.fork()
+            if child == 0:
+                os.dup2(os.open(f"{folder}/{rank}", os.O_CREAT | os.O_WRONLY), sys.stderr.fileno())
+                return rank, case
+            ranks[child] = rank
+        while ranks:
+            child, status = os.wait()
+            tell("ended", ranks.pop(child), os.waitstatus_to_exitcode(status))
     sys.exit()
 
 
@@ -67,16 +69,15 @@ def run(rank: int, processes: int, folder: str, interval: float, patience: float
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
     heartbeat = Heartbeat(rank, processes, dist.group.WORLD, interval, patience)
     with heartbeat.explained():
-        step()
         tell("ready", rank, os.getpid())
+        step()  # so that all are ready before one goes on
         WORK[work]()
     tell("silent", rank, heartbeat.silent(LATE * interval))
     heartbeat.stop()
 
 
 if __name__ == "__main__":
-    processes, folder, interval, patience, work = sys.argv[1:]
-    rank = fork(int(processes), folder)
+    rank, (processes, folder, interval, patience, work) = fork()
     try:
         run(rank, int(processes), folder, float(interval), float(patience), work)
     except SprintError as error:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from sprint.data.bad import ENOUGH, BadSamples
@@ -37,6 +38,29 @@ def test_a_sample_counts_once_however_often_it_comes_up():
     assert bad.by_reason == {"wrong size": 2}
     with pytest.raises(SprintError, match="3 of 200 samples tried are bad"):
         bad.bad(BadSample("wrong size", "c"))
+
+
+@pytest.mark.parametrize(("true_share", "stops"), [(0.005, False), (0.009, False), (0.02, True), (0.5, True)])
+def test_a_share_is_judged_with_allowance_for_chance(true_share, stops):
+    """Of 10⁶ samples 1% may be bad; 30 runs of 5000 random ones each, of which nearly none is judged wrongly."""
+    draw, stopped = np.random.default_rng(0), 0
+    for _ in range(30):
+        bad = BadSamples(0.01, 10**6)
+        try:
+            for k, broken in enumerate(draw.random(5000) < true_share):
+                bad.bad(BadSample("wrong size", str(k))) if broken else bad.good()
+        except SprintError:
+            stopped += 1
+    assert stopped >= 29 if stops else stopped <= 2
+
+
+def test_all_samples_are_judged_by_the_share_itself():
+    bad = BadSamples(0.01, 1000)
+    for k in range(11):
+        bad.bad(BadSample("wrong size", str(k)))
+    with pytest.raises(SprintError, match=r"^10: wrong size; 11 of 1000 samples tried are bad"):
+        for _ in range(1000):
+            bad.good()
 
 
 def test_reasons_are_counted_the_most_frequent_first():

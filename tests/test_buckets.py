@@ -9,7 +9,7 @@ from PIL import Image
 
 from sprint.data.bad import BadSamples
 from sprint.data.buckets import Bucketed, find_buckets, shapes_of
-from sprint.data.items import Items
+from sprint.data.items import BadSample, Items
 from sprint.data.source import batch_positions, open_source
 from sprint.errors import SprintError
 from sprint.recipe import Data, DataKind
@@ -163,9 +163,12 @@ def test_the_scan_reads_headers_alone_and_keeps_the_order(folder, monkeypatch):
         def item(self, index, draw): ...
 
         def size(self, index):
+            if index == 8999:
+                raise BadSample("unreadable picture", "the last")
             return (1 + index % 7, 4)
 
-    bad = BadSamples(0.0, 9000)
+    bad = BadSamples(0.01, 9000)
     shapes = [(k, 4) for k in range(1, 8)]
-    assert find_buckets(Sizes(), shapes, bad, 3).tolist() == [k % 7 for k in range(9000)]
+    assert find_buckets(Sizes(), shapes, bad, 3).tolist() == [*(k % 7 for k in range(8999)), -1]
+    assert bad.by_reason == {"unreadable picture": 1}
     open_source(data_of(folder))

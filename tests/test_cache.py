@@ -14,10 +14,10 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from sprint.caching import make_cache, verify_cache
+from sprint.caching import make_cache
 from sprint.data import cache, shards
 from sprint.data.batch import Encoded
-from sprint.data.cache import CACHE, NULL, CachedItems, family_weights, open_cache
+from sprint.data.cache import CACHE, NULL, CachedItems, family_weights, verify
 from sprint.data.items import BadSample
 from sprint.data.shards import Entry, Skipped, read_record, write_shard
 from sprint.data.source import collate, encode, open_source
@@ -126,24 +126,18 @@ def test_null_is_the_family_s_own(picture_recipe, caches):
         assert items.latent_shape == LATENT and len(items) == COUNT and not items.in_order
 
 
-def test_reading_builds_no_network(caches):
-    """Nor does the module itself load the libraries that have them."""
+def test_reading_loads_no_library_that_has_networks(caches):
+    """`collate` is given tensors alone; all that a batch needs comes from here."""
     program = f"""
-import gc, sys
+import sys
 from sprint.data.cache import CachedItems
 from sprint.recipe import Data, DataKind
 items = CachedItems(Data(kind=DataKind.cache, path={str(caches["bf16"])!r}, size={SIZE}))
 encoded = [items.item(k, None) for k in range(len(items))]
-null, shape = items.null, items.latent_shape
-assert not {{"diffusers", "transformers"}} & set(sys.modules)
-from sprint.data.source import collate
-batch = collate(encoded, "cpu")
-import torch
-assert not sum(o.numel() for o in gc.get_objects() if isinstance(o, torch.nn.Parameter))
-print(tuple(batch.latent.shape))
+print(len(encoded), items.latent_shape, items.null[0].shape[1], {{"diffusers", "transformers"}} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == f"{(COUNT, *LATENT)}\n", done.stderr
+    assert done.stdout == f"{COUNT} {LATENT} 80 set()\n", done.stderr
 
 
 # ---- the format ---------------------------------------------------------------------------------------
@@ -260,14 +254,26 @@ def test_a_later_format_is_refused(copied):
         CachedItems(data_of(copied))
 
 
-def test_verify_names_the_damaged_file(picture_recipe, copied):
-    assert verify_cache(picture_recipe, copied).endswith("4 files as they were written")
+def test_verify_names_the_damaged_file(copied):
+    names = [NULL, "000000.tar", "000001.tar", "000002.tar"]
+    assert list(verify(copied)) == [copied / name for name in names]
+    assert list(verify(copied, 1, 3)) == [copied / "000000.tar"]  # of three processes the second's share
     content = bytearray((copied / "000001.tar").read_bytes())
     content[1000] ^= 1
     (copied / "000001.tar").write_bytes(content)
     CachedItems(data_of(copied))  # sizes alone do not tell
+    seen = verify(copied)
+    assert [next(seen).name, next(seen).name] == names[:2]
     with pytest.raises(SprintError, match=r"000001\.tar: damaged"):
-        verify_cache(picture_recipe, copied)
+        next(seen)
+
+
+def test_a_damaged_header_hides_no_samples(copied):
+    content = bytearray((copied / "000001.tar").read_bytes())
+    content[150] ^= 1  # its checksum: what comes after cannot be found
+    (copied / "000001.tar").write_bytes(content)
+    with pytest.raises(SprintError, match=r"4 samples in its shards, 7 in cache\.json"):
+        CachedItems(data_of(copied))
 
 
 @pytest.mark.parametrize(
@@ -359,13 +365,3 @@ def test_bytes_that_are_no_tensors_are_a_bad_sample(tmp_path, caches, content):
     with pytest.raises(BadSample) as bad:
         one_sample(tmp_path, caches, content).item(0, ANY)
     assert bad.value.reason == "unreadable latent"
-
-
-def test_a_folder_without_cache_json_is_left_to_sana_s_own_layout(caches, tmp_path, monkeypatch):
-    seen = []
-    module = type(sys)("sprint.data.cached_reference")
-    module.CachedReferenceItems = seen.append
-    monkeypatch.setitem(sys.modules, "sprint.data.cached_reference", module)
-    open_cache(data_of(tmp_path))
-    assert seen == [data_of(tmp_path)]
-    assert isinstance(open_cache(data_of(caches["bf16"])), CachedItems) and len(seen) == 1

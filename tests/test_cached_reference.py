@@ -9,6 +9,7 @@ import torch
 
 from sprint.data.cached_reference import CachedReferenceItems, npy_array, npz_text
 from sprint.data.items import BadSample
+from sprint.data.source import open_source
 from sprint.errors import SprintError
 from sprint.recipe import Data, DataKind
 from tests.test_tar import plain, write_tar
@@ -206,6 +207,14 @@ def test_the_empty_prompt_lies_beside_the_shards(tmp_path):
     assert (feature.dtype, mask.dtype) == (torch.float32, torch.long)
 
 
+def test_a_source_of_kind_cache_opens_this_layout(tmp_path):
+    write_tar(tmp_path / "s.tar", [*sample("a"), *sample("b", npy=npy(NAN)), *sample("c", 5)])
+    source = open_source(data(tmp_path, bad_share=0.5))
+    found = {tuple(encoded.latent.flatten().tolist()) for encoded in source.samples(range(12))}
+    assert found == {tuple(latent(seed).astype(np.float32).flatten().tolist()) for seed in (0, 5)}
+    assert source.skipped == {"NaN latent": 1}
+
+
 def test_a_bomb_is_not_unpacked():
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -245,4 +254,4 @@ def test_the_array_is_the_numpys():
     ):
         content = npy(array)
         read = npy_array(io.BytesIO(content), len(content))
-        assert read.dtype == np.float32 and np.array_equal(read, array)
+        assert read.dtype == torch.float32 and np.array_equal(read, array)

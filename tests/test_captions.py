@@ -68,6 +68,7 @@ def test_several_captions_are_all_drawn():
         ({"captions": ["a", "b"], "clip_scores": [1]}, "unreadable caption"),
         ({"captions": ["a", "b"], "clip_scores": [1, "2"]}, "unreadable caption"),
         ({"captions": ["a", "b"], "clip_scores": [1, float("nan")]}, "unreadable caption"),
+        ({"captions": ["a", "b"], "clip_scores": [1, 10**400]}, "unreadable caption"),
     ],
 )
 def test_no_caption_to_be_had(value, reason):

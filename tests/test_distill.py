@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sprint import losses
+from sprint.engine import Engine
 from sprint.errors import SprintError
 from sprint.schedule import lognormal_trig_times
 from sprint.train import distill
@@ -18,6 +19,7 @@ from sprint.train.distill import (
 )
 from sprint.train.update import PATIENCE
 from sprint.trigflow import HALF_PI, SIGMA_DATA, data_estimate, diffuse
+from tests.test_adapt import kept, load
 from tests.tiny import LATENT, same, snapshot, tiny_batch, tiny_network, tiny_null, tiny_recipe
 
 G, D = 0, 1  # steps of each phase
@@ -99,8 +101,8 @@ def test_one_step_from_max_time_begins_in_pure_noise(stage):
     draws = draw(stage.recipe, 0, LATENT)
     draws = draws._replace(start_t=torch.full((8,), HALF_PI))
     batch = tiny_batch()
-    x_0 = one_step_sample(stage.student, batch, draws)
-    other = one_step_sample(stage.student, batch._replace(latent=-batch.latent), draws)
+    x_0, _ = one_step_sample(stage.generator.trained, batch, draws)
+    other, _ = one_step_sample(stage.generator.trained, batch._replace(latent=-batch.latent), draws)
     torch.testing.assert_close(x_0, other, rtol=1e-4, atol=1e-5)
     F = stage.student(draws.start_noise, draws.start_t, batch.text, batch.mask, draws.guidance)
     torch.testing.assert_close(x_0, -SIGMA_DATA * F, rtol=1e-4, atol=1e-5)
@@ -160,8 +162,8 @@ def test_the_hinge_sees_each_kind_once(stage, monkeypatch):
     assert len(seen) == 3
     assert torch.equal(seen[0][0], real)
     with torch.no_grad():
-        assert torch.equal(seen[1][0], one_step_sample(stage.student, batch, draws))
-    assert torch.equal(seen[2][0], real.roll(1, dims=0))
+        assert torch.equal(seen[1][0], one_step_sample(stage.generator.trained, batch, draws)[0])
+    assert torch.equal(seen[2][0], real[[3, 0, 1, 2, 7, 4, 5, 6]])  # a prompt of one of four neighbours
     assert all(torch.equal(text, batch.text) for _, text in seen)
     (real_logits, fake_logits), per_sample = logits[0], 2 * 16  # two taps, 16 tokens
     assert real_logits.shape == (8, per_sample) and fake_logits.shape == (16, per_sample)
@@ -191,7 +193,7 @@ def test_phases_take_turns(engine, stage):
 
 def test_the_generator_phase_moves_the_student_only(stage):
     stage.update(D, tiny_batch())  # so that the heads have gradients to leave behind
-    stage.discriminator.zero_grad()
+    stage.discriminator.trained.zero_grad()
     student, heads, teacher = snapshot(stage.student), snapshot(stage.heads), snapshot(stage.teacher)
     assert any(key.endswith("._u") for key in heads)
     stage.update(G, tiny_batch())
@@ -243,10 +245,13 @@ def test_optimizers_have_their_own_settings(engine):
     recipe = make_recipe()
     recipe.distill.adversarial.optimizer.lr = 7e-5
     stage = DistillStage(recipe, engine, tiny_network(), tiny_null(), LATENT)
-    assert stage.generator.optimizer.param_groups[0]["lr"] == 1e-3
-    assert stage.discriminator.optimizer.param_groups[0]["lr"] == 7e-5
-    assert {id(p) for p in stage.discriminator.parameters} == {id(p) for p in stage.heads.parameters()}
-    assert {id(p) for p in stage.generator.parameters} == {id(p) for p in stage.student.parameters()}
+    for updater, module, lr in (
+        (stage.generator, stage.student, 1e-3),
+        (stage.discriminator, stage.heads, 7e-5),
+    ):
+        (group,) = updater.trained.optimizer.param_groups
+        assert group["lr"] == lr
+        assert {id(p) for p in group["params"]} == {id(p) for p in module.parameters()}
 
 
 def test_the_average_follows_the_student_in_generator_updates(stage):
@@ -254,8 +259,10 @@ def test_the_average_follows_the_student_in_generator_updates(stage):
     stage.update(D, tiny_batch())
     assert same(before, stage.ema.shadow)
     stage.update(G, tiny_batch())
+    assert before.keys() == {f"student.{name}" for name, _ in stage.student.named_parameters()}
     for name, p in stage.student.named_parameters():
-        torch.testing.assert_close(stage.ema.shadow[name], torch.lerp(before[name], p.detach(), 0.1))
+        key = f"student.{name}"
+        torch.testing.assert_close(stage.ema.shadow[key], torch.lerp(before[key], p.detach(), 0.1))
     assert not same(before, stage.ema.shadow)
 
 
@@ -310,19 +317,43 @@ def test_micro_batches_give_the_consistency_gradient_of_the_whole(engine, larges
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [16, 10])
 @pytest.mark.parametrize("step", [G, D])
-def test_micro_batches_of_whole_virtual_groups_give_the_gradient_of_the_whole(engine, step):
-    """Four real and four generated samples are one group of eight, cut or not; misaligned pairs roll locally."""
-    stages = [make_stage(engine, micro_batch_size=size) for size in (0, 4)]
-    for stage in stages:
-        stage.settings.adversarial.misaligned_pairs = False
-        for module in stage.heads.modules():  # every forward in training mode is one more power iteration
-            module.eval()
-        stage.update(step, tiny_batch())
+def test_a_step_in_parts_of_whole_groups_is_the_step_of_the_whole(engine, step, batch_size):
+    """Misaligned pairs included; of 10 samples the last two are a group of their own."""
+    stages = [make_stage(engine, micro_batch_size=size, batch_size=batch_size) for size in (0, 4, 8)]
+    assert stages[0].settings.adversarial.misaligned_pairs
+    reads = [stage.update(step, tiny_batch(batch_size)).read(engine) for stage in stages]
     kind = "student" if step == G else "heads"
-    ours, theirs = (gradients(getattr(stage, kind)) for stage in stages)
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=2e-3, atol=1e-5)
+    whole, *cut = (gradients(getattr(stage, kind)) for stage in stages)
+    largest = max(gradient.abs().max() for gradient in whole.values()).item()
+    for read, found in zip(reads[1:], cut, strict=True):
+        assert read == pytest.approx(reads[0], rel=1e-6, abs=1e-6)
+        for name, gradient in whole.items():
+            torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6 * largest, msg=name)
+
+
+@pytest.mark.parametrize("step", [G, D])
+def test_other_neighbours_are_another_step(engine, step):
+    """That the test above can fail."""
+    four, two = make_stage(engine), make_stage(engine)
+    two.settings.adversarial.neighbours = 2
+    losses = [stage.update(step, tiny_batch()).read(engine)["loss"] for stage in (four, two)]
+    assert abs(losses[0] - losses[1]) > 1e-4
+
+
+def test_every_weight_has_a_gradient_in_the_adversarial_term(engine):
+    """DDP averages when the last one is there: the log-variance's is zero where the loss does not need it."""
+    stage = make_stage(engine, consistency=0.0)
+    batch, draws = tiny_batch(), draw(stage.recipe, G, LATENT)
+    (adversarial,) = stage._terms(True)
+    loss, _ = adversarial(batch, draws, None)
+    stage.generator.trained.backward(loss)
+    grads = gradients(stage.student)
+    assert all(gradient is not None for gradient in grads.values())
+    own = {name for name in grads if name.startswith("logvar.")}
+    assert len(own) == 2 and all((grads[name] == 0).all() for name in own)
+    assert grads["view.network.proj_out.weight"].norm() > 0
 
 
 def test_state_goes_round_and_training_goes_on_bit_for_bit(engine):
@@ -331,14 +362,51 @@ def test_state_goes_round_and_training_goes_on_bit_for_bit(engine):
         one.update(step, tiny_batch(seed=step))
     other = make_stage(engine, seed=0)
     other.update(G, tiny_batch(seed=77))
-    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    assert not same(one.tensors(), other.tensors())
+    load(other, one)
+    assert same(one.tensors(), other.tensors()) and other.generator_updates == 2
     for stage in (one, other):
         for step in range(3, 6):
             stage.update(step, tiny_batch(seed=step))
+    assert same(one.tensors(), other.tensors())
     assert same(snapshot(one.student), snapshot(other.student))
     assert same(snapshot(one.heads), snapshot(other.heads))
     assert same(one.ema.shadow, other.ema.shadow)
-    assert one.generator_updates == other.generator_updates == 3
+    assert one.generator_updates == other.generator_updates == 3 and one.facts() == other.facts()
+
+
+def test_a_checkpoint_has_the_student_the_heads_and_the_average(stage):
+    """By kind and weight; of the heads the vectors of the spectral norms too."""
+    names = stage.tensors().keys()
+    weights = {name for name, _ in stage.student.named_parameters()}
+    for prefix in ("student.weights", "student.exp_avg", "student.exp_avg_sq", "student.step", "ema"):
+        assert {f"{prefix}.student.{name}" for name in weights} <= names
+    for name in stage.heads.state_dict():
+        kind = "buffers" if name.endswith(("._u", "._v")) else "weights"
+        assert f"heads.{kind}.{name}" in names
+    assert {"student.skipped", "heads.skipped_in_a_row"} <= names
+    lost = stage.tensors()
+    del lost["ema.student.logvar.bias"]
+    with pytest.raises(KeyError, match=r"ema\.student\.logvar\.bias"):
+        stage.load(kept(lost), stage.facts())
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.0])
+def test_the_result_is_the_student_with_averaged_weights_if_there_are_any(engine, decay):
+    stage = make_stage(engine, ema_decay=decay)
+    for step in (0, 2):
+        stage.update(step, tiny_batch(seed=step))
+    own = {f"student.{name}": p.detach() for name, p in stage.student.named_parameters()}
+    result = stage.result()
+    given = {f"student.{name}": p.detach() for name, p in result.named_parameters()}
+    assert same(given, stage.ema.shadow if decay else own)
+    assert same(given, own) == (decay == 0) and not result.training
+    x_hat, text, mask = tiny_batch()
+    draws = draw(stage.recipe, 0, LATENT)
+    with torch.no_grad():
+        F = result(x_hat, draws.t, text, mask, draws.guidance)
+        stage.student.load_state_dict(result.state_dict())
+        assert torch.equal(F, stage.student.eval()(x_hat, draws.t, text, mask, draws.guidance))
 
 
 def test_the_student_begins_as_its_seed_says(engine):
@@ -356,7 +424,7 @@ def test_bf16_losses_are_close_to_float32(bf16_engine):
         scm, _ = stage._consistency_loss(batch, draws, stage.with_null(batch))
         hinge, _ = stage._discriminator_loss(batch, draws)
     with torch.autocast("cpu", enabled=False):
-        x_0 = one_step_sample(stage.student, batch, draws)
+        x_0, _ = one_step_sample(stage.generator.trained, batch, draws)
     assert scm.dtype == hinge.dtype == x_0.dtype == torch.float32
     assert torch.isfinite(scm) and 0 < hinge.item() < 3
     read = stage.update(G, batch).read(bf16_engine)
@@ -364,14 +432,34 @@ def test_bf16_losses_are_close_to_float32(bf16_engine):
     assert stage.update(D, batch).read(bf16_engine)["skipped"] == 0
 
 
-@pytest.mark.parametrize("largest", [1, 7])
-def test_a_sample_without_neighbour_is_refused_where_pairs_are_misaligned(engine, largest):
-    """Rolled alone, it would count as real and as fake."""
+def test_a_sample_without_neighbour_is_refused_where_pairs_are_misaligned(engine):
+    """It would count as real and as fake."""
     with pytest.raises(
-        SprintError, match="at least 2 samples in every micro-batch, and 8 a process in parts of"
+        SprintError, match="at least 2 neighbours, and 9 samples in groups of 4 leave 1 alone"
     ):
-        make_stage(engine, micro_batch_size=largest)
-    make_stage(engine, adversarial=0.0, micro_batch_size=largest)
+        make_stage(engine, batch_size=9)
+    make_stage(engine, batch_size=10)
+    make_stage(engine, batch_size=9, adversarial=0.0)
+    recipe = make_recipe()
+    recipe.distill.adversarial.neighbours = 1
+    with pytest.raises(SprintError, match="8 samples in groups of 1 leave 1 alone"):
+        DistillStage(recipe, engine, tiny_network(), tiny_null(), LATENT)
+    recipe.distill.adversarial.misaligned_pairs = False
+    DistillStage(recipe, engine, tiny_network(), tiny_null(), LATENT)
+
+
+def test_a_group_over_two_processes_is_refused(stage, monkeypatch):
+    monkeypatch.setattr(Engine, "processes", 2)
+    stage.settings.batch_size = 12
+    refused = (
+        "leaves 6 samples to each of 2 processes, which distill.adversarial.neighbours = 4 does not divide"
+    )
+    with pytest.raises(SprintError, match=refused):
+        stage._check_neighbours()
+    stage.settings.batch_size = 16
+    stage._check_neighbours()
+    stage.settings.batch_size, stage.settings.adversarial.weight = 12, 0.0
+    stage._check_neighbours()
 
 
 def test_a_tap_outside_the_teacher_is_named(engine):
@@ -388,4 +476,4 @@ def test_the_estimate_of_the_data_is_exact_for_an_exact_student(stage):
     with torch.no_grad():
         F = stage.student(x_t / SIGMA_DATA, draws.start_t, batch.text, batch.mask, draws.guidance)
         expected = data_estimate(x_t, F, draws.start_t)
-        assert torch.equal(one_step_sample(stage.student, batch, draws), expected)
+        assert torch.equal(one_step_sample(stage.generator.trained, batch, draws)[0], expected)

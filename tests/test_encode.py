@@ -55,8 +55,8 @@ def family():
     return Family(tokenizer, Gemma2Model(config).eval(), autoencoder.eval(), max_length=8, instruction=False)
 
 
-def pictures_of(*levels, size=16):
-    return [Sample(np.full((size, size, 3), level, np.uint8), "a red circle") for level in levels]
+def pictures_of(*levels):
+    return [Sample(np.full((16, 16, 3), level, np.uint8), "a red circle") for level in levels]
 
 
 def test_encode_scales_the_encoding_of_pictures_between_minus_one_and_one(family):
@@ -95,11 +95,18 @@ def test_encode_gives_text_mask_and_no_graph(family):
         torch.testing.assert_close(both[1:], one)
 
 
-def test_sizes_that_do_not_divide_are_refused(family):
+@pytest.mark.parametrize("shape", [(18, 18), (16, 18), (18, 16)])
+def test_sizes_that_do_not_divide_are_refused(family, shape):
+    sample = Sample(np.zeros((*shape, 3), np.uint8), "a")
     with pytest.raises(
         SprintError, match=r"^data.size = 18, but this autoencoder takes multiples of 4 pixels$"
     ):
-        encode(pictures_of(0, size=18), family)
+        encode([sample], family)
+
+
+def test_pictures_need_not_be_square(family):
+    batch = encode([Sample(np.zeros((8, 16, 3), np.uint8), "a")], family)
+    assert batch.latent.shape == (1, 4, 2, 4)
 
 
 def test_the_null_prompt_is_the_empty_one_without_instruction(family):

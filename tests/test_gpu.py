@@ -4,6 +4,7 @@
 """
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -141,9 +142,11 @@ def test_a_checkpoint_of_the_device_goes_on_where_it_was(tmp_path):
     whole = make_stage()
     for step in range(2):
         whole.update(step, batches[step])
-    checkpoint.save(tmp_path, "distill-2", {"stage": whole.state_dict()})
-    resumed = make_stage()
-    resumed.load_state_dict(checkpoint.load(checkpoint.latest(tmp_path))["stage"])
+    saver = checkpoint.Saver(tmp_path)
+    saver.save("distill-2", whole.tensors(), whole.facts())
+    saver.wait()
+    resumed, newest = make_stage(), checkpoint.latest(tmp_path)
+    resumed.load(partial(checkpoint.read_tensors, newest), checkpoint.read_facts(newest))
     for step in range(2, 6):
         losses = [stage.update(step, batches[step]).read(stage.engine)["loss"] for stage in (whole, resumed)]
         assert losses[1] == pytest.approx(losses[0], rel=0.01, abs=0.01)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sprint.data.batch import parts
 from sprint.errors import SprintError
 from sprint.models.heads import (
     BatchNormLocal,
@@ -11,7 +12,10 @@ from sprint.models.heads import (
     DiscriminatorHeads,
     deinterleave,
     interleave,
+    swapped,
 )
+
+NEIGHBOURS = 4
 
 
 @pytest.mark.parametrize(("width", "parameters"), [(1152, 13_279_105), (2240, 50_191_681)])
@@ -25,11 +29,11 @@ def test_parameter_count(width, parameters):
 def test_logits_are_one_per_token_of_each_head_in_order():
     heads = DiscriminatorHeads(width=16, count=2).eval()
     features = [torch.randn(3, 5, 16), torch.randn(3, 7, 16)]
-    logits = heads(features)
+    logits = heads(features, 8)
     assert logits.shape == (3, 12)
-    assert torch.equal(logits[:, :5], heads.heads[0](features[0]))
+    assert torch.equal(logits[:, :5], heads.heads[0](features[0], 8))
     with pytest.raises(ValueError):
-        heads(features[:1])
+        heads(features[:1], 8)
 
 
 def written_head(head: DiscriminatorHead, x_BNC: torch.Tensor) -> torch.Tensor:
@@ -66,7 +70,7 @@ def test_head_and_its_gradients_are_those_of_the_written_formula(tokens):
     head = random_head(8)
     x = torch.randn(4, tokens, 8, dtype=torch.float64, requires_grad=True)
     wanted = [x, *head.parameters()]
-    logits, expected = head(x), written_head(head, x)
+    logits, expected = head(x, 4), written_head(head, x)
     assert torch.allclose(logits, expected, atol=1e-12)
     weights = torch.randn_like(expected)
     gradients = torch.autograd.grad((logits * weights).sum(), wanted)
@@ -81,16 +85,16 @@ def test_frozen_gradient_is_the_trained_one_and_the_features_are_left_alone():
     x = torch.randn(9, 6, 8, dtype=torch.float64, requires_grad=True)
     kept = x.detach().clone()
     with heads.frozen():
-        logits = heads([x])
+        logits = heads([x], 8)
     (frozen,) = torch.autograd.grad(logits.square().sum(), x)
-    (trained,) = torch.autograd.grad(heads([x]).square().sum(), x)
+    (trained,) = torch.autograd.grad(heads([x], 8).square().sum(), x)
     assert torch.allclose(frozen, trained, atol=1e-12) and frozen.norm() > 0
     assert torch.equal(x.detach(), kept)
 
 
 def test_fewer_tokens_than_half_the_wide_kernel_are_refused():
     with pytest.raises(SprintError, match="at least 4 tokens a picture, not 3"):
-        DiscriminatorHead(8)(torch.randn(2, 3, 8))
+        DiscriminatorHead(8)(torch.randn(2, 3, 8), 8)
 
 
 @pytest.mark.parametrize("grown", ["features", "weights"])
@@ -107,7 +111,7 @@ def test_the_backward_keeps_five_tensors_the_size_of_the_features(grown):
         kept.clear()
         x = torch.randn(8, tokens, 16, requires_grad=grown == "features")
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            logits = head(x)
+            logits = head(x, 8)
         bytes_of[tokens] = sum(kept.values())
         assert logits.requires_grad
     assert (bytes_of[128] - bytes_of[64]) / (4 * 8 * 64 * 16) == pytest.approx(5, rel=0.02)
@@ -133,28 +137,29 @@ def test_spectral_norm_of_every_convolution_is_one():
     torch.manual_seed(0)
     head = DiscriminatorHead(32)
     for _ in range(100):
-        head(torch.randn(2, 9, 32))
+        head(torch.randn(2, 9, 32), 8)
     for conv in (head.pointwise[0], head.residual[0], head.logit):
         assert torch.linalg.matrix_norm(conv.weight.flatten(1), 2).item() == pytest.approx(1.0, abs=2e-3)
 
 
 def test_local_batch_norm_uses_its_own_group_only():
     x = torch.arange(16.0).reshape(16, 1, 1).repeat(1, 3, 2) ** 2
-    norm = BatchNormLocal(2, virtual_batch=8)
-    y = norm(x)
+    norm = BatchNormLocal(2)
+    y = norm(x, 8)
     for group in (slice(0, 8), slice(8, 16)):
         assert y[group].mean().item() == pytest.approx(0, abs=1e-6)
         assert y[group].var(unbiased=False).item() == pytest.approx(1, abs=1e-4)
     changed = x.clone()
     changed[8:] += 100 * torch.randn(8, 3, 2)
-    assert torch.equal(norm(changed)[:8], y[:8])
-    assert torch.equal(norm.eval()(x), y)
+    assert torch.equal(norm(changed, 8)[:8], y[:8])
+    assert torch.equal(norm.eval()(x, 8), y)
 
 
-@pytest.mark.parametrize(("batch", "sizes"), [(1, [1]), (7, [7]), (9, [5, 4]), (16, [8, 8]), (17, [6, 6, 5])])
+@pytest.mark.parametrize(("batch", "sizes"), [(1, [1]), (7, [7]), (9, [8, 1]), (16, [8, 8]), (17, [8, 8, 1])])
 def test_groups_of_a_batch_that_is_not_a_multiple(batch, sizes):
+    """The last one is smaller; the others do not depend on how many follow."""
     x = torch.randn(batch, 4, 3, dtype=torch.float64)
-    y = BatchNormLocal(3, virtual_batch=8).double()(x)
+    y = BatchNormLocal(3).double()(x, 8)
     for group in y.split(sizes):
         assert group.mean((0, 1)).abs().max() < 1e-12
         assert group.var((0, 1), unbiased=False).allclose(torch.ones(3, dtype=torch.float64), atol=1e-3)
@@ -166,7 +171,7 @@ def test_local_batch_norm_of_half_precision_computes_in_float32(dtype):
     torch.manual_seed(0)
     x = (torch.randn(8, 64, 4) + 20).to(dtype)
     norm = BatchNormLocal(4)
-    y, exact = norm(x), norm(x.double())
+    y, exact = norm(x, 8), norm(x.double(), 8)
     assert y.dtype == dtype and exact.dtype == torch.float64
     assert (y - exact).abs().max() <= torch.finfo(dtype).eps * exact.abs().max()
 
@@ -175,8 +180,42 @@ def test_local_batch_norm_of_half_precision_computes_in_float32(dtype):
 def test_every_virtual_group_of_an_interleaved_batch_has_all_kinds(kinds):
     for batch in range(1, 41):
         labels = interleave(*[torch.full((batch,), kind) for kind in range(kinds)])
-        groups = labels.tensor_split(math.ceil(len(labels) / 8))
-        assert all(group.unique().numel() == kinds for group in groups)
+        for group in labels.split(kinds * NEIGHBOURS):
+            counts = group.bincount(minlength=kinds)
+            assert (counts == counts[0]).all() and counts[0] > 0
+
+
+def logits_in_parts(heads: DiscriminatorHeads, kinds: list[list[torch.Tensor]], size: int) -> torch.Tensor:
+    """kinds: for each kind of sample one [B, N, C] per head.  -> [kinds · B, logits], from `size` samples a time"""
+    logits = []
+    for part in parts(len(kinds[0][0]), size):
+        mixed = [interleave(*(batch[part] for batch in batches)) for batches in zip(*kinds, strict=True)]
+        logits.append(heads(mixed, len(kinds) * NEIGHBOURS))
+    return torch.cat(logits)
+
+
+@pytest.mark.parametrize("batch", [8, 10, 16])
+@pytest.mark.parametrize("kinds", [1, 2, 3])
+@torch.no_grad()
+def test_a_batch_cut_between_groups_gives_the_logits_of_the_whole(kinds, batch):
+    """And one cut within a group does not."""
+    heads = DiscriminatorHeads(8, count=2).double().eval()
+    for head in heads.heads:
+        head.load_state_dict(random_head(8).state_dict())
+    features = [[torch.randn(batch, 5, 8).double() + kind for _ in range(2)] for kind in range(kinds)]
+    whole = logits_in_parts(heads, features, 0)
+    for size in (NEIGHBOURS, 2 * NEIGHBOURS):
+        torch.testing.assert_close(logits_in_parts(heads, features, size), whole, rtol=0, atol=1e-12)
+    assert (logits_in_parts(heads, features, 2) - whole).abs().max() > 1e-2
+
+
+def test_neighbours_swap_within_their_group_whatever_else_is_in_the_batch():
+    x = torch.arange(10)
+    assert swapped(x, 4).tolist() == [3, 0, 1, 2, 7, 4, 5, 6, 9, 8]
+    for size in (4, 8):
+        assert torch.equal(torch.cat([swapped(x[part], 4) for part in parts(10, size)]), swapped(x, 4))
+    rows = torch.randn(6, 2, 3)
+    assert torch.equal(swapped(rows, 3), rows[[2, 0, 1, 5, 3, 4]])
 
 
 def test_interleave_and_back():
@@ -194,9 +233,9 @@ def hinge_after_training(mixed: bool) -> float:
     for _ in range(150):
         real, fake = torch.randn(16, 16, 32), torch.randn(16, 16, 32) + 0.5
         if mixed:
-            on_real, on_fake = deinterleave(heads([interleave(real, fake)]), 2)
+            on_real, on_fake = deinterleave(heads([interleave(real, fake)], 8), 2)
         else:
-            on_real, on_fake = heads([torch.cat([real, fake])]).chunk(2)
+            on_real, on_fake = heads([torch.cat([real, fake])], 8).chunk(2)
         loss = 0.5 * (F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean())
         optimizer.zero_grad()
         loss.backward()
@@ -216,7 +255,7 @@ def test_frozen_changes_no_state_and_passes_gradients_to_the_features():
     before = {key: value.clone() for key, value in heads.state_dict().items()}
     features = torch.randn(4, 5, 16, requires_grad=True)
     with heads.frozen() as frozen:
-        logits = frozen([features])
+        logits = frozen([features], 8)
     logits.mean().backward()
     assert features.grad.norm() > 0
     assert all(p.grad is None for p in heads.parameters())
@@ -231,12 +270,12 @@ def test_training_forward_moves_the_power_iteration_and_the_state_dict_has_it():
     key = "heads.0.residual.0.parametrizations.weight.0._u"
     before = heads.state_dict()[key].clone()
     features = [torch.randn(4, 5, 16)]
-    heads(features)
+    heads(features, 8)
     assert not torch.equal(before, heads.state_dict()[key])
 
     other = DiscriminatorHeads(width=16, count=1)
     other.load_state_dict(heads.state_dict())
-    assert torch.equal(other(features), heads(features))
+    assert torch.equal(other(features, 8), heads(features, 8))
 
 
 def test_bf16_autocast_is_close_to_float32():
@@ -244,6 +283,6 @@ def test_bf16_autocast_is_close_to_float32():
     heads = DiscriminatorHeads(width=64, count=1).eval()
     features = [torch.randn(8, 16, 64)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = heads(features).float()
-    full = heads(features)
+        half = heads(features, 8).float()
+    full = heads(features, 8)
     assert (half - full).norm() < 0.02 * full.norm()

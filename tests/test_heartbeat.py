@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from threading import Timer
@@ -19,17 +19,18 @@ from sprint import heartbeat
 from sprint.errors import SprintError
 from sprint.heartbeat import CERTAIN, EXIT_CODE, LATE, Heartbeat, WakingClock, farewell, is_of_a_collective
 
-INTERVAL, PATIENCE = 0.3, 2.0
-SLACK = 5.0  # seconds, for a busy machine
+INTERVAL, PATIENCE = 0.7, 3.0
+SLACK = 15.0  # seconds, for a busy machine
 AGAIN = "so this process stops too; the same command goes on from the last checkpoint"
 
 
 class Ranks(NamedTuple):
-    """The processes of tests/heartbeat_processes.py at work."""
+    """The processes of a case at work."""
 
     launcher: subprocess.Popen
     folder: Path
     pids: dict[int, int]
+    codes: dict[int, int]  # of those that have ended
 
     def name(self, rank: int) -> str:
         return f"rank {rank} ({os.uname().nodename}, process {self.pids[rank]})"
@@ -39,44 +40,63 @@ class Ranks(NamedTuple):
 
     def wait(self, ranks: set[int]) -> dict[int, int]:
         """rank -> exit code, once these have ended"""
-        codes = {}
-        while ranks - codes.keys():
+        while ranks - self.codes.keys():
             what, rank, rest = self.launcher.stdout.readline().split(maxsplit=2)
             if what == "ended":
-                codes[int(rank)] = int(rest)
+                self.codes[int(rank)] = int(rest)
             else:
                 assert rest.strip() == "[]", f"rank {rank} thinks {rest} silent"
-        return codes
+        return self.codes
+
+    def kill(self) -> None:
+        for rank in self.pids.keys() - self.codes.keys():
+            with suppress(ProcessLookupError):
+                os.kill(self.pids[rank], signal.SIGKILL)
+        self.wait(set(self.pids))
+
+
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[subprocess.Popen]:
+    """tests/heartbeat_processes.py, waiting for cases; killed after three minutes, whatever it does."""
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "MASTER_ADDR": "127.0.0.1"}
+    process = subprocess.Popen(
+        [sys.executable, str(root / "tests" / "heartbeat_processes.py")],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    late = Timer(180, os.killpg, (process.pid, signal.SIGKILL))
+    late.start()
+    yield process
+    late.cancel()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 @contextmanager
-def at_work(work: str, processes: int, folder: Path, patience: float = PATIENCE) -> Iterator[Ranks]:
-    """`processes` ranks that have done their first collective; killed after a minute, whatever they do."""
-    root = Path(__file__).parents[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, str(root / "tests" / "heartbeat_processes.py"), str(processes), str(folder)]
-    command += [str(INTERVAL), str(patience), work]
-    launcher = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    late = Timer(60, os.killpg, (launcher.pid, signal.SIGKILL))
-    late.start()
+def at_work(
+    launcher: subprocess.Popen, work: str, processes: int, folder: Path, patience: float = PATIENCE
+) -> Iterator[Ranks]:
+    """`processes` ranks, each in the training loop; none is left at the end."""
+    print(processes, folder, INTERVAL, patience, work, file=launcher.stdin, flush=True)
+    pids = {}
+    while len(pids) < processes:
+        ready, rank, pid = launcher.stdout.readline().split()
+        assert ready == "ready"
+        pids[int(rank)] = int(pid)
+    ranks = Ranks(launcher, folder, pids, {})
     try:
-        pids = {}
-        while len(pids) < processes:
-            ready, rank, pid = launcher.stdout.readline().split()
-            assert ready == "ready"
-            pids[int(rank)] = int(pid)
-        yield Ranks(launcher, folder, pids)
+        yield ranks
     finally:
-        late.cancel()
-        os.killpg(launcher.pid, signal.SIGKILL)
-        launcher.communicate()
+        ranks.kill()
 
 
 @pytest.mark.parametrize("victim", [0, 2])
-def test_survivors_of_a_killed_rank_name_it(tmp_path, victim):
-    with at_work("reduce", 3, tmp_path, patience=60.0) as ranks:
+def test_survivors_of_a_killed_rank_name_it(launcher, tmp_path, victim):
+    with at_work(launcher, "reduce", 3, tmp_path, patience=60.0) as ranks:
         survivors = {0, 1, 2} - {victim}
         began = time.monotonic()
         os.kill(ranks.pids[victim], signal.SIGKILL)
@@ -88,10 +108,10 @@ def test_survivors_of_a_killed_rank_name_it(tmp_path, victim):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_process_that_waits_for_ever_is_ended(tmp_path, number):
+def test_a_process_that_waits_for_ever_is_ended(launcher, tmp_path, number):
     """Even if rank 0 stands still, so that calls of its store hang."""
     victim = 1 if number == signal.SIGKILL else 0
-    with at_work("hang", 2, tmp_path) as ranks:
+    with at_work(launcher, "hang", 2, tmp_path) as ranks:
         other = 1 - victim
         began = time.monotonic()
         os.kill(ranks.pids[victim], number)
@@ -102,8 +122,8 @@ def test_a_process_that_waits_for_ever_is_ended(tmp_path, number):
 
 
 @pytest.mark.parametrize("culprit", [0, 1])
-def test_an_error_of_the_callers_own_is_raised_as_it_is_and_told_to_the_others(tmp_path, culprit):
-    with at_work(f"fail-{culprit}", 2, tmp_path, patience=60.0) as ranks:
+def test_an_error_of_the_callers_own_is_raised_as_it_is_and_told_to_the_others(launcher, tmp_path, culprit):
+    with at_work(launcher, f"fail-{culprit}", 2, tmp_path, patience=60.0) as ranks:
         assert ranks.wait({0, 1}) == {0: 1, 1: 1}
         defect = "RuntimeError: a defect of the caller's own"
         assert ranks.said(culprit).endswith(f"{defect}\n")
@@ -112,9 +132,9 @@ def test_an_error_of_the_callers_own_is_raised_as_it_is_and_told_to_the_others(t
         assert ranks.said(1 - culprit).endswith(theirs)
 
 
-def test_a_clean_end_reports_nobody(tmp_path):
+def test_a_clean_end_reports_nobody(launcher, tmp_path):
     """Nor does it write a line or take longer than the last process; `wait` asserts that nobody is silent."""
-    with at_work("end", 3, tmp_path) as ranks:
+    with at_work(launcher, "end", 3, tmp_path) as ranks:
         assert ranks.wait({0, 1, 2}) == {0: 0, 1: 0, 2: 0}
         assert [ranks.said(rank) for rank in range(3)] == ["", "", ""]
 

@@ -1,5 +1,6 @@
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 
@@ -9,11 +10,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline
 from safetensors.torch import load_file
 
 from sprint import checkpoint
-from sprint.data.source import Sample, encode
+from sprint.data.batch import Sample
+from sprint.data.source import encode
 from sprint.log import METRICS, TIME, RunLog, read_metrics
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import DistillStage
-from sprint.train.loop import Interrupted, due, stop_requests, train
+from sprint.train.loop import Interrupted, Rhythm, due, stop_requests, train
 from sprint.train.run import Run
 from tests.test_generate import TEXT_WIDTH as FAMILY_TEXT_WIDTH
 from tests.test_generate import mini_family
@@ -28,6 +30,9 @@ class Squares:
             Sample(np.random.default_rng(p).integers(0, 256, (16, 16, 3), dtype=np.uint8), f"picture {p}")
             for p in positions
         ]
+
+    def batched(self, batch_size: int) -> "Squares":
+        return self
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +58,8 @@ def weights(stage) -> dict:
 
 def run(stage, engine, family, folder: Path, save_every: int = 100) -> float:
     with RunLog(folder, {"adapt": 6, "distill": 6}) as log:
-        encoded = partial(encode, family=family)
-        return train(stage, Squares(), encoded, engine, log, folder / "checkpoints", save_every, log_every=1)
+        encoded, rhythm = partial(encode, family=family), Rhythm(save_every, log_every=1)
+        return train(stage, Squares(), encoded, engine, log, folder / "checkpoints", rhythm)
 
 
 def numbers(folder: Path) -> list[dict]:
@@ -130,14 +135,15 @@ def test_a_killed_run_loses_at_most_save_every_steps(uninterrupted, engine, fami
     folder = tmp_path / "parts"
 
     def die():
+        while not list((folder / "checkpoints").glob("0*-4")):  # it is written in the background
+            time.sleep(0.01)
         raise Killed
 
     first = make_stage(kind, engine, family)
     at_step(first, 5, die)
     with pytest.raises(Killed):
         run(first, engine, family, folder, save_every=2)
-    saved = checkpoint.load(checkpoint.latest(folder / "checkpoints"))
-    assert saved["step"] == 4
+    assert checkpoint.read_facts(checkpoint.latest(folder / "checkpoints"))["step"] == 4
 
     second, seen = make_stage(kind, engine, family), []
     at_step(second, 4, lambda: seen.append("resumed"))

@@ -49,7 +49,7 @@ def test_a_prompt_keeps_its_own_position_in_every_epoch(tmp_path):
     [
         ("a.txt", b"caf\xe9", "unreadable caption"),
         ("a.jsonl", b"{", "unreadable caption"),
-        ("a.jsonl", b'{"prompt": 3}', "unreadable caption"),
+        ("a.jsonl", b'{"prompt": 3}', "missing caption"),
         ("a.jsonl", b'{"caption": "x"}', "missing caption"),
         ("a.jsonl", b'["x"]', "missing caption"),
         ("a.jsonl", b'{"prompt": " "}', "empty caption"),

@@ -1,4 +1,4 @@
-"""tools/slurm.sbatch without Slurm: what it calls is there, and stand-ins for Slurm's programs see it stop and requeue."""
+"""tools/slurm.sbatch without Slurm: its command is a real one, and stand-ins see it stop, requeue or fail."""
 
 import os
 import shlex

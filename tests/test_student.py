@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from sprint.dual import value_and_tangent
 from sprint.losses import settled_logvar
-from sprint.models.student import Student, from_adapted
+from sprint.models.student import Student, TrainedStudent, from_adapted
 from sprint.models.view import DENSE_TIME, TrigFlowView
 from sprint.trigflow import HALF_PI
 from tests.tiny import WIDTH, tiny_batch, tiny_network
@@ -97,3 +98,33 @@ def test_log_variance_trains_the_head_on_the_networks_own_embedding():
     student.log_variance(T, torch.full((4,), 4.5)).sum().backward()
     assert embedded[0].shape == (4, WIDTH)
     torch.testing.assert_close(student.logvar.weight.grad[0], embedded[0].sum(0))
+
+
+def test_one_call_of_the_trained_module_gives_the_velocity_and_the_log_variance():
+    """A dual goes through the velocity; the log-variance is of the value alone and has its own gradient."""
+    student = make_student()
+    torch.nn.init.normal_(student.logvar.weight)
+    trained, guidance = TrainedStudent(student), torch.full((4,), 4.5)
+    x_hat, text, mask = tiny_batch(4)
+    F, logvar = trained(x_hat, T, text, mask, guidance)
+    assert torch.equal(F, student(x_hat, T, text, mask, guidance))
+    assert torch.equal(logvar, student.log_variance(T, guidance)) and logvar.shape == (4,)
+
+    beside = []
+
+    def F_alone(x_hat, t):
+        return student(x_hat, t, text, mask, guidance)
+
+    def F_beside_logvar(x_hat, t):
+        F, logvar = trained(x_hat, t, text, mask, guidance)
+        beside.append(logvar)
+        return F
+
+    point = x_hat, T, x_hat.flip(0), torch.sin(T)
+    for ours, theirs in zip(
+        value_and_tangent(F_beside_logvar, *point), value_and_tangent(F_alone, *point), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    assert type(beside[0]) is torch.Tensor and torch.equal(beside[0], logvar)
+    beside[0].sum().backward()
+    assert student.logvar.weight.grad.norm() > 0

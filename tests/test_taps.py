@@ -73,7 +73,19 @@ def test_blocks_after_the_last_tap_are_not_called():
         block.register_forward_pre_hook(lambda block, args, number=number: calls.append(number))
     view.network.proj_out.register_forward_pre_hook(lambda block, args: calls.append("out"))
     TappedTeacher(view, (0, 1))(*make_inputs())
-    assert calls == [0, 1]
+    assert calls == [0, 1, "out"]  # what stands behind the blocks is a few channels
+
+
+def test_the_forward_ends_as_any_other_and_the_blocks_are_all_back():
+    """A sharded network's hooks behind the forward must run, and find every block."""
+    view, inputs = make_view(), make_inputs()
+    blocks, ended, plain = view.network.transformer_blocks, [], view(*inputs)
+    handle = view.network.register_forward_hook(lambda module, args, output: ended.append(module))
+    TappedTeacher(view, (0,))(*inputs)
+    handle.remove()
+    assert ended == [view.network]
+    assert view.network.transformer_blocks is blocks and len(blocks) == DEPTH
+    assert torch.equal(view(*inputs), plain)
 
 
 @pytest.mark.parametrize("tap", [-1, 3, 19])
@@ -130,15 +142,15 @@ def test_gradient_checkpointing_gives_the_same_gradient():
     assert torch.allclose(*gradients, rtol=1e-5, atol=1e-6)
 
 
-def test_hooks_are_gone_after_success_and_after_failure():
+def test_hooks_are_gone_and_the_blocks_back_after_success_and_after_failure():
     view, (x_hat, t, text, mask) = make_view(), make_inputs()
     tapped = TappedTeacher(view, (0, 1))
-    before = hook_count(view)
+    before, blocks = hook_count(view), view.network.transformer_blocks
     tapped(x_hat, t, text, mask)
     assert hook_count(view) == before
     with pytest.raises(RuntimeError):
         tapped(x_hat, t, text[:, :, :3], mask)
-    assert hook_count(view) == before
+    assert hook_count(view) == before and view.network.transformer_blocks is blocks
     assert view(x_hat, t, text, mask).shape == x_hat.shape
 
 

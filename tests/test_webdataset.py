@@ -231,6 +231,7 @@ def test_captions_may_stand_beside_the_shard_alone(tmp_path):
     [
         ({"_A": {"k": "text"}}, "unreadable caption: not a JSON object"),
         ({"_clip_score": {"k": {"prompt": "high"}}}, "unreadable caption: a score is no number"),
+        ({"_clip_score": {"k": {"prompt": 10**400}}}, "unreadable caption: a score is no number"),
         ({"_clip_score": {"k": {"prompt": None}}}, "unreadable caption: a score is no number"),
         (
             {"_clip_score": {"k": {"prompt": "NaN"}}},
@@ -242,6 +243,14 @@ def test_bad_captions_beside_the_shard(files, message, tmp_path):
     beside(tmp_path, **files)
     with pytest.raises(BadSample, match=message):
         caption(shard(tmp_path, OWN))
+
+
+def test_captions_in_the_shard_and_beside_it_go_together(tmp_path):
+    beside(tmp_path, _A={"k": {"long": "a"}})
+    assert drawn(shard(tmp_path, {"json": b'{"captions": ["x", "y"]}'}), 50).keys() == {"x", "y", "a"}
+    assert drawn(shard(tmp_path, {"txt": b"t"}), 50).keys() == {"t", "a"}
+    with pytest.raises(BadSample, match="unreadable caption: neither text nor a list of texts"):
+        caption(shard(tmp_path, {"json": b'{"prompt": 3}'}))
 
 
 def test_what_others_write_beside_shards_does_no_harm(tmp_path):

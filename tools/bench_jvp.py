@@ -18,7 +18,6 @@ Writes tools/results/bench_jvp_NETWORK_DEVICE.json.
 import argparse
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from measure import (
@@ -32,17 +31,18 @@ from measure import (
     ratio,
     requested,
     summary,
-    torchs_products,
     write_results,
 )
 from plain_step import value_and_tangent_in_two_passes
 from torch import Tensor
 
 from sprint.compiled import compile_blocks
-from sprint.cpu import keep_freed_memory
+from sprint.cpu import keep_freed_memory, use_onednn
 from sprint.dual import value_and_tangent
+from sprint.engine import keep_time_in_float32
 from sprint.errors import SprintError
 from sprint.models.student import Student, from_adapted
+from sprint.recipe import Precision
 
 EAGER = ("plain", "two passes", "ours", "ours, as trained")
 COMPILED = ("plain, compiled", "ours, compiled")
@@ -61,9 +61,11 @@ def pass_of(variant: str, request: Request) -> Callable[[], None]:
     """One forward of the variant and its backward, on a student of its own."""
     size, batch, engine = SIZES[request.network], request.batch, engine_of(request)
     device = engine.device
-    student = Student(from_adapted(size.teacher(device))).train()
-    with nullcontext() if variant in AS_TRAINED else torchs_products():
-        student = engine.trainable(student)
+    student = Student(from_adapted(size.teacher(device))).to(device).train()
+    if variant in AS_TRAINED:
+        use_onednn(student)
+    if request.precision is Precision.bf16:
+        keep_time_in_float32(student)
     torch.manual_seed(1)
     data = size.batch_of(batch, device)
     t = torch.linspace(0.1, 1.5, batch, device=device)

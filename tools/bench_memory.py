@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import product
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from accelerate.state import AcceleratorState
@@ -107,12 +108,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class TracedEngine(Engine):
-    """For tensors without memory, of which `Module.to` cannot make others in place."""
-
-    def trainable(self, module: nn.Module) -> nn.Module:
-        if self.precision is Precision.bf16:
-            keep_time_in_float32(module)
-        return module
+    """For tensors without memory: casts what is frozen without `Module.to`."""
 
     def frozen(self, network: SanaTransformer2DModel) -> SanaTransformer2DModel:
         network.eval().requires_grad_(False)
@@ -127,8 +123,12 @@ class TracedEngine(Engine):
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """Inside, new tensors have shape and dtype and no memory; data that exists may take part."""
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+    """Inside, new tensors have shape and dtype and no memory; data that exists may take part.
+
+    `Module.to` cannot make others of them in place, and leaves modules as they are: on the CPU in float32.
+    """
+    stay = patch.object(nn.Module, "to", lambda module, *args, **kwargs: module)
+    with stay, warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
         warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # of TextMemory
         yield
 

@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from sprint.cpu import use_onednn
 from sprint.dual import Dual
-from sprint.engine import Engine
+from sprint.engine import Engine, keep_time_in_float32
 from sprint.errors import SprintError
 from sprint.models.view import DENSE_TIME, TrigFlowView
 from sprint.recipe import Precision
@@ -177,7 +177,7 @@ def gradient_in(variant: Variant, case: Case, engine: Engine) -> tuple[Outcome, 
     """The variant's outcome and what it took, in seconds of processor time (others' work does not count)."""
     student, teacher = (use_onednn(copy.deepcopy(network)) for network in (case.student, case.teacher))
     if variant.autocast:
-        student = engine.trainable(student)
+        keep_time_in_float32(student.to(engine.device))
         for island in variant.student:
             island(student.network, case.student.network)
     if not variant.exact_teacher:

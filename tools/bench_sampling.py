@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from diffusers import AutoencoderDC, SanaSprintPipeline, SanaTransformer2DModel, SCMScheduler
-from gpu_check import F32C32
+from gpu_speed import F32C32
 from measure import SIZES, interleaved, ratio, summary, write_results
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel

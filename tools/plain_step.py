@@ -8,7 +8,8 @@ The algorithm of SANA-Sprint (arXiv 2503.09641, Algorithm 1) in the way its publ
     text  projected anew in every call; conditional and unconditional teacher in separate calls
     LADD  the backbone runs to its last block; the taps are read on the way; one call for each kind of sample
     G     sCM + weight · adversarial, one backward of the sum; the heads see fakes only
-    D     hinge on real, generated and misaligned features, interleaved for local batch norm as sprint does
+    D     hinge on real, generated and misaligned features; groups of local batch norm and misaligned pairs are
+          those of sprint: `neighbours` samples with all their kinds
 
 Networks, losses, draws and optimizers are sprint's, and the heads hold the same weights, so that the same
 weights and draws give the same losses and gradients. One thing differs in substance: in the generator's phase
@@ -31,12 +32,12 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from sprint import losses
 from sprint.data.batch import Batch
-from sprint.engine import Engine, to_device
-from sprint.models.heads import SLOPE, VIRTUAL_BATCH, DiscriminatorHeads, deinterleave, interleave
+from sprint.engine import Engine, keep_time_in_float32, to_device
+from sprint.models.heads import SLOPE, DiscriminatorHeads, deinterleave, interleave
 from sprint.models.student import Student, from_adapted
 from sprint.models.view import DENSE_TIME, TrigFlowView
 from sprint.optim import build_optimizer
-from sprint.recipe import Recipe
+from sprint.recipe import Precision, Recipe
 from sprint.train.distill import Draws, draw
 from sprint.trigflow import SIGMA_DATA, data_estimate, diffuse, expand_time
 
@@ -54,38 +55,45 @@ def value_and_tangent_in_two_passes(
 
 
 class LocalBatchNorm(nn.Module):
-    """Batch norm over neighbours, ⌈B / virtual_batch⌉ groups, without running statistics.  [B, C, N]"""
+    """Batch norm over groups of `virtual_batch` neighbours, without running statistics.  [B, C, N]"""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.virtual_batch = VIRTUAL_BATCH
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x_BCN: Tensor) -> Tensor:
-        groups = x_BCN.tensor_split(math.ceil(len(x_BCN) / self.virtual_batch))
+    def forward(self, x_BCN: Tensor, virtual_batch: int) -> Tensor:
+        groups = x_BCN.split(virtual_batch)
         return torch.cat(
             [batch_norm(group, None, None, self.weight, self.bias, training=True) for group in groups]
         )
 
 
+class Layer(nn.ModuleList):
+    """Leaky ReLU of norm of SN-Conv1d over a ring of tokens.  [B, C, N]"""
+
+    def __init__(self, width: int, kernel_size: int):
+        padding = {"padding": kernel_size // 2, "padding_mode": "circular"}
+        convolution = nn.Conv1d(width, width, kernel_size, **padding)
+        super().__init__([spectral_norm(convolution), LocalBatchNorm(width)])
+
+    def forward(self, x_BCN: Tensor, virtual_batch: int) -> Tensor:
+        convolution, norm = self
+        return leaky_relu(norm(convolution(x_BCN), virtual_batch), SLOPE)
+
+
 class PlainHead(nn.Module):
-    """SN-Conv1d(C→C, 1), norm, leaky ReLU; (f(x) + x)/√2 with f the same, 9 wide; SN-Conv1d(C→1, 1)."""
+    """f_1, then (f_9(x) + x)/√2, then SN-Conv1d(C→1, 1); f_k is a `Layer` k tokens wide."""
 
     def __init__(self, width: int):
         super().__init__()
-
-        def convolution(kernel_size: int) -> nn.Module:
-            padding = {"padding": kernel_size // 2, "padding_mode": "circular"}
-            return spectral_norm(nn.Conv1d(width, width, kernel_size, **padding))
-
-        self.pointwise = nn.Sequential(convolution(1), LocalBatchNorm(width))
-        self.residual = nn.Sequential(convolution(9), LocalBatchNorm(width))
+        self.pointwise = Layer(width, 1)
+        self.residual = Layer(width, 9)
         self.logit = spectral_norm(nn.Conv1d(width, 1, 1))
 
-    def forward(self, x_BNC: Tensor) -> Tensor:
-        x = leaky_relu(self.pointwise(x_BNC.transpose(1, 2)), SLOPE)
-        x = (leaky_relu(self.residual(x), SLOPE) + x) / math.sqrt(2)
+    def forward(self, x_BNC: Tensor, virtual_batch: int) -> Tensor:
+        x = self.pointwise(x_BNC.transpose(1, 2), virtual_batch)
+        x = (self.residual(x, virtual_batch) + x) / math.sqrt(2)
         return self.logit(x).squeeze(1)
 
 
@@ -121,9 +129,11 @@ class PlainStep:
             adapted.enable_gradient_checkpointing()
         width = adapted.config.num_attention_heads * adapted.config.attention_head_dim
         with torchs_products():
-            self.student = engine.trainable(Student(network)).train()
             self.teacher = TrigFlowView(engine.frozen(adapted), DENSE_TIME)
-            self.heads = engine.trainable(PlainHeads(width, len(settings.adversarial.taps))).train()
+        self.student = Student(network).to(engine.device).train()
+        if recipe.precision is Precision.bf16:
+            keep_time_in_float32(self.student)
+        self.heads = PlainHeads(width, len(settings.adversarial.taps)).to(engine.device).train()
         self.student_optimizer = build_optimizer(self.student.parameters(), settings.optimizer)
         self.heads_optimizer = build_optimizer(self.heads.parameters(), settings.adversarial.optimizer)
         self.generator_updates = 0
@@ -179,19 +189,21 @@ class PlainStep:
     def adversarial_loss(self, batch: Batch, draws: Draws) -> Tensor:
         features = self.features(self.one_step_sample(batch, draws), batch, draws)
         with self.heads.frozen():
-            logits = self.heads(features).float()
+            logits = self.heads(features, self.settings.adversarial.neighbours).float()
         return losses.generator_adversarial_loss(logits)
 
     # ---- discriminator ------------------------------------------------------------------------------
 
     def discriminator_losses(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        neighbours = self.settings.adversarial.neighbours
         with torch.no_grad():
             real = SIGMA_DATA * batch.latent
             pictures = [real, self.one_step_sample(batch, draws)]
             if self.settings.adversarial.misaligned_pairs:
-                pictures.append(real.roll(1, dims=0))
+                pictures.append(torch.cat([group.roll(1, dims=0) for group in real.split(neighbours)]))
             features = [self.features(x_0, batch, draws) for x_0 in pictures]
-        logits = self.heads([interleave(*kinds) for kinds in zip(*features, strict=True)]).float()
+        mixed = [interleave(*kinds) for kinds in zip(*features, strict=True)]
+        logits = self.heads(mixed, len(pictures) * neighbours).float()
         real_logits, *fake_logits = deinterleave(logits, len(pictures))
         return {"loss": losses.discriminator_hinge_loss(real_logits, torch.cat(fake_logits))}
 

@@ -1,6 +1,7 @@
 """Bad samples: counted by reason, listed once each, and too many of them stop the run."""
 
 import json
+import math
 import threading
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ except ImportError:  # Windows: several processes may list the same sample
     fcntl = None
 
 ENOUGH = 100  # samples tried before their share says anything
+CHANCE = 3.0  # standard deviations by which a share of some of the samples may stray from that of all
 
 
 class BadSamples:
@@ -28,7 +30,7 @@ class BadSamples:
         self._share, self._total = share, total
         self._list = BadList(file) if file else None
         self._tried = 0
-        self._last: BadSample | None = None
+        self._last = ""
         self._reasons: dict[str, str] = {}  # by where
         self._lock = threading.Lock()
 
@@ -52,11 +54,12 @@ class BadSamples:
     def bad(self, sample: BadSample) -> None:
         """Count it, and list it if it is new.
 
-        Raises `SprintError` when more than `share` are bad, of at least `ENOUGH` tried or of all there are.
+        Raises `SprintError` when more than `share` are bad, of all there are; or, while only some have been
+        tried (at least `ENOUGH`), more than chance explains if `share` of all are.
         """
         with self._lock:
             self._tried += 1
-            self._last = sample
+            self._last = str(sample)
             if sample.where not in self._reasons:
                 self._reasons[sample.where] = sample.reason
                 if self._list:
@@ -65,11 +68,14 @@ class BadSamples:
 
     def _judge(self) -> None:
         tried, bad = min(self._tried, self._total), len(self._reasons)
-        if tried >= min(ENOUGH, self._total) and bad > self._share * tried:
+        allowed = self._share * tried
+        if tried < self._total:
+            allowed += CHANCE * math.sqrt(allowed)
+        if tried >= min(ENOUGH, self._total) and bad > allowed:
             raise SprintError(
                 f"{self._last}; {bad} of {tried} samples tried are bad, more than data.bad_share = {self._share} "
                 f"allows ({self.summary()})"
-            ) from self._last
+            )
 
 
 class BadList:

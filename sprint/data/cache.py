@@ -109,27 +109,17 @@ def differences(ours: Mapping, theirs: Mapping, prefix: str = "") -> Iterator[st
 # ---- reading ----------------------------------------------------------------------------------------
 
 
-def open_cache(data: Data) -> Items:
-    """What data.path holds: a cache of ours, or one in Sana's own layout. Raises SprintError."""
-    folder = Path(data.path)
-    if (folder / CACHE).exists() or (folder / UNFINISHED).exists():
-        return CachedItems(data)
-    from sprint.data.cached_reference import CachedReferenceItems
-
-    return CachedReferenceItems(data)
-
-
 class CachedItems(Items):
     """The samples of a cache's folder (data.path), without those that were skipped when it was made.
 
-    Opening compares the size of every file with what was written; hashes are `verify`'s. Raises SprintError
+    Opening compares the size of every file with what was written; `verify` compares hashes. Raises SprintError
     for a cache that is unfinished or damaged, or that holds pictures of another size than the recipe's.
     """
 
     def __init__(self, data: Data):
         self.folder = Path(data.path)
-        self.settings, self._content = _open(self.folder)
-        for file, size, _ in self._files():
+        self.settings, content = _open(self.folder)
+        for file, size, _ in _files(self.folder, content):
             _check_size(file, size)
         wanted = {"size": data.size, "aspect_buckets": data.aspect_buckets}
         held = {key: self.settings.data.get(key) for key in wanted}
@@ -137,10 +127,10 @@ class CachedItems(Items):
             raise SprintError(f"{self.folder}: another recipe's cache: {differs}; set what is there")
         self.in_order = self.settings.in_order
         self._tar = TarSamples(self.folder)
-        if len(self._tar) != (written := self._content.get("samples")):
+        if len(self._tar) != (written := content.get("samples")):
             raise SprintError(
-                f"{self.folder}: {len(self._tar)} samples in its shards, {written} in {CACHE}; "
-                "move away what does not belong there"
+                f"{self.folder}: {len(self._tar)} samples in its shards, {written} in {CACHE}; move away what does "
+                "not belong there, or find the damage with `sprint cache RECIPE --verify`"
             )
 
     def __len__(self) -> int:
@@ -213,26 +203,21 @@ class CachedItems(Items):
                 "set what is there, or make another cache with `sprint cache`"
             )
 
-    def verify(self, rank: int = 0, processes: int = 1) -> Iterator[Path]:
-        """Read every file back, or this process's share of them; gives each that is as it was written.
 
-        Raises SprintError that names the first that is not.
-        """
-        for file, size, digest in self._files()[rank::processes]:
-            _check_size(file, size)
-            if sha256(file) != digest:
-                raise SprintError(
-                    f"{file}: damaged: its SHA-256 is not the one in {CACHE}; "
-                    "delete it and run the same `sprint cache` without --verify"
-                )
-            yield file
+def verify(folder: Path, rank: int = 0, processes: int = 1) -> Iterator[Path]:
+    """Read a cache's files back, or this process's share of them; gives each that is as it was written.
 
-    def _files(self) -> list[tuple[Path, int, str]]:
-        """(file, its size, its SHA-256) of everything but cache.json."""
-        try:
-            return [(self.folder / f["name"], f["bytes"], f["sha256"]) for f in self._content["files"]]
-        except (KeyError, TypeError) as error:
-            raise SprintError(f"{self.folder / CACHE}: names no files; make the cache anew") from error
+    Raises SprintError that names the first that is not.
+    """
+    _, content = _open(folder)
+    for file, size, digest in _files(folder, content)[rank::processes]:
+        _check_size(file, size)
+        if sha256(file) != digest:
+            raise SprintError(
+                f"{file}: damaged: its SHA-256 is not the one in {CACHE}; "
+                "delete it and run the same `sprint cache` without --verify"
+            )
+        yield file
 
 
 def _open(folder: Path) -> tuple[Settings, dict]:
@@ -246,6 +231,14 @@ def _open(folder: Path) -> tuple[Settings, dict]:
         )
     problem = "no cache.json there" if folder.is_dir() else "no such folder"
     raise SprintError(f"{folder}: {problem}; set data.path to what `sprint cache` made")
+
+
+def _files(folder: Path, content: dict) -> list[tuple[Path, int, str]]:
+    """(file, its size, its SHA-256) of everything but cache.json."""
+    try:
+        return [(folder / file["name"], file["bytes"], file["sha256"]) for file in content["files"]]
+    except (KeyError, TypeError) as error:
+        raise SprintError(f"{folder / CACHE}: names no files; make the cache anew") from error
 
 
 def _check_size(file: Path, size: int) -> None:

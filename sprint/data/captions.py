@@ -6,6 +6,8 @@ import numpy as np
 
 from sprint.data.items import BadSample
 
+ABSURD = 1e9  # as a clip score
+
 
 def caption_from(value: object, where: str, temperature: float, draw: np.random.Generator) -> str:
     """The caption that a text, a list of texts or a JSON object holds; of several one is drawn.
@@ -27,8 +29,8 @@ def caption_from(value: object, where: str, temperature: float, draw: np.random.
         raise BadSample("unreadable caption", where, "neither text nor a list of texts")
     if scores is not None and not (_are(scores, (int, float)) and len(scores) == len(captions)):
         raise BadSample("unreadable caption", where, "clip_scores must be one number for each caption")
-    if scores is not None and not np.isfinite(scores).all():
-        raise BadSample("unreadable caption", where, "clip_scores hold a number that is not finite")
+    if scores is not None and not all(abs(score) < ABSURD for score in scores):  # nor is NaN
+        raise BadSample("unreadable caption", where, "clip_scores hold a number that is no score")
     kept = [k for k, caption in enumerate(captions) if caption.strip()]
     if not kept:
         raise BadSample("empty caption", where)

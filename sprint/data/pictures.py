@@ -13,7 +13,7 @@ from sprint.data.items import BadSample, said
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 DECODERS = ("JPEG", "PNG", "WEBP")
-LARGEST = 2**27  # pixels: 400 MB of RGB; below the 2^27.4 at which Pillow itself refuses
+LARGEST = 2**26  # pixels: 200 MB of RGB; Pillow itself warns from 2^26.4 on
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 lie on their side
 
 # What Pillow raises on files that are damaged or are no pictures.
@@ -38,12 +38,8 @@ def picture_from(file: str | Path | BinaryIO, shapes: Sequence[Shape], where: st
 def size_from(file: str | Path | BinaryIO, where: str) -> Shape:
     """Height and width of a picture, upright, from its header. Raises `BadSample` as `picture_from` does."""
     with _opened(file, where) as image:
-        on_its_side = Image.Image.getexif(image).get(ORIENTATION, 1) in (
-            5,
-            6,
-            7,
-            8,
-        )  # PNG's own method decodes it all
+        exif = Image.Image.getexif(image)  # the method of PNG decodes the whole picture
+        on_its_side = exif.get(ORIENTATION, 1) in (5, 6, 7, 8)
         return image.size if on_its_side else image.size[::-1]
 
 

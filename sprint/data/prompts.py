@@ -26,7 +26,7 @@ class PromptItems(Items):
     def __init__(self, data: Data):
         self._file = Path(data.path)
         self._json = self._file.suffix.lower() == ".jsonl"
-        self._starts = array("q")
+        self._starts, self._numbers = array("q"), array("q")  # of lines: first byte, number from 1
         try:
             with open(self._file, "rb") as stream:
                 self._find_lines(stream)
@@ -39,9 +39,10 @@ class PromptItems(Items):
 
     def _find_lines(self, stream) -> None:
         start = 0
-        for line in stream:
+        for number, line in enumerate(stream, 1):
             if line.removeprefix(BOM).strip():
                 self._starts.append(start)
+                self._numbers.append(number)
             start += len(line)
 
     def __len__(self) -> int:
@@ -51,21 +52,25 @@ class PromptItems(Items):
         start = self._starts[index]
         end = self._bytes.find(NEWLINE, start)
         line = self._bytes[start : end if end >= 0 else len(self._bytes)].removeprefix(BOM)
-        prompt = self._prompt(line, start)
+        where = f"{self._file}, line {self._numbers[index]}"
+        prompt = _prompt_of_json(line, where) if self._json else _text(line, where)
         if not prompt.strip():
-            raise BadSample("empty caption", self._where(start))
+            raise BadSample("empty caption", where)
         return Prompt(prompt.strip(), index)
 
-    def _prompt(self, line: bytes, start: int) -> str:
-        try:
-            prompt = json.loads(line)["prompt"] if self._json else line.decode()
-        except (ValueError, RecursionError) as error:
-            raise BadSample("unreadable caption", self._where(start), said(error)) from error
-        except (TypeError, KeyError, IndexError):
-            raise BadSample("missing caption", self._where(start), 'expected {"prompt": "…"}') from None
-        if not isinstance(prompt, str):
-            raise BadSample("unreadable caption", self._where(start), '"prompt" is not text')
-        return prompt
 
-    def _where(self, start: int) -> str:
-        return f"{self._file}, line {self._bytes[:start].count(NEWLINE) + 1}"
+def _text(line: bytes, where: str) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise BadSample("unreadable caption", where, said(error)) from error
+
+
+def _prompt_of_json(line: bytes, where: str) -> str:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadSample("unreadable caption", where, said(error)) from error
+    if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
+        raise BadSample("missing caption", where, 'expected {"prompt": "…"}')
+    return value["prompt"]

@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -182,7 +183,7 @@ def _walk(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def _refuse(error: OSError) -> None:
+def _refuse(error: OSError) -> NoReturn:
     raise SprintError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
 
@@ -204,10 +205,17 @@ def _with_sidecars(root: Path, names: list[str], wanted: bool) -> list[list[str]
     """Each shard with the .json files that belong to it: to the shard with the longest name that begins theirs."""
     groups = {os.path.splitext(name)[0]: [name] for name in names}
     for folder in sorted({os.path.dirname(name) for name in names}) if wanted else ():
-        for name in sorted(os.listdir(root / folder)):
+        for name in sorted(_listed(root / folder)):
             owner, suffix = os.path.splitext(os.path.join(folder, name))
             while owner not in groups and "_" in os.path.basename(owner):
                 owner = owner.rpartition("_")[0]
-            if suffix == ".json" and owner in groups:
+            if suffix == ".json" and owner in groups and (root / folder / name).is_file():
                 groups[owner].append(os.path.join(folder, name))
     return [groups[os.path.splitext(name)[0]] for name in names]
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        _refuse(error)

@@ -4,7 +4,9 @@ import hashlib
 import io
 import json
 import os
+import struct
 import zipfile
+import zlib
 from array import array
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +25,9 @@ MOST_SUFFIXES = 1000  # in one shard
 SCANNERS = 8  # threads, which overlap the waiting for slow disks
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+# What numpy, zipfile and json raise on a file that is damaged or another thing.
+_BAD_VALUES = (ValueError, KeyError, TypeError, AttributeError, EOFError)
+_BAD_INDEX = (OSError, *_BAD_VALUES, RuntimeError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile)
 
 
 class Skipped(NamedTuple):
@@ -78,7 +83,7 @@ class TarIndex:
                 skipped = [Skipped(*words) for words in about["skipped"]]
                 arrays = {name: stored[name] for name in cls.ARRAYS}
                 return cls(about["files"], about["suffixes"], skipped, **arrays)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        except _BAD_INDEX:
             return None
 
 
@@ -97,11 +102,10 @@ def remembered_index(root: Path, groups: list[list[str]], path: str) -> TarIndex
         raise SprintError(f"{error.filename}: cannot be read: {error.strerror}") from error
     fingerprint = _digest([FORMAT, files, states])
     pattern = os.path.relpath(os.path.abspath(path), root), any(len(group) > 1 for group in groups)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sprint" / "shards"
-    places = (
-        root / f".sprint-{_digest(pattern)[:12]}.npz",
-        cache / f"{_digest([str(root.resolve()), pattern])}.npz",
-    )
+    places = [root / f".sprint-{_digest(pattern)[:12]}.npz"]
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if os.path.isabs(cache):  # else there is no home
+        places.append(Path(cache, "sprint", "shards", f"{_digest([str(root.resolve()), pattern])}.npz"))
     for place in places:
         if index := TarIndex.from_file(place, fingerprint):
             return index

@@ -16,13 +16,9 @@ from sprint.errors import SprintError
 from sprint.recipe import Data
 
 PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
-CAPTIONS = (
-    "captions",
-    "prompt",
-    "caption",
-    "text",
-)  # keys of KEY.json; the first that is there is the caption
+CAPTIONS = ("captions", "prompt", "caption", "text")  # of KEY.json; the first that is there is meant
 SCORES = "_clip_score.json"
+LARGEST_SIDE = 10**6  # pixels that KEY.json may claim
 HEAD = 2**16  # bytes that hold nearly every picture's header
 
 
@@ -48,10 +44,9 @@ class WebDatasetItems(TarItems):
         super().__init__(TarSamples(data.path, sidecars=True))
         self._data, self._shapes = data, shapes_of(data)
         if not self.tar.having(PICTURES).any():
-            latents = self.tar.having(("npy", "safetensors")).any()
-            hint = (
-                "these hold latents: set data.kind = cache" if latents else "expected KEY.jpg, .png or .webp"
-            )
+            hint = "expected KEY.jpg, .png or .webp"
+            if self.tar.having(("npy", "safetensors")).any():
+                hint = "these hold latents: set data.kind = cache"
             raise SprintError(f"{data.path}: no pictures in these shards; {hint}")
         self._beside = [suffix for suffix in self.tar.all_suffixes if suffix.startswith("/")]
         self._all = {*PICTURES, "json", "txt", *self._beside}
@@ -68,7 +63,7 @@ class WebDatasetItems(TarItems):
         where = self.tar.where(index)
         about = _object(content.get("json", b"{}"), where)
         size = about.get("height"), about.get("width")
-        if all(isinstance(side, int) and side > 0 for side in size):
+        if all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in size):
             return size
         head = self.read(index, PICTURES, most=HEAD)
         suffix = _picture_among(head, where)
@@ -91,7 +86,7 @@ class WebDatasetItems(TarItems):
         scored = [name for name in scores if isinstance(texts.get(name), str)]
         if scored:
             return {"captions": [texts[n] for n in scored], "clip_scores": [scores[n] for n in scored]}
-        own = [own] if isinstance(own, str) else own or []
+        own = own if isinstance(own, list) else [own] if own is not None else []
         return {"captions": [*own, *named.values()]}
 
     def _named(self, content: Mapping[str, bytes], where: str) -> tuple[dict[str, str], dict[str, float]]:
@@ -136,5 +131,5 @@ def _text(content: bytes, where: str) -> str:
 def _number(value: object, where: str) -> float:
     try:
         return float(value)  # Sana writes them as text
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise BadSample("unreadable caption", where, f"a score is no number: {said(error)}") from error
