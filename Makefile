@@ -2,17 +2,22 @@
 PYTHON ?= python3
 RECIPE ?= tiny
 ARGS ?=
+NPROC ?= 1
+ENGINE ?= $(if $(filter 1,$(NPROC)),,ddp)
 TEACHER_DIR ?= runs/teacher
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+TORCHRUN = $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node $(NPROC) -m sprint
+LAUNCH = $(if $(filter 1,$(NPROC)),$(BIN)/sprint,$(TORCHRUN))
 
-.PHONY: help setup distill test lint format teacher gpu-check bench bench-convert clean
+.PHONY: help setup distill test lint format teacher gpu-check bench bench-convert chaos clean
 .DEFAULT_GOAL := help
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  PYTHON=python3.12 picks the interpreter; RECIPE=0.6b the recipe; ARGS='distill.steps=400' overrides it."
+	@echo "  PYTHON=python3.12 picks the interpreter; RECIPE=0.6b the recipe; ARGS='distill.steps=400' overrides it;"
+	@echo "  NPROC=2 ENGINE=fsdp2 (or ddp, zero2, zero3) starts so many processes on this machine."
 
 setup: $(READY) ## create .venv and install everything, extras included
 
@@ -21,11 +26,11 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "sprint needs Python 3.10 or newer; $(PYTHON) is older. Try: make setup PYTHON=python3.12"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch>=2.11,<2.14"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cluster,track,eval,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cluster,data,track,eval,dev]"
 	@touch $@
 
 distill: $(READY) ## teacher to student with RECIPE (tiny): about ten minutes on two cores; interrupted, it resumes
-	$(BIN)/sprint distill $(RECIPE) $(ARGS)
+	$(LAUNCH) distill $(RECIPE) $(if $(ENGINE),engine=$(ENGINE)) $(ARGS)
 
 test: $(READY) ## every test
 	$(BIN)/python -m pytest
@@ -55,6 +60,9 @@ bench: $(READY) ## speed, memory, FLOPs and precision of the step and of samplin
 	$(BIN)/python tools/bench_flops.py --network 0.6b --precision bf16
 	$(BIN)/python tools/bench_growth.py
 	$(BIN)/python tools/bench_precision.py
+
+chaos: $(READY) ## kill, damage and starve runs in every way we know; nothing may be lost: some minutes
+	$(BIN)/python tools/chaos.py
 
 bench-convert: $(READY) ## speed and memory of `sprint convert` against `cp`
 	$(BIN)/python tools/bench_convert.py

@@ -1,7 +1,7 @@
 """Run by test_heartbeat.py. A line on standard input is a case: "PROCESSES FOLDER INTERVAL PATIENCE WORK".
 
 For each it forks into so many gloo processes, so that torch is imported once. Lines on standard output, from any of
-them: "ready RANK PID" before the first collective, "silent RANK NAMES" at a clean end, "ended RANK CODE". What rank R
+them: "ready RANK PID" after the first collective, "silent RANK NAMES" at a clean end, "ended RANK CODE". What rank R
 writes to standard error is in FOLDER/R.
 """
 
@@ -52,13 +52,15 @@ def hang() -> None:
 
 
 def fail(rank: int) -> None:
+    step()  # all are ready before one fails
     if dist.get_rank() == rank:
         raise RuntimeError("a defect of the caller's own")
     reduce()
 
 
 def end() -> None:
-    """One rank after the other."""
+    """One rank after the other, once all are ready."""
+    step()
     time.sleep(0.3 * dist.get_rank())
 
 
@@ -69,8 +71,8 @@ def run(rank: int, processes: int, folder: str, interval: float, patience: float
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
     heartbeat = Heartbeat(rank, processes, dist.group.WORLD, interval, patience)
     with heartbeat.explained():
+        step()
         tell("ready", rank, os.getpid())
-        step()  # so that all are ready before one goes on
         WORK[work]()
     tell("silent", rank, heartbeat.silent(LATE * interval))
     heartbeat.stop()

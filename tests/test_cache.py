@@ -124,6 +124,8 @@ def test_null_is_the_family_s_own(picture_recipe, caches):
         assert items.null[0].shape == (1, 80, TEXT_WIDTH) and torch.equal(items.null[1], mask)
         torch.testing.assert_close(items.null[0], text, rtol=rounding, atol=1e-6)
         assert items.latent_shape == LATENT and len(items) == COUNT and not items.in_order
+        stored = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+        assert {x.dtype for x in items.item(0, ANY)} == {stored} and items.null[0].dtype == torch.float32
 
 
 def test_reading_loads_no_library_that_has_networks(caches):

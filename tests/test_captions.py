@@ -7,7 +7,7 @@ from sprint.data.captions import caption_from, choose_caption
 from sprint.data.items import BadSample
 
 
-def frequencies(captions, scores, temperature, draws=20000):
+def frequencies(captions, scores, temperature, draws=5000):
     draw = np.random.default_rng(0)
     drawn = [choose_caption(captions, scores, temperature, draw) for _ in range(draws)]
     return [drawn.count(caption) / draws for caption in captions]
@@ -16,9 +16,9 @@ def frequencies(captions, scores, temperature, draws=20000):
 def test_captions_are_drawn_with_weight_exp_score_over_temperature():
     weights = np.exp(np.array([0.31, 0.28, 0.1]) / 0.1)
     expected = weights / weights.sum()  # 0.54, 0.40, 0.07
-    assert frequencies("abc", [0.31, 0.28, 0.1], 0.1) == pytest.approx(expected, abs=0.015)
-    assert frequencies("abc", [0.31, 0.28, 0.1], 1e9) == pytest.approx([1 / 3] * 3, abs=0.015)
-    assert frequencies("abc", None, 0.1) == pytest.approx([1 / 3] * 3, abs=0.015)
+    assert frequencies("abc", [0.31, 0.28, 0.1], 0.1) == pytest.approx(expected, abs=0.03)
+    assert frequencies("abc", [0.31, 0.28, 0.1], 1e9) == pytest.approx([1 / 3] * 3, abs=0.03)
+    assert frequencies("abc", None, 0.1) == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
 def test_extreme_scores_neither_overflow_nor_vanish():

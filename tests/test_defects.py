@@ -4,18 +4,22 @@ import copy
 import inspect
 import math
 import pickle
+from functools import partial
 
 import pytest
 import torch
 from diffusers import SanaSprintPipeline, SCMScheduler
+from torch import distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
-from sprint import checkpoint, losses
+from sprint import checkpoint, dcp, losses
 from sprint.convert import verify
-from sprint.engine import Engine
 from sprint.errors import SprintError
 from sprint.models.guidance import with_null
 from sprint.models.view import DENSE_TIME
 from sprint.schedule import check_times, student_times, with_max_time
+from sprint.sharding import Replicated
 from sprint.train import distill
 from sprint.train.distill import DISCRIMINATOR, GENERATOR, DistillStage, draw, teacher_velocity
 from sprint.trigflow import HALF_PI, SIGMA_DATA, diffuse
@@ -35,7 +39,8 @@ def test_trig_time_is_not_cast_to_bf16_before_its_sine(bf16_engine):
     seen = []
     stage.student.network.time_embed.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with bf16_engine.autocast():
-        list(stage._generator_terms(tiny_batch(), draw(stage.recipe, 0, LATENT)))
+        for term in stage._terms(True):
+            term(tiny_batch(), draw(stage.recipe, 0, LATENT), stage.with_null(tiny_batch()))
     times = torch.cat(seen)
     assert times.dtype == torch.float32
     assert (times != times.bfloat16().float()).float().mean() > 0.5
@@ -56,15 +61,19 @@ def test_phase_randomness_and_data_position_survive_a_resume(engine, stage, tmp_
     """All three are functions of the step, and the step is in the checkpoint."""
     for step in range(3):
         stage.update(step, tiny_batch(seed=step))
-    path = checkpoint.save(tmp_path, "distill-3", {"step": 3, "stage": stage.state_dict()})
+    saver = checkpoint.Saver(tmp_path)
+    saver.save("distill-3", stage.tensors(), {"step": 3, "stage": stage.facts()})
+    saver.wait()
     other = DistillStage(tiny_recipe(), engine, tiny_network(), tiny_null(), LATENT)
-    state = checkpoint.load(path)
-    other.load_state_dict(state["stage"])
+    path = checkpoint.latest(tmp_path)
+    facts = checkpoint.read_facts(path)
+    other.load(partial(checkpoint.read_tensors, path), facts["stage"])
     torch.manual_seed(1234)
     for each in (stage, other):
-        assert each.phase(state["step"]) == DISCRIMINATOR
-        each.update(state["step"], tiny_batch(seed=state["step"]))
+        assert each.phase(facts["step"]) == DISCRIMINATOR
+        each.update(facts["step"], tiny_batch(seed=facts["step"]))
     assert same(snapshot(stage.heads), snapshot(other.heads))
+    assert same(stage.tensors(), other.tensors())
 
 
 def test_max_time_is_half_pi_in_the_discriminator_phase_too(stage, monkeypatch):
@@ -128,7 +137,7 @@ def test_the_discriminator_has_an_optimizer_of_its_own_settings(engine):
     recipe.distill.optimizer.lr, recipe.distill.adversarial.optimizer.lr = 1e-3, 5e-5
     recipe.distill.adversarial.optimizer.betas = (0.0, 0.99)
     stage = DistillStage(recipe, engine, tiny_network(), tiny_null(), LATENT)
-    groups = [u.optimizer.param_groups[0] for u in (stage.generator, stage.discriminator)]
+    groups = [u.trained.optimizer.param_groups[0] for u in (stage.generator, stage.discriminator)]
     assert [(group["lr"], group["betas"]) for group in groups] == [(1e-3, (0.9, 0.99)), (5e-5, (0.0, 0.99))]
 
 
@@ -139,15 +148,40 @@ def test_the_average_is_updated(stage):
     assert sum(moved) > len(moved) - 4  # all but the guidance embedder's first layer, behind a zero
 
 
-def test_the_tangent_is_taken_of_bare_networks_and_gradients_are_averaged_all_the_same(stage, monkeypatch):
-    """No DDP or FSDP wrapper between the tangent and the network; two real processes: test_engine.py."""
-    wrappers = (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)
-    assert not any(isinstance(module, wrappers) for module in stage.student.modules())
-    averaged = []
-    monkeypatch.setattr(Engine, "average_gradients", lambda self, p: averaged.append(len(list(p))))
-    stage.update(G, tiny_batch())
-    stage.update(D, tiny_batch())
-    assert averaged == [len(list(m.parameters())) for m in (stage.student, stage.heads)]
+@pytest.fixture
+def one_gloo_process():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_the_tangent_passes_through_the_wrapper_that_averages_gradients(engine, one_gloo_process):
+    """The one call of the module is DDP's, so every gradient is averaged; two real processes: test_engine.py."""
+    recipe = tiny_recipe()
+    recipe.micro_batch_size = 4
+    plain, wrapped = (DistillStage(recipe, engine, tiny_network(), tiny_null(), LATENT) for _ in range(2))
+    averaged = {}
+    for name, updater in (("student", wrapped.generator), ("heads", wrapped.discriminator)):
+        updater.trained = Replicated(updater.trained.module, updater.trained.settings)
+        averaged[name] = count_averaged(updater.trained.call)
+    for step in (G, D):
+        read = [stage.update(step, tiny_batch()).read(engine) for stage in (plain, wrapped)]
+        assert read[1] == pytest.approx(read[0], rel=1e-6)
+        assert step == D or read[1]["tangent_norm"] > 0.1
+    for name, module in (("student", wrapped.student), ("heads", wrapped.heads)):
+        assert sum(averaged[name]) == sum(p.numel() for p in module.parameters())
+
+
+def count_averaged(wrapper: nn.parallel.DistributedDataParallel) -> list[int]:
+    """A list that fills with how many numbers the wrapper averages."""
+    numbers: list[int] = []
+
+    def average(state, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        numbers.append(bucket.buffer().numel())
+        return default_hooks.allreduce_hook(None, bucket)
+
+    wrapper.register_comm_hook(None, average)
+    return numbers
 
 
 def test_four_step_sampling_works_with_default_times():
@@ -180,12 +214,14 @@ class Malicious:
 
 
 def test_an_untrusted_pickle_is_not_executed(tmp_path, capsys):
-    folder = tmp_path / "000001-adapt-1"
-    folder.mkdir()
-    with open(folder / checkpoint.STATE, "wb") as file:
-        torch.save({"step": Malicious()}, file)
+    """The library's index of a checkpoint is one."""
+    saver = checkpoint.Saver(tmp_path)
+    saver.save("adapt-1", {"weights.w": torch.ones(1)}, {"step": 1})
+    saver.wait()
+    path, pickled = checkpoint.latest(tmp_path), pickle.dumps(Malicious())
+    (path / dcp.INDEX).write_bytes(pickled)
     with pytest.raises(SprintError, match="cannot read checkpoint"):
-        checkpoint.load(folder)
+        checkpoint.read_tensors(path, {"weights.w": torch.zeros(1)})
     assert "executed" not in capsys.readouterr().out
-    pickle.loads(pickle.dumps(Malicious()))
+    pickle.loads(pickled)
     assert "executed" in capsys.readouterr().out  # what plain pickle does

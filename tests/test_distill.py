@@ -322,7 +322,9 @@ def test_micro_batches_give_the_consistency_gradient_of_the_whole(engine, larges
 def test_a_step_in_parts_of_whole_groups_is_the_step_of_the_whole(engine, step, batch_size):
     """Misaligned pairs included; of 10 samples the last two are a group of their own."""
     stages = [make_stage(engine, micro_batch_size=size, batch_size=batch_size) for size in (0, 4, 8)]
-    assert stages[0].settings.adversarial.misaligned_pairs
+    for stage in stages:
+        assert stage.settings.adversarial.misaligned_pairs
+        stage.heads.eval()  # the spectral norms stay as they are: the test below is about them
     reads = [stage.update(step, tiny_batch(batch_size)).read(engine) for stage in stages]
     kind = "student" if step == G else "heads"
     whole, *cut = (gradients(getattr(stage, kind)) for stage in stages)
@@ -331,6 +333,18 @@ def test_a_step_in_parts_of_whole_groups_is_the_step_of_the_whole(engine, step, 
         assert read == pytest.approx(reads[0], rel=1e-6, abs=1e-6)
         for name, gradient in whole.items():
             torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6 * largest, msg=name)
+
+
+@pytest.mark.xfail(strict=True, reason="every part of a batch is one more power iteration")
+def test_the_spectral_norms_move_once_an_update_however_many_parts_it_has(engine):
+    stages = [make_stage(engine, micro_batch_size=size, batch_size=16) for size in (0, 4, 8)]
+    before = {name: buffer.clone() for name, buffer in stages[0].heads.named_buffers()}
+    for stage in stages:
+        stage.update(D, tiny_batch(16))
+    whole, *cut = (dict(stage.heads.named_buffers()) for stage in stages)
+    assert not same(before, whole)
+    for found in cut:
+        assert same(found, whole)
 
 
 @pytest.mark.parametrize("step", [G, D])
@@ -406,7 +420,8 @@ def test_the_result_is_the_student_with_averaged_weights_if_there_are_any(engine
     with torch.no_grad():
         F = result(x_hat, draws.t, text, mask, draws.guidance)
         stage.student.load_state_dict(result.state_dict())
-        assert torch.equal(F, stage.student.eval()(x_hat, draws.t, text, mask, draws.guidance))
+        expected = stage.student.eval()(x_hat, draws.t, text, mask, draws.guidance)
+    torch.testing.assert_close(F, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_student_begins_as_its_seed_says(engine):

@@ -375,15 +375,15 @@ def test_sidecars_give_members(tmp_path):
     for name in ("a", "a_b"):
         write_tar(tmp_path / f"{name}.tar", [plain("k.txt", b"1"), plain("é.txt", b"2")])
     texts = {"other": "é", "é": {"long": ["ü", 1]}, "k": "😀 {"}
-    (tmp_path / "a_X.json").write_text(json.dumps(texts, ensure_ascii=False, indent=1), encoding="utf-8")
+    (tmp_path / "a_X_Y.json").write_text(json.dumps(texts, ensure_ascii=False, indent=1), encoding="utf-8")
     (tmp_path / "a_b.json").write_text("\ufeff" + json.dumps(texts), encoding="utf-8")
     samples = TarSamples(tmp_path, sidecars=True)
     members = {
         w: {s: json.loads(c) for s, c in m.items() if s != "txt"} for w, m in everything(samples).items()
     }
     assert members == {
-        "a.tar: k": {"/_X.json": texts["k"]},
-        "a.tar: é": {"/_X.json": texts["é"]},
+        "a.tar: k": {"/_X_Y.json": texts["k"]},
+        "a.tar: é": {"/_X_Y.json": texts["é"]},
         "a_b.tar: k": {"/.json": texts["k"]},
         "a_b.tar: é": {"/.json": texts["é"]},
     }

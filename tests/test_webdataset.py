@@ -57,6 +57,7 @@ def cache(tmp_path, monkeypatch):
         ({"json": b'{"prompt": " a cat "}'}, "a cat"),
         ({"json": b'{"caption": "a cat", "width": 3}'}, "a cat"),
         ({"json": b'{"text": "a cat"}'}, "a cat"),
+        ({"json": b'{"prompt": "a cat", "clip_scores": [0.3, 0.2]}'}, "a cat"),
         ({"json": b'{"caption": null, "text": "a cat"}'}, "a cat"),
         ({"json": b'{"captions": ["a cat"], "prompt": "no"}'}, "a cat"),
         ({"json": b'{"captions": ["no", "a cat"], "clip_scores": [0.1, 30.0]}'}, "a cat"),

@@ -5,7 +5,7 @@ FOLDER/null.safetensors          text [1, max_length, D] and mask [1, max_length
 FOLDER/cache.json                `Settings`, and size and SHA-256 of every file above; written last
 FOLDER/unfinished.json           `Settings` alone, until then
 
-Reading needs neither the text encoder nor the autoencoder. Tensors come back as float32, whatever holds them.
+Reading needs neither the text encoder nor the autoencoder.
 """
 
 import hashlib
@@ -137,11 +137,11 @@ class CachedItems(Items):
         return len(self._tar)
 
     def item(self, index: int, draw: np.random.Generator) -> Encoded:
-        """`draw` is not used: the caption was chosen when the cache was made."""
+        """As stored, bf16 or fp32. `draw` is not used: the caption was chosen when the cache was made."""
         where = self._tar.where(index)
         try:
             tensors = safetensors.torch.load(self._tar.read(index, (TENSORS,))[TENSORS])
-            encoded = Encoded(tensors["latent"].float(), tensors["text"].float())
+            encoded = Encoded(tensors["latent"], tensors["text"])
         except (SafetensorError, KeyError) as error:
             raise BadSample("unreadable latent", where, said(error)) from error
         if encoded.latent.ndim != 3 or encoded.text.ndim != 2:
@@ -171,7 +171,7 @@ class CachedItems(Items):
 
     @property
     def null(self) -> tuple[Tensor, Tensor]:
-        """The empty prompt, as `encode_null` gives it.  -> text [1, max_length, D], mask [1, max_length]"""
+        """The empty prompt, as `encode_null` gives it.  -> text [1, max_length, D] in fp32, mask [1, max_length]"""
         path = self.folder / NULL
         try:
             tensors = safetensors.torch.load_file(path)
