@@ -13,14 +13,13 @@ from torch import nn
 
 from sprint.activations import BF16, FP32
 from sprint.recipe import EngineKind, OptimizerKind, Precision, Recipe
-from sprint.zero import BUCKET
+from sprint.zero import BUCKET, LIVE
 
 Parts = dict[str, float]  # bytes by name
 
 RECOMPUTED = ", recomputed"  # ends the name of a row that stands in for another with activation checkpointing
 WEIGHTS, GRADIENTS, COPIES, WHOLE = "weights (fp32)", "gradients (fp32)", "bf16 copies", "whole for a moment"
 AGAIN = "weights, a second piece (fp32)"
-LIVE = 10**9  # numbers of weights that DeepSpeed keeps whole for reuse (its stage3_max_live_parameters)
 CASTS_KEPT = (
     EngineKind.single,
     EngineKind.ddp,

@@ -73,7 +73,7 @@ class Data:
     seed: int = 0  # of the scenes, of the order of samples and of the choice between captions
     image_column: str = "image"  # for kind=huggingface
     caption_column: str = "text"  # for kind=huggingface
-    caption_temperature: float = 0.1  # of several captions one is drawn with weight exp(clip score / this)
+    caption_temperature: float = 1.0  # of several captions one is drawn with weight exp(score / this); scores near 30
     bad_share: float = 0.01  # of samples tried, how many may be unreadable before the run stops
     workers: int = 1  # threads that read and decode ahead, in every process
     teacher_steps: int = 20  # for kind=prompts: how the teacher draws

@@ -14,6 +14,7 @@ from sprint.recipe import Optimizer
 from sprint.sharding import Read, Tensors, Whole
 
 BUCKET = 50_000_000  # numbers that are reduced together
+LIVE = 100_000_000  # ZeRO-3: numbers of weights that are whole at a time, a block of 4.8B's and the next
 READ_AT_ONCE = 2**28  # numbers in full on the way into the pieces
 
 
@@ -61,6 +62,8 @@ class Zero(Whole):
                 "zero_optimization": {
                     "stage": self.stage,
                     "reduce_bucket_size": BUCKET,
+                    "stage3_max_live_parameters": LIVE,
+                    "stage3_max_reuse_distance": LIVE,
                     "overlap_comm": False,
                     # its own linear is an autograd.Function, which cannot save a Dual
                     "memory_efficient_linear": False,

@@ -180,3 +180,12 @@ def test_padding_is_not_measured():
     teacher = tiny_network(qk_norm=False)
     short, long = (measure_qk_rms(teacher, [(x_fm, t_fm, b)], SPARSE_TIME) for b in (batch, longer))
     assert short == pytest.approx(long, rel=1e-5)
+
+
+def test_a_teacher_with_qk_norm_keeps_its_own():
+    teacher = tiny_network(qk_norm=True)
+    batch = tiny_batch(4)
+    adapted = calibrated(teacher, [(batch.latent, torch.full((4,), 0.5), batch)])
+    for name, weight in teacher.named_parameters():
+        if ".norm_q." in name or ".norm_k." in name:
+            assert torch.equal(adapted.get_parameter(name), weight)

@@ -15,6 +15,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from sprint import checkpoint, dcp, losses
 from sprint.convert import verify
+from sprint.engine import Engine
 from sprint.errors import SprintError
 from sprint.models.guidance import with_null
 from sprint.models.view import DENSE_TIME
@@ -155,15 +156,19 @@ def one_gloo_process():
     dist.destroy_process_group()
 
 
-def test_the_tangent_passes_through_the_wrapper_that_averages_gradients(engine, one_gloo_process):
+def test_the_tangent_passes_through_the_wrapper_that_averages_gradients(
+    engine, one_gloo_process, monkeypatch
+):
     """The one call of the module is DDP's, so every gradient is averaged; two real processes: test_engine.py."""
     recipe = tiny_recipe()
     recipe.micro_batch_size = 4
-    plain, wrapped = (DistillStage(recipe, engine, tiny_network(), tiny_null(), LATENT) for _ in range(2))
-    averaged = {}
-    for name, updater in (("student", wrapped.generator), ("heads", wrapped.discriminator)):
-        updater.trained = Replicated(updater.trained.module, updater.trained.settings)
-        averaged[name] = count_averaged(updater.trained.call)
+    plain = DistillStage(recipe, engine, tiny_network(), tiny_null(), LATENT)
+    monkeypatch.setattr(Engine, "replicated", lambda engine, *args: Replicated(*args))
+    wrapped = DistillStage(recipe, engine, tiny_network(), tiny_null(), LATENT)
+    averaged = {
+        "student": count_averaged(wrapped.generator.trained.call),
+        "heads": count_averaged(wrapped.discriminator.trained.call),
+    }
     for step in (G, D):
         read = [stage.update(step, tiny_batch()).read(engine) for stage in (plain, wrapped)]
         assert read[1] == pytest.approx(read[0], rel=1e-6)

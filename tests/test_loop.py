@@ -172,6 +172,9 @@ def test_the_second_signal_acts_at_once_and_handlers_return():
         assert not asked
         interrupt()
         assert asked == [signal.SIGINT]
+        interrupt(signal.SIGTERM)
+        interrupt(signal.SIGTERM)
+        assert asked == [signal.SIGINT, signal.SIGTERM, signal.SIGTERM]
         with pytest.raises(KeyboardInterrupt):
             interrupt()
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

@@ -253,7 +253,7 @@ MOMENTS = {
     "opening": "sprint.train.run.load_family",
     "start": "sprint.train.run.with_ones",
     "stage 1": "sprint.train.adapt.AdaptStage.update",
-    "checkpoint": "sprint.checkpoint._serialise",
+    "checkpoint": "sprint.checkpoint._require_plain",
     "export": "sprint.export._save_pipeline",
     "between": "sprint.train.run.DistillStage",
     "stage 2": "sprint.train.distill.DistillStage.update",

@@ -37,10 +37,13 @@ def calibrated(
     """The teacher's weights, norms set from its own q and k, and the dense time embedder fitted.
 
     batches  (x_fm [B, C, H, W], t_fm [B], Batch) on which q and k are measured
+
+    A teacher that has QK-norm already (SANA-1.5) keeps its own.
     """
     adapted = with_ones(teacher)
-    for name, rms in measure_qk_rms(teacher, batches, time_scale).items():
-        nn.init.constant_(adapted.get_parameter(name), rms)
+    if teacher.config.qk_norm is None:
+        for name, rms in measure_qk_rms(teacher, batches, time_scale).items():
+            nn.init.constant_(adapted.get_parameter(name), rms)
     if time_scale != DENSE_TIME:
         fit_dense_time(adapted.time_embed.emb.timestep_embedder, time_scale)
     return adapted

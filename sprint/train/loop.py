@@ -127,13 +127,14 @@ def resume(stage: Stage, folder: Path, engine: Engine) -> tuple[int, float]:
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that fills when SIGINT or SIGTERM arrives; a second signal acts as usual."""
+    """A list that fills when SIGINT or SIGTERM arrives. A second SIGINT acts as usual; of SIGTERM a launcher and
+    a scheduler may send one each, so more of them say nothing new.
+    """
     asked: list[int] = []
 
     def note(number, frame):
         asked.append(number)
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+        signal.signal(signal.SIGINT, previous[signal.SIGINT])
 
     previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
