@@ -97,7 +97,7 @@ def _relations(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     yield scenes or data.path != "", f"data.kind = {data.kind.value} needs data.path"
     yield not scenes or data.size == SIZE, f"data.size = {data.size}, but scenes are drawn at {SIZE} pixels"
     yield (
-        scenes or recipe.evaluate.prompts == 0,
+        data.kind in (DataKind.scenes, DataKind.cache) or recipe.evaluate.prompts == 0,
         f"evaluate.prompts must be 0 with data.kind = {data.kind.value}: only scenes can be scored",
     )
     yield recipe.evaluate.prompts != 1, "evaluate.prompts = 1, but FID needs at least 2 (or 0 for no scores)"

@@ -35,7 +35,7 @@ def test_help_is_quick():
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("verb", ["distill", "sample", "convert"])
+@pytest.mark.parametrize("verb", ["distill", "cache", "sample", "convert"])
 def test_help_teaches_by_example(sprint, verb):
     code, out, _ = sprint(verb, "--help")
     assert code == 0
@@ -84,13 +84,14 @@ def test_distill_leaves_a_student_and_a_page(finished):
 
 
 def test_distill_speaks_for_itself_alone(sprint, here, recipe):
-    """Two lines of output, and our own bars on standard error: no library's bars, no warnings."""
+    """Two lines of output; on standard error the engine and our own bars: no library's bars, no warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         code, out, err = sprint("distill", recipe, "adapt.steps=0")
     assert (code, out) == (0, "report: runs/mini/report.html\nstudent: runs/mini/student\n")
     lines = [line for line in err.replace("\r", "\n").splitlines() if line.strip()]
-    assert lines and all(line.startswith(("1/2 adapt", "2/2 distill")) for line in lines), err
+    assert lines[0] == "engine single, 1 process on cpu"
+    assert lines[1:] and all(line.startswith(("1/2 adapt", "2/2 distill")) for line in lines[1:]), err
 
 
 def test_a_finished_run_is_not_run_again(sprint, monkeypatch, finished, recipe):

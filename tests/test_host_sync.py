@@ -105,7 +105,7 @@ def test_work_that_stays_on_the_device_is_not():
 
 def make_stage(name: str, engine, kind: OptimizerKind):
     recipe = tiny_recipe()
-    recipe.log_every = 5
+    recipe.log_every, recipe.micro_batch_size = 5, 4
     for settings in (recipe.adapt.optimizer, recipe.distill.optimizer, recipe.distill.adversarial.optimizer):
         settings.kind, settings.weight_decay = kind, 0.01
         settings.betas = (0.9, 0.999, 0.9999) if kind is OptimizerKind.came else (0.9, 0.99)
@@ -117,7 +117,7 @@ def make_stage(name: str, engine, kind: OptimizerKind):
 @pytest.mark.parametrize("kind", list(OptimizerKind))
 @pytest.mark.parametrize("name", ["adapt", "distill"])
 def test_an_update_reads_nothing_from_the_device(name, kind, engine):
-    """Four of each stage, G, D, G, D of the second, the third without a finite gradient."""
+    """Four of each stage, in two parts; G, D, G, D of the second; the third without a finite gradient."""
     stage, batch = make_stage(name, engine, kind), tiny_batch()
     bad = batch._replace(latent=torch.full((8, *LATENT), math.nan))
     with reads_of_the_device() as reads:

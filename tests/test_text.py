@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sprint.models.recompute import recompute_in_backward
+from sprint.models.taps import TappedTeacher
 from sprint.models.text import TextMemory
 from sprint.models.view import DENSE_TIME, TrigFlowView
 from tests.tiny import DEPTH, tiny_batch, tiny_network
@@ -81,6 +82,19 @@ def test_outside_it_every_call_reads_its_own_text():
     for seed in (0, 1):
         x, text, mask = tiny_batch(4, seed)
         assert torch.equal(view(x, TIMES, text, mask), plain(x, TIMES, text, mask))
+
+
+def test_a_tapped_teacher_reads_the_text_for_its_own_blocks_alone():
+    view, (x, text, mask) = frozen_view(), tiny_batch(4)
+    tapped, count = TappedTeacher(view, (0,)), Counted(view.network)
+    (expected,) = TappedTeacher(frozen_view(), (0,))(x, TIMES, text, mask)
+    with TextMemory(view.network).of(text):
+        for _ in range(2):
+            (features,) = tapped(x, TIMES, text, mask)
+            assert torch.equal(features, expected)
+        assert (count.keys, count.values) == (1, 1)
+        view(x, TIMES, text, mask)  # as the guided velocity: all blocks, the first from memory
+    assert (count.keys, count.values) == (DEPTH, DEPTH)
 
 
 def test_another_text_is_refused():

@@ -16,7 +16,13 @@ from sprint.cli import main as sprint_command
 from sprint.errors import SprintError
 from sprint.models.presets import transformer_config
 from sprint.recipe import load_recipe
-from tools import compare_starts, gpu_check
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))  # tools import each other as scripts do
+import compare_starts
+import gpu_check
+import gpu_engines
+import gpu_speed
+import measure
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -34,7 +40,61 @@ def reset_accelerate() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-# ---- gpu_check --------------------------------------------------------------------------------------
+# ---- gpu_check: engines -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def under_engines(tmp_path_factory):
+    """What the script writes, of one process: the paths of several, over gloo."""
+    folder = tmp_path_factory.mktemp("engines")
+    gpu_engines.main(str(folder), "single", *gpu_engines.SHARED_ENGINES)
+    reset_accelerate()
+    return {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
+
+
+def test_engines_agree_and_go_on_from_their_checkpoints(under_engines):
+    held = {kind: found["held"] for kind, found in under_engines.items()}
+    assert held == {"single": "Whole", "ddp": "Replicated", "fsdp2": "RowSharded"}
+    expected = under_engines["single"]["losses"]
+    assert len(expected) == gpu_engines.STEPS and len(set(expected)) > 1
+    for found in under_engines.values():
+        assert found["losses"] == pytest.approx(expected, rel=1e-4)
+        assert found["losses_resumed"] == pytest.approx(found["losses"][gpu_engines.SAVED_AFTER :], rel=1e-6)
+    assert max(gpu_engines.compare_engines(under_engines).values()) < 1e-4
+
+
+@pytest.mark.parametrize("place", ["losses", "losses_resumed"])
+@pytest.mark.parametrize("wrong", [3.0, math.nan])
+def test_an_engine_that_goes_astray_is_named(place, wrong):
+    good = {"losses": [1.0] * 6, "losses_resumed": [1.0] * 4}
+    assert gpu_engines.compare_engines({"single": good, "ddp": good}) == {"single": 0.0, "ddp": 0.0}
+    bad = good | {place: [*good[place][:-1], wrong]}
+    with pytest.raises(RuntimeError, match="ddp has other losses than single"):
+        gpu_engines.compare_engines({"single": good, "ddp": bad})
+
+
+def test_engines_are_started_by_torchrun_and_their_failure_is_told(monkeypatch, under_engines):
+    started = []
+
+    def write(*arguments: str, folder: Path) -> tuple[int, str]:
+        started.append(arguments)
+        at = next(i for i, word in enumerate(arguments) if word.endswith("gpu_engines.py"))
+        for kind in arguments[at + 2 :]:
+            (Path(arguments[at + 1]) / f"{kind}.json").write_text(json.dumps(under_engines[kind]))
+        return 0, ""
+
+    monkeypatch.setattr(gpu_check, "run_python", write)
+    result = gpu_check.run_engines(processes=2)
+    assert result["processes"] == 2 and result["engines"] == under_engines
+    alone, together = started
+    assert alone[-1] == "single" and "torch.distributed.run" not in alone
+    assert together[-2:] == gpu_engines.SHARED_ENGINES and "--nproc_per_node=2" in together
+    monkeypatch.setattr(gpu_check, "run_python", lambda *arguments, folder: (1, "no NCCL"))
+    with pytest.raises(RuntimeError, match="single ended with code 1: no NCCL"):
+        gpu_check.run_engines(processes=1)
+
+
+# ---- gpu_check: speed -------------------------------------------------------------------------------
 
 
 def test_training_is_measured_by_phase_in_bf16_with_checkpointing():
@@ -44,7 +104,7 @@ def test_training_is_measured_by_phase_in_bf16_with_checkpointing():
         "text.max_length=6",
     ]
     recipe = load_recipe(ROOT / "recipes" / "tiny.yaml", overrides)
-    result = gpu_check.measure_training("tiny", recipe, pairs=2)
+    result = gpu_speed.measure_training("tiny", recipe, pairs=2)
     assert result["latent"] == [2, 8, 8, 8]
     assert result["text"] == [2, 6, 128]
     assert result["weights"] == "random"
@@ -59,35 +119,38 @@ def test_training_is_measured_by_phase_in_bf16_with_checkpointing():
 
 
 def test_losses_that_are_not_finite_are_said_and_stay_valid_json():
-    updates = [gpu_check.Update(2.0, None, 1.0, 0.0), gpu_check.Update(0.5, 2**31, math.nan, 1.0)]
-    summary = gpu_check.summary(updates)
+    updates = [gpu_speed.Update(2.0, None, 1.0, 0.0), gpu_speed.Update(0.5, 2**31, math.nan, 1.0)]
+    summary = gpu_speed.summary(updates)
     assert summary["losses"] == [1.0, None] and not summary["losses_finite"]
     assert summary["first_update_seconds"] == 2.0 and summary["median_update_seconds"] == 0.5
     assert summary["peak_memory_gib"] == 2.0 and summary["skipped_updates"] == 1
 
 
 def test_sampling_latency_is_that_of_one_step():
-    result = gpu_check.measure_sampling("tiny", CPU, torch.bfloat16, tokens=6, calls=5)
+    result = gpu_speed.measure_sampling("tiny", CPU, torch.bfloat16, tokens=6, calls=5)
     assert result["latent"] == [1, 8, 8, 8] and result["latent_finite"]
     assert result["calls"] == 5
     assert 0 < result["least_milliseconds"] <= result["median_milliseconds"] <= result["most_milliseconds"]
 
 
 def test_decoder_latency_of_a_small_autoencoder():
-    config = gpu_check.F32C32 | {
+    config = gpu_speed.F32C32 | {
         f"{end}_{name}": value
         for end in ("encoder", "decoder")
         for name, value in (("block_out_channels", (32,) * 6), ("layers_per_block", (1,) * 6))
     }
-    result = gpu_check.measure_decoder(config, 2, CPU, torch.float32, calls=5)
+    result = gpu_speed.measure_decoder(config, 2, CPU, torch.float32, calls=5)
     assert result["picture"] == [1, 3, 64, 64]
     assert result["median_milliseconds"] > 0
 
 
 def test_the_autoencoder_has_the_published_size():
     with torch.device("meta"):
-        autoencoder = AutoencoderDC(**gpu_check.F32C32)
+        autoencoder = AutoencoderDC(**gpu_speed.F32C32)
     assert sum(p.numel() for p in autoencoder.parameters()) == 312_250_275
+
+
+# ---- gpu_check: parts, and the check ------------------------------------------------------------------
 
 
 def test_tiny_distillation_runs_from_teacher_to_page(monkeypatch):
@@ -150,8 +213,8 @@ def test_the_recipes_of_the_check():
     optimizers = {large.distill.optimizer.kind, large.distill.adversarial.optimizer.kind}
     assert (large.arch, large.precision, optimizers) == ("0.6b", "bf16", {"came"})
     assert (large.distill.batch_size, large.activation_checkpointing) == (4, True)
-    assert large.text.max_length == gpu_check.TEXT_TOKENS == 300
-    assert gpu_check.latent_shape(transformer_config("0.6b")) == (32, 32, 32)
+    assert large.text.max_length == gpu_speed.TEXT_TOKENS == 300
+    assert gpu_speed.latent_shape(transformer_config("0.6b")) == (32, 32, 32)
     tiny = load_recipe(ROOT / "recipes" / "tiny.yaml", gpu_check.TINY_OVERRIDES)
     assert (tiny.adapt.steps, tiny.distill.steps, tiny.evaluate.prompts) == (100, 400, 120)
 
@@ -208,9 +271,9 @@ def test_the_record_goes_on_after_a_failure(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_asked_is_unknown():
-    assert gpu_check.first_line_of("no-such-program") == "unknown"
-    assert gpu_check.first_line_of(sys.executable, "-c", "raise SystemExit(1)") == "unknown"
-    assert gpu_check.first_line_of(sys.executable, "-c", "print('580.1\\nsecond')") == "580.1"
+    assert measure.first_line_of("no-such-program") == "unknown"
+    assert measure.first_line_of(sys.executable, "-c", "raise SystemExit(1)") == "unknown"
+    assert measure.first_line_of(sys.executable, "-c", "print('580.1\\nsecond')") == "580.1"
 
 
 # ---- compare_starts ---------------------------------------------------------------------------------
@@ -245,4 +308,4 @@ def test_a_recipe_that_is_not_there_is_one_line(capsys):
 def test_help_gives_an_example(tool, capsys):
     with pytest.raises(SystemExit, match="0"):
         tool.main(["--help"])
-    assert f"python tools/{tool.__name__.removeprefix('tools.')}.py" in capsys.readouterr().out
+    assert f"python tools/{tool.__name__}.py" in capsys.readouterr().out

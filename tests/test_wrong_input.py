@@ -112,8 +112,6 @@ def nothing_left(folder):
     [
         (no_caption, "pictures/b.png: picture without caption"),
         (no_picture, "pictures/b.txt: caption without picture"),
-        (broken_pictures, ".png: unreadable picture"),
-        (empty_captions, ".txt: empty caption"),
         (nothing_left, "pictures: no pictures there"),
         (shutil.rmtree, "pictures: no such folder"),
     ],
@@ -121,6 +119,18 @@ def nothing_left(folder):
 def test_folder_of_pictures(refusal, pictures, recipe, harm, words):
     harm(pictures)
     assert words in refusal("distill", recipe, "data.kind=folder", "data.path=pictures")
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"), [(broken_pictures, "unreadable picture"), (empty_captions, "empty caption")]
+)
+def test_folder_of_bad_samples(sprint, here, pictures, recipe, harm, words):
+    """Some may be bad, all may not; they are listed where the line says."""
+    harm(pictures)
+    result = sprint("distill", recipe, "data.kind=folder", "data.path=pictures")
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert words in result.last_line and "runs/mini/bad_samples.jsonl" in result.last_line
+    assert words in (here / "runs/mini/bad_samples.jsonl").read_text()
 
 
 def test_size_that_the_autoencoder_cannot_divide(refusal, pictures, recipe):

@@ -169,6 +169,8 @@ class CachedItems(Items):
                 continue
         raise SprintError(f"{self.folder}: none of its samples can be read; make the cache anew")
 
+    has_null = True
+
     @property
     def null(self) -> tuple[Tensor, Tensor]:
         """The empty prompt, as `encode_null` gives it.  -> text [1, max_length, D] in fp32, mask [1, max_length]"""

@@ -80,6 +80,11 @@ class CachedReferenceItems(TarItems):
             raise BadSample("unreadable latent", where, said(error)) from error
         return height * CELL, width * CELL
 
+    @property
+    def has_null(self) -> bool:
+        """Whether the empty prompt is there too; Sana's own layout has no place for it."""
+        return (self.tar.root / NULL).is_file()
+
     @cached_property
     def null(self) -> tuple[Tensor, Tensor]:
         """The empty prompt.  -> text [1, T, D], mask [1, T]; raises `SprintError` without a readable null.npz"""

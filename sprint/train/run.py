@@ -24,6 +24,7 @@ from sprint.data.cache import CachedItems
 from sprint.data.source import ItemSource, Source, collate, encode, open_items, open_source
 from sprint.encoder import TeacherDraws, load_draws
 from sprint.engine import Engine, to_device
+from sprint.errors import SprintError
 from sprint.export import export_student, export_teacher
 from sprint.files import write_whole
 from sprint.log import RunLog
@@ -77,11 +78,17 @@ class Run:
             self.null: tuple[Tensor, Tensor] = encode_null(self.family)
             return
         items = open_items(data)
+        of_scenes = isinstance(items, CachedItems) and items.settings.data["kind"] == DataKind.scenes.value
+        if self.recipe.evaluate.prompts and not of_scenes:
+            raise SprintError(
+                "evaluate.prompts must be 0 with a cache of anything but scenes: only scenes can be scored"
+            )
         if isinstance(items, CachedItems):
             items.check(self.family_name, self.recipe.text)
+        if items.has_null:
             self.null = tuple(x.to(self.engine.device) for x in items.null)
         else:
-            self.null = encode_null(self.family)  # the reference's layout has none
+            self.null = encode_null(self.family)
             del self.family
         self.source = ItemSource(items, data, bad_file=bad)
 
@@ -113,13 +120,16 @@ class Run:
 
     def train(self) -> None:
         """Both stages, each exported when it ends."""
+        if self._exists("student"):
+            return
+        if self.engine.main_process:
+            print(self.engine, file=sys.stderr)
         recipe = self.recipe
         totals = {"adapt": recipe.adapt.steps, "distill": recipe.distill.steps}
         with RunLog(self.folder, totals, main_process=self.engine.main_process, wandb=recipe.wandb) as log:
             if not self._exists("teacher"):
                 self._adapt(log)
-            if not self._exists("student"):
-                self._distill(log)
+            self._distill(log)
 
     def _exists(self, part: str) -> bool:
         return bool(self.engine.told_by_main(lambda: "yes" if (self.folder / part).exists() else None))
@@ -184,8 +194,6 @@ def distill(recipe: Recipe, root: Path = Path("runs"), command: str = "") -> Pat
     Raises SprintError for a recipe that cannot run, `Interrupted` after a signal, once the run is saved.
     """
     engine = Engine.of(recipe)
-    if engine.main_process:
-        print(f"sprint: {engine}", file=sys.stderr)
     with engine.watched():
         run = Run(recipe, root, engine)
         run.train()
