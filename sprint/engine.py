@@ -54,7 +54,7 @@ class Engine:
         shard_teacher: bool = False,
         timeout: int = 600,
     ):
-        self.precision, self.kind = precision, kind
+        self.precision, self.asked = precision, kind
         self.timeout = timedelta(seconds=timeout)
         bf16 = precision is Precision.bf16
         asked = int(os.environ.get("WORLD_SIZE", os.environ.get("ACCELERATE_NUM_PROCESSES", "1")))
@@ -73,12 +73,17 @@ class Engine:
     def of(cls, recipe: Recipe) -> "Engine":
         return cls(recipe.precision, recipe.engine, recipe.shard_size, recipe.shard_teacher, recipe.timeout)
 
+    @property
+    def kind(self) -> EngineKind:
+        """What is in force: one process has nobody to share with."""
+        return self.asked if self.processes > 1 else EngineKind.single
+
     def _check_processes(self, asked: int) -> None:
         if asked != self.processes:
             raise SprintError(
                 f"asked for {asked} processes, running in {self.processes}; start with torchrun"
             )
-        if self.processes > 1 and self.kind is EngineKind.single:
+        if self.processes > 1 and self.asked is EngineKind.single:
             raise SprintError(
                 f"engine = single, but {self.processes} processes are running; set engine=ddp, fsdp2, zero2 or zero3"
             )
@@ -127,12 +132,11 @@ class Engine:
         `module`: the hooks that gather and average sit on the outermost call.
         """
         self._place(module)
-        sharded = self.processes > 1 and self.kind is EngineKind.fsdp2
         if self.kind in (EngineKind.zero2, EngineKind.zero3):
             from sprint.zero import Zero  # DeepSpeed is an extra
 
             return Zero(module, settings, 2 if self.kind is EngineKind.zero2 else 3)
-        if sharded:
+        if self.kind is EngineKind.fsdp2:
             self._shard(module)
             return RowSharded(module, settings, self.mesh)
         return self.replicated(module, settings)
@@ -176,7 +180,7 @@ class Engine:
     @contextmanager
     def autocast(self) -> Iterator[None]:
         """Autocast where the run is bf16. In pieces, weights are whole for a moment: their casts are not kept."""
-        kept = self.processes == 1 or self.kind in (EngineKind.ddp, EngineKind.zero2)
+        kept = self.kind in (EngineKind.single, EngineKind.ddp, EngineKind.zero2)
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.precision is Precision.bf16, cache_enabled=kept
         ):

@@ -142,6 +142,10 @@ def _relations_of_engine(recipe: Recipe) -> Iterator[tuple[bool, str]]:
         f"shard_size = {recipe.shard_size}, but engine = {engine.value} knows none; use engine=fsdp2",
     )
     yield (
+        not recipe.compile or engine is not EngineKind.zero3,
+        "compile = true, but compiled blocks have not been tried with engine = zero3; use engine=fsdp2",
+    )
+    yield (
         recipe.micro_batch_size % adversarial.neighbours == 0 or adversarial.weight == 0,
         f"micro_batch_size = {recipe.micro_batch_size}, but it must be a multiple of "
         f"distill.adversarial.neighbours = {adversarial.neighbours}",

@@ -16,7 +16,8 @@ from sprint.errors import SprintError
 from sprint.models.student import Student
 from sprint.models.taps import TappedTeacher
 from sprint.models.view import DENSE_TIME, TrigFlowView
-from sprint.recipe import Precision
+from sprint.recipe import EngineKind, Precision
+from sprint.sharding import Whole
 from sprint.train.distill import DistillStage
 from tests.engine_processes import BATCH, both_stages, recipe_for_engines
 from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null, tiny_recipe
@@ -214,7 +215,10 @@ def test_the_losses_would_show_another_batch(whole_batch):
     assert loss != pytest.approx(whole_batch["distill"]["losses"][0], rel=1e-5, abs=1e-5)
 
 
-def test_one_process_of_several_engines_is_no_engine_for_several(engine, monkeypatch):
+def test_engines_for_one_and_for_several(engine, monkeypatch):
+    alone = Engine(Precision.fp32, EngineKind.zero3)
+    assert str(alone) == "engine single, 1 process on cpu (zero3 has nobody to share with)"
+    assert type(alone.trained(tiny_network(), tiny_recipe().adapt.optimizer)) is Whole
     monkeypatch.setattr(Engine, "processes", 2)
     with pytest.raises(SprintError, match="engine = single, but 2 processes are running; set engine=ddp"):
         engine._check_processes(2)

@@ -86,6 +86,20 @@ def run_tests() -> dict:
     return {"passed": counts["tests"]}
 
 
+def run_engines(processes: int = 0) -> dict:
+    """Each engine in processes of its own, two where there are two GPUs. Raises RuntimeError if one goes astray."""
+    processes = processes or min(2, torch.cuda.device_count())
+    torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
+    with tempfile.TemporaryDirectory() as folder:
+        for launcher, kinds in (((), ("single",)), (torchrun, SHARED_ENGINES)):
+            script = str(ROOT / "tools" / "gpu_engines.py")
+            code, output = run_python(*launcher, script, folder, *kinds, folder=ROOT)
+            if code != 0:
+                raise RuntimeError(f"{', '.join(kinds)} ended with code {code}: {last_lines(output)}")
+        found = {file.stem: json.loads(file.read_text()) for file in Path(folder).glob("*.json")}
+    return {"processes": processes, "largest_difference": compare_engines(found), "engines": found}
+
+
 def run_tiny(overrides: tuple[str, ...] = TINY_OVERRIDES) -> dict:
     """The tiny recipe, overridden, from teacher to page, in a folder that is then removed."""
     arguments = [str(ROOT / "recipes" / "tiny.yaml"), "name=gpu-check", *overrides]
@@ -119,20 +133,6 @@ class Part(NamedTuple):
     seconds: int  # time box
     what: str
     run: Callable[[], dict]
-
-
-def run_engines(processes: int = 0) -> dict:
-    """Each engine in processes of its own, two where there are two GPUs. Raises RuntimeError if one goes astray."""
-    processes = processes or min(2, torch.cuda.device_count())
-    torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
-    with tempfile.TemporaryDirectory() as folder:
-        for launcher, kinds in (((), ("single",)), (torchrun, SHARED_ENGINES)):
-            script = str(ROOT / "tools" / "gpu_engines.py")
-            code, output = run_python(*launcher, script, folder, *kinds, folder=ROOT)
-            if code != 0:
-                raise RuntimeError(f"{', '.join(kinds)} ended with code {code}: {last_lines(output)}")
-        found = {file.stem: json.loads(file.read_text()) for file in Path(folder).glob("*.json")}
-    return {"processes": processes, "largest_difference": compare_engines(found), "engines": found}
 
 
 def train_large() -> dict:

@@ -25,7 +25,7 @@ HEAD = 2**16  # bytes that hold nearly every picture's header
 class WebDatasetItems(TarItems):
     """Pictures in shards, in order of shard and entry.
 
-    KEY.json   {"prompt": "…"}, or "caption" or "text"; or {"captions": ["…", …], "clip_scores": [0.31, …]}, of
+    KEY.json   {"prompt": "…"}, or "caption" or "text"; or {"captions": ["…", …], "clip_scores": [31.2, …]}, of
                which one is drawn; and if known "height" and "width" of the picture
     KEY.txt    the caption, if KEY.json has none
 
@@ -34,8 +34,7 @@ class WebDatasetItems(TarItems):
     SHARD_ANY_clip_score.json    {KEY: {NAME: score}}; NAME is one of those, a text in KEY.json, or "prompt" for
                                  the caption that the shard itself has
     Of captions with scores one is drawn by its score, those without stand back; without any score all are alike.
-    Scores go into data.caption_temperature as they are: Sana writes 100 times the cosine, which wants 100 times
-    the temperature.
+    Scores are used as they stand, and data.caption_temperature is in their units: Sana writes 100 times the cosine.
 
     Raises `SprintError` as `TarSamples` does, and for shards without pictures.
     """
