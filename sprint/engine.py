@@ -99,13 +99,13 @@ class Engine:
         return init_device_mesh(self.device.type, (copies, size), mesh_dim_names=("copy", "shard"))
 
     def __str__(self) -> str:
-        shards = (
-            ""
-            if self.mesh is None or self.mesh.ndim == 1
-            else f", {self.mesh.shape[0]} copies of the weights"
-        )
-        plural = "es" if self.processes > 1 else ""
-        return f"engine {self.kind.value}, {self.processes} process{plural} on {self.device.type}{shards}"
+        if self.processes == 1:
+            alone = (
+                "" if self.asked is EngineKind.single else f" ({self.asked.value} has nobody to share with)"
+            )
+            return f"engine single, 1 process on {self.device.type}{alone}"
+        copies = f", {self.mesh.shape[0]} copies of the weights" if self.mesh.ndim > 1 else ""
+        return f"engine {self.kind.value}, {self.processes} processes on {self.device.type}{copies}"
 
     @property
     def device(self) -> torch.device:

@@ -1,10 +1,11 @@
 """Small runs of `sprint distill`: started, watched, killed, and compared with one that nobody disturbed.
 
-Imported by chaos.py and chaos_cases.py; not a program.
+Imported by chaos.py and its cases; not a program.
 """
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -12,7 +13,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -248,7 +250,7 @@ class Tempo(NamedTuple):
             last = now
             time.sleep(LOOK)
         seen.append(time.monotonic())
-        return cls([b - a for a, b in zip(seen, seen[1:], strict=False)], saving / saves)
+        return cls([b - a for a, b in pairwise(seen)], saving / saves)
 
 
 class Moment(NamedTuple):
@@ -324,3 +326,97 @@ def losses_of(run: Path, reference: Path) -> list[str]:
 
 def _log(file: Path) -> list[dict]:
     return [{key: row[key] for key in row if not key.startswith(TIMES)} for row in read_metrics(file)]
+
+
+# ---- what a case works with ---------------------------------------------------------------------------
+
+
+@dataclass
+class Outcome:
+    """What a case tried, and what it found lost. Both are printed as they come."""
+
+    name: str
+    tried: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    figures: dict = field(default_factory=dict)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def did(self, text: str) -> None:
+        self.tried.append(text)
+        print(f"  {text}", flush=True)
+
+    def require(self, truth: bool, otherwise: str) -> None:
+        if not truth:
+            self.lost.append(otherwise)
+            print(f"  LOST: {otherwise}", flush=True)
+
+    def compare(self, run: Path, reference: Path) -> None:
+        for text in losses_of(run, reference):
+            self.require(False, text)
+
+
+class Reference(NamedTuple):
+    """An undisturbed run."""
+
+    run: Path
+    tempo: Tempo
+
+
+class Lab:
+    """Scratch space, the zygote, random numbers from one seed, and the runs to compare with.
+
+    share   of the kills that are tried, for a quick look
+    """
+
+    def __init__(self, folder: Path, zygote: Zygote, seed: int = 0, share: float = 1.0):
+        self.folder, self.zygote, self.seed, self.share = folder, zygote, seed, share
+        self._references: dict[int, Reference] = {}
+        self._lives: list[Life] = []
+        self._commands = 0
+
+    def random(self, name: str) -> random.Random:
+        return random.Random(f"{self.seed}/{name}")
+
+    def count(self, full: int) -> int:
+        """So many, or fewer in a quick look."""
+        return max(2, round(full * self.share))
+
+    def command(self, processes: int = 1, extra: tuple[str, ...] = ()) -> Command:
+        """In a new folder."""
+        self._commands += 1
+        return Command(self.folder / f"{self._commands:03d}", processes, extra)
+
+    def live(self, command: Command, largest_file: int = 0) -> Life:
+        self._lives.append(Life(self.zygote, command, largest_file))
+        return self._lives[-1]
+
+    def reference(self, processes: int = 1) -> Reference:
+        """Made when it is first asked for. Raises Stuck, SprintError if it fails."""
+        if processes not in self._references:
+            life = self.live(self.command(processes))
+            tempo = Tempo.of(life)
+            if any(life.codes()):
+                raise SprintError(f"an undisturbed run fails: {last_line(life.said())}")
+            self._references[processes] = Reference(life.command.run, tempo)
+        return self._references[processes]
+
+    def finish(self, outcome: Outcome, command: Command) -> Life:
+        """The same command once more, undisturbed; what it comes to must be what the reference is."""
+        life = self.live(command)
+        outcome.require(not any(life.codes()), f"the same command fails: {last_line(life.said())}")
+        outcome.compare(command.run, self.reference(command.processes).run)
+        return life
+
+    def clear(self) -> None:
+        """Ends what a failed case has left running."""
+        for life in self._lives:
+            if not life.ended:
+                life.kill()
+                life.codes()
+        self._lives.clear()
+
+
+def last_line(text: str) -> str:
+    lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"

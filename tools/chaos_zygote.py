@@ -22,7 +22,7 @@ from pathlib import Path
 import sprint.cli
 import sprint.data.folder
 import sprint.data.webdataset
-import sprint.train.run  # noqa: F401 (the verb imports it when it is called, which here is after the fork)
+import sprint.train.run
 from sprint.files import write_whole
 
 PAUSE = 0.01  # seconds between two looks at who has ended
