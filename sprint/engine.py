@@ -131,15 +131,15 @@ class Engine:
         Every block of `module` that is a Sana network's is a unit of sharding. Call what comes back and not
         `module`: the hooks that gather and average sit on the outermost call.
         """
+        if self.kind in (EngineKind.single, EngineKind.ddp):
+            return self.replicated(module, settings)
         self._place(module)
-        if self.kind in (EngineKind.zero2, EngineKind.zero3):
-            from sprint.zero import Zero  # DeepSpeed is an extra
-
-            return Zero(module, settings, 2 if self.kind is EngineKind.zero2 else 3)
         if self.kind is EngineKind.fsdp2:
             self._shard(module)
             return RowSharded(module, settings, self.mesh)
-        return self.replicated(module, settings)
+        from sprint.zero import Zero  # DeepSpeed is an extra
+
+        return Zero(module, settings, stage=2 if self.kind is EngineKind.zero2 else 3)
 
     def replicated(self, module: nn.Module, settings: Optimizer) -> Whole:
         """As `trained`, but whole in every process: for small modules."""

@@ -103,12 +103,14 @@ class Zygote:
     def __exit__(self, *exception) -> None:
         self._popen.communicate()  # closes its input
 
-    def fork(
-        self, arguments: list[str], folder: Path, output: Path, ranks: dict, largest_file: int
-    ) -> Process:
-        """`sprint ARGUMENTS` in `folder`.  ranks: what a launcher puts into the environment"""
+    def fork(self, arguments: list[str], folder: Path, ranks: dict, largest_file: int) -> Process:
+        """`sprint ARGUMENTS` in `folder`; what it says goes to a file beside that.
+
+        ranks          what a launcher puts into the environment
+        largest_file   bytes beyond which a write fails; 0: no such limit
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        Path(f"{output}.end").unlink(missing_ok=True)
+        output = folder.with_name(f"{folder.name}.{len(self._forked):03d}")
         order = {"argv": arguments, "folder": str(folder), "environment": ranks, "output": str(output)}
         print(json.dumps(order | {"largest_file": largest_file}), file=self._popen.stdin, flush=True)
         answer = self._popen.stdout.readline()
@@ -173,8 +175,7 @@ class Life:
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             ranks = {key: str(value) for key, value in place.items()} if size > 1 else {}
-            output = command.folder.with_name(f"{command.folder.name}.rank{rank}")
-            self.ranks.append(zygote.fork(command.arguments, command.folder, output, ranks, largest_file))
+            self.ranks.append(zygote.fork(command.arguments, command.folder, ranks, largest_file))
 
     def rows(self) -> int:
         """Lines of the log since this life has opened it; 0 before."""
