@@ -44,14 +44,14 @@ def size_from(file: str | Path | BinaryIO, where: str) -> Shape:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB, turned upright as its EXIF says; transparent parts become white."""
-    image = ImageOps.exif_transpose(image)
+    """8-bit RGB, turned upright (in place) as its EXIF says; transparent parts become white."""
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip at 255
         return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def nearest(shapes: Sequence[Shape], size: Shape) -> Shape:

@@ -207,16 +207,17 @@ class DistillStage:
 
     @contextmanager
     def _reading(self, batch: Batch, generator_phase: bool) -> Iterator[tuple[Batch, GuidedText | None]]:
-        """The batch, and the prompts beside null prompts where guidance is wanted; the teacher reads each once."""
+        """The batch, and beside it the prompts with null prompts where guidance is wanted.
+
+        Inside, the teacher reads every text of the generator's phase once, its backward passes included.
+        """
         size = len(batch.latent)
-        if generator_phase:
-            guided = self.with_null(batch)
-            with self.memory.of(guided.text, keep=size):
-                yield batch._replace(text=guided.text[:size], mask=guided.mask[:size]), guided
-        else:
-            batch = batch._replace(text=batch.text.to(self.null[0].dtype))
-            with self.memory.of(batch.text):
-                yield batch, None
+        if not generator_phase:
+            yield batch._replace(text=batch.text.to(self.null[0].dtype)), None
+            return
+        guided = self.with_null(batch)
+        with self.memory.of(guided.text, keep=size):
+            yield batch._replace(text=guided.text[:size], mask=guided.mask[:size]), guided
 
     def _terms(self, generator_phase: bool) -> list[Callable]:
         """What is added up in this phase, (batch, draws, guided) -> loss, what to log.
@@ -241,7 +242,7 @@ class DistillStage:
         return self.settings.adversarial.weight * loss + 0.0 * logvar.sum(), {"loss_adv": loss}
 
     def _discriminator_term(self, batch: Batch, draws: Draws, guided: None):
-        with self.engine.autocast():
+        with self.memory.of(batch.text), self.engine.autocast():
             return self._discriminator_loss(batch, draws)
 
     def _consistency_loss(

@@ -1,0 +1,193 @@
+"""What disks do to runs: they fill up, they tear and flip what was written.
+
+Imported by chaos.py; not a program.
+"""
+
+import random
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from chaos_runs import SAVE_EVERY, STEPS, Command, Lab, Outcome, environment, last_line, until
+
+from sprint.files import sha256
+
+SMALL = (
+    2**20
+)  # bytes: less than a file of a checkpoint's tensors, more than anything else that training writes
+
+
+# ---- full -------------------------------------------------------------------------------------------
+
+
+def full_disk(lab: Lab, outcome: Outcome) -> None:
+    """No space for the next checkpoint: one line, exit 2, the others intact; then the same command with space."""
+    file_limit(lab, outcome)
+    small_disk(lab, outcome)
+
+
+def file_limit(lab: Lab, outcome: Outcome) -> None:
+    """A limit on the size of files (RLIMIT_FSIZE), as a quota would set it."""
+    life = at_checkpoints(lab, "adapt", 1)
+    command = life.command
+    before = digests(command)
+    life = lab.live(command, largest_file=SMALL)
+    codes, said = life.codes(), last_line(life.said())
+    outcome.did(f"no file above {SMALL >> 20} MiB: ended with {codes[0]}: {said}")
+    outcome.require(codes == [2] and said.startswith("sprint: cannot write checkpoint"), "not one clear line")
+    outcome.require(before.items() <= digests(command).items(), "an earlier checkpoint has changed")
+    life = lab.finish(outcome, command)
+    outcome.require(resumed_at(life.said(), "adapt", SAVE_EVERY), "did not go on from the earlier checkpoint")
+
+
+def small_disk(lab: Lab, outcome: Outcome) -> None:
+    """A file system of its own that is too small, and then is not (tmpfs, where the system lets us mount it)."""
+    command = lab.command()
+    (command.folder / "runs").mkdir(parents=True)
+    checkpoint = sum(
+        file.stat().st_size for file in at_checkpoints(lab, "adapt", 1).command.checkpoints()[0].iterdir()
+    )
+    size = checkpoint * 5 // 2 // 1024  # KiB: two checkpoints, and not the third before one of them goes
+    script = f"""
+        mount -t tmpfs -o size={size}k none runs || exit 99
+        "$@" 2> first; echo $? > first.code
+        cp -r runs/*/checkpoints between
+        mount -o remount,size=1g none runs
+        "$@" 2> second; echo $? > second.code
+        cp -r runs/* after
+    """
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", script, "sh", *command.in_shell()],
+        cwd=command.folder,
+        env=environment(),
+        capture_output=True,
+    )
+    if not (command.folder / "first.code").exists():
+        outcome.did(f"no disk of our own here: {last_line(done.stderr.decode(errors='replace'))}")
+        return
+    said, code = (command.folder / "first").read_text(), (command.folder / "first.code").read_text().strip()
+    outcome.did(f"a disk of {size >> 10} MiB: ended with {code}: {last_line(said)}")
+    clear = "No space left on device" in last_line(said)
+    outcome.require(code == "2" and clear, f"not one clear line: {last_line(said)}")
+    kept = sorted(path.name for path in command.folder.glob("between/*/[0-9]*"))
+    outcome.require(bool(kept), "no checkpoint is left")
+    step = int(kept[-1].rpartition("-")[2]) if kept else 0
+    said, code = (command.folder / "second").read_text(), (command.folder / "second.code").read_text().strip()
+    outcome.did(f"with space: went on from step {step}, ended with {code}")
+    outcome.require(code == "0", f"the same command fails: {last_line(said)}")
+    outcome.require(resumed_at(said, "adapt", step), f"did not go on from {kept[-1:]}")
+    outcome.compare(command.folder / "after", lab.reference().run)
+
+
+# ---- damaged ----------------------------------------------------------------------------------------
+
+
+def truncated(checkpoint: Path, numbers: random.Random) -> None:
+    cut(tensors_of(checkpoint), numbers)
+
+
+def bit_in_tensors(checkpoint: Path, numbers: random.Random) -> None:
+    flip(tensors_of(checkpoint), numbers)
+
+
+def bit_in_facts(checkpoint: Path, numbers: random.Random) -> None:
+    flip(checkpoint / "facts.json", numbers)
+
+
+def bit_in_manifest(checkpoint: Path, numbers: random.Random) -> None:
+    flip(checkpoint / "manifest.json", numbers)
+
+
+def bit_in_index(checkpoint: Path, numbers: random.Random) -> None:
+    flip(checkpoint / ".metadata", numbers)
+
+
+def file_missing(checkpoint: Path, numbers: random.Random) -> None:
+    tensors_of(checkpoint).unlink()
+
+
+DAMAGES: list[Callable[[Path, random.Random], None]] = [
+    truncated,
+    bit_in_tensors,
+    bit_in_facts,
+    bit_in_manifest,
+    bit_in_index,
+    file_missing,
+]
+
+
+def tensors_of(checkpoint: Path) -> Path:
+    return next(checkpoint.glob("*.distcp"))
+
+
+def cut(file: Path, numbers: random.Random) -> None:
+    with open(file, "r+b") as stream:
+        stream.truncate(numbers.randrange(file.stat().st_size))
+
+
+def flip(file: Path, numbers: random.Random) -> None:
+    content = bytearray(file.read_bytes())
+    content[numbers.randrange(len(content))] ^= 1 << numbers.randrange(8)
+    file.write_bytes(content)
+
+
+def damaged_checkpoints(lab: Lab, outcome: Outcome) -> None:
+    """The newest checkpoint in every way we know, then all of them; each time on a copy of one killed run."""
+    numbers, killed = lab.random(outcome.name), at_checkpoints(lab, "distill", 2).command
+    newest, older = (int(path.name.rpartition("-")[2]) for path in killed.checkpoints()[:2])
+    damages = DAMAGES[: lab.count(len(DAMAGES))]
+    outcome.figures["damages"] = [damage.__name__ for damage in damages] + ["all"]
+    for damage in damages:
+        command = copy_of(lab, killed)
+        damage(command.checkpoints()[0], numbers)
+        go_on(
+            lab, outcome, command, f"{damage.__name__.replace('_', ' ')} at step {newest}", older, warnings=1
+        )
+    command = copy_of(lab, killed)
+    for checkpoint in command.checkpoints():
+        flip(tensors_of(checkpoint), numbers)
+    go_on(lab, outcome, command, "a bit in each of all checkpoints", 0, warnings=2)
+
+
+def go_on(lab: Lab, outcome: Outcome, command: Command, damage: str, step: int, warnings: int) -> None:
+    """The same command again; it must say what is damaged and begin at `step`."""
+    life = lab.finish(outcome, command)
+    told = [line for line in life.said().splitlines() if "is damaged" in line]
+    outcome.did(f"{damage}: went on from step {step}; said: {told[-1] if told else 'nothing'}")
+    outcome.require(
+        len(told) == warnings, f"said {len(told)} times that a checkpoint is damaged, not {warnings}"
+    )
+    outcome.require(resumed_at(life.said(), "distill", step), f"did not go on from step {step}")
+
+
+# ---- shared -----------------------------------------------------------------------------------------
+
+
+def at_checkpoints(lab: Lab, stage: str, count: int):
+    """A run that was killed when it had so many checkpoints of the stage and was a step further.  -> Life"""
+    life = lab.live(lab.command())
+    first = STEPS["adapt"] if stage == "distill" else 0
+    life.wait_for(first + count * SAVE_EVERY + 1)
+    until(
+        lambda: (len(life.command.checkpoints()) >= count and not life.writing()) or life.ended, "checkpoints"
+    )
+    life.kill()
+    life.codes()
+    return life
+
+
+def copy_of(lab: Lab, command: Command) -> Command:
+    copy = lab.command()
+    shutil.copytree(command.folder, copy.folder)
+    return copy
+
+
+def digests(command: Command) -> dict[Path, str]:
+    return {file: sha256(file) for folder in command.checkpoints() for file in folder.iterdir()}
+
+
+def resumed_at(said: str, stage: str, step: int) -> bool:
+    """The first progress line of the stage says so."""
+    lines = [line for line in said.replace("\r", "\n").splitlines() if f"/{len(STEPS)} {stage} " in line]
+    return bool(lines) and f"| {step}/{STEPS[stage]} [" in lines[0]
