@@ -4,8 +4,11 @@ import json
 import math
 import os
 import sys
-from pathlib import Path
 
+import bench_jvp
+import bench_step
+import measure
+import plain_step
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -16,12 +19,6 @@ from sprint.recipe import Optimizer, Precision
 from sprint.train import distill
 from sprint.train.distill import DistillStage, draw
 from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null, tiny_recipe
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))  # tools import each other as scripts do
-import bench_jvp
-import bench_step
-import measure
-import plain_step
 
 G, D = 0, 1  # steps of each phase
 MB = 1_000_000

@@ -1,10 +1,12 @@
 """The benchmarks that count: bytes, FLOPs and growth. Known answers first, then each tool end to end at toy size."""
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import bench_flops
+import bench_growth
+import bench_memory
+import measure
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -14,12 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sprint.recipe import Precision
 from tests.tiny import tiny_batch, tiny_network
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))  # tools import each other as scripts do
-import bench_flops
-import bench_growth
-import bench_memory
-import measure
 
 TINY = measure.Request("tiny", 2, "cpu", Precision.fp32)
 

@@ -1,21 +1,17 @@
 """The precision benchmark at toy size: its gradient is the stage's, its reference exact, its islands real."""
 
 import math
-import sys
-from pathlib import Path
 
+import bench_precision
+import precision_cases
 import pytest
 import torch
+from bench_precision import DEFAULT, VARIANTS, gradient_in
+from precision_cases import Case, Outcome, TrueFloat64, exact_gradient
 
 from sprint.models.view import DENSE_TIME, TrigFlowView
 from sprint.train.distill import DistillStage, draw
 from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null, tiny_recipe
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))  # tools import each other as scripts do
-import bench_precision
-import precision_cases
-from bench_precision import DEFAULT, VARIANTS, gradient_in
-from precision_cases import Case, Outcome, TrueFloat64, exact_gradient
 
 FP64 = torch.float64
 

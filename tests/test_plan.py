@@ -1,12 +1,13 @@
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import bench_memory
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import SanaTransformer2DModel
+from measure import SIZES, Request
 from safetensors.torch import save_file
 
 from sprint.activations import FOOTPRINTS
@@ -17,10 +18,6 @@ from sprint.optim import build_optimizer
 from sprint.plan import dry_run
 from sprint.plan_engines import optimizer_state_numel
 from sprint.recipe import Optimizer, OptimizerKind, Precision, Recipe, load_recipe
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))  # tools import each other as scripts do
-import bench_memory
-from measure import SIZES, Request
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 COUNTS = {  # teacher, with QK-norm, student

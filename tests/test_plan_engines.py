@@ -1,12 +1,12 @@
 """What each engine holds, against torch's own sharding in one process that stands for the first of eight."""
 
 import json
-import sys
 import warnings
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
+import plan_table
 import pytest
 import torch
 from diffusers import SanaTransformer2DModel
@@ -35,9 +35,6 @@ from sprint.plan_engines import (
 from sprint.recipe import EngineKind, OptimizerKind, Precision, load_recipe
 from sprint.zero import BUCKET
 from tests.test_engine import torchrun
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))  # tools import each other as scripts do
-import plan_table
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 CAME, ADAMW = OptimizerKind.came, OptimizerKind.adamw

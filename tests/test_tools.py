@@ -7,6 +7,11 @@ import time
 from pathlib import Path
 from xml.etree import ElementTree
 
+import compare_starts
+import gpu_check
+import gpu_engines
+import gpu_speed
+import measure
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -16,13 +21,6 @@ from sprint.cli import main as sprint_command
 from sprint.errors import SprintError
 from sprint.models.presets import transformer_config
 from sprint.recipe import load_recipe
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))  # tools import each other as scripts do
-import compare_starts
-import gpu_check
-import gpu_engines
-import gpu_speed
-import measure
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")

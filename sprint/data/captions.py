@@ -12,7 +12,7 @@ ABSURD = 1e9  # as a clip score
 def caption_from(value: object, where: str, temperature: float, draw: np.random.Generator) -> str:
     """The caption that a text, a list of texts or a JSON object holds; of several one is drawn.
 
-    value   "…" or ["…", …] or {"captions": ["…", …], "clip_scores": [0.31, …]} (scores may be left out)
+    value   "…" or ["…", …] or {"captions": ["…", …], "clip_scores": [31.2, …]} (scores may be left out)
             or {"prompt": "…"}
 
     -> without blanks around it.  Raises `BadSample` (`where` names it) if there is none to be had.

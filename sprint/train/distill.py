@@ -185,6 +185,8 @@ class DistillStage:
         updater.trained.zero_grad()
         for part in parts(size, self.recipe.micro_batch_size):
             share = (part.stop - part.start) / size
+            if not generator_phase:
+                self.heads.train(part.start == 0)  # their spectral norms move on once an update
             with self._reading(take(batch, part), generator_phase) as (given, guided):
                 for term in terms:
                     more = part.stop < size or term is not terms[-1]
