@@ -215,7 +215,8 @@ def recipe_hash(recipe: Recipe) -> str:
         del settings[key]  # a run may go on with another of these
     for key in ("activation_checkpointing", "compile"):
         del settings[key]
-    del settings["data"]["workers"]
+    for key in ("workers", "bad_share"):
+        del settings["data"][key]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 

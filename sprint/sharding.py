@@ -151,8 +151,8 @@ class RowSharded(Whole):
 
     def zero_grad(self) -> None:
         """Of the rows: after a forward without a backward the module shows whole weights, and not these."""
-        for sharded in self.sharded.values():
-            sharded.grad = None
+        for name, held in self.held.items():
+            held.grad = self.sharded[name].grad = None
 
     def update(self) -> tuple[Tensor, Tensor]:
         for name, held in self.held.items():

@@ -263,6 +263,15 @@ def test_hash_changes_with_what_determines_the_result_only(small):
     assert len(original) == 12
     for same in ("log_every=1", "save_every=7", "wandb=true", "name=other", "needs=luck", "adapt.steps=300"):
         assert recipe_hash(load_recipe(small, [same])) == original, same
+    how = (
+        "engine=ddp",
+        "micro_batch_size=4",
+        "activation_checkpointing=true",
+        "timeout=60",
+        "data.workers=3",
+    )
+    for same in (*how, "shard_teacher=true", "data.bad_share=0.5"):
+        assert recipe_hash(load_recipe(small, [same])) == original, same
     different = [
         "seed=1",
         "adapt.steps=301",

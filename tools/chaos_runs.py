@@ -274,11 +274,17 @@ class Moment(NamedTuple):
 
 
 def reach(life: Life, moment: Moment, tempo: Tempo) -> bool:
-    """Wait for the moment.  -> False if the run ended before.  Raises Stuck."""
+    """Wait for the moment, at most until what it falls into is over.  -> False if the run ended before.
+
+    Raises Stuck.
+    """
     life.wait_for(moment.row)
     if moment.saving:
         until(lambda: life.writing() or life.ended, "a save")
-    time.sleep(moment.share * (tempo.save if moment.saving else tempo.gaps[moment.row]))
+    seconds = moment.share * (tempo.save if moment.saving else tempo.gaps[moment.row])
+    began = time.monotonic()
+    over = (lambda: not life.writing()) if moment.saving else (lambda: life.rows() > moment.row)
+    until(lambda: time.monotonic() - began >= seconds or over() or life.ended, "a moment")
     return not any(process.end for process in life.ranks)
 
 

@@ -220,7 +220,11 @@ def states_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def heads_of(stage: DistillStage) -> list[Tensor]:
     weights = list(stage.heads.parameters())
-    return [*weights, *(p.grad for p in weights if p.grad is not None), *states_of(stage.discriminator.trained.optimizer)]
+    return [
+        *weights,
+        *(p.grad for p in weights if p.grad is not None),
+        *states_of(stage.discriminator.trained.optimizer),
+    ]
 
 
 def live_tensors() -> list[Tensor]:
@@ -245,7 +249,7 @@ def memory_of(case: Case, network: str) -> dict:
 
     def updates() -> None:
         stage = DistillStage(recipe, engine, size.teacher(), size.text(1), size.latent)
-        held.stage = stage.clock.stage = stage
+        held.stage = stage
         stage.clock = held
         batch = take(size.batch_of(BATCH), engine.share(BATCH))
         for step in range(3):  # G D G
