@@ -33,6 +33,9 @@ from sprint.recipe import EngineKind, Optimizer, Precision, Recipe
 from sprint.sharding import Replicated, RowSharded, Whole
 
 Slices = TypeVar("Slices", bound=tuple)
+ACCELERATE_LAUNCHED = (
+    "ACCELERATE_DYNAMO_MODE"  # what its launcher sets, also where it silently starts one process
+)
 
 
 class Engine:
@@ -65,6 +68,15 @@ class Engine:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=self.timeout)],
         )
         self._check_processes(asked)
+        if (
+            ACCELERATE_LAUNCHED in os.environ
+            and "WORLD_SIZE" not in os.environ
+            and kind is not EngineKind.single
+        ):
+            raise SprintError(
+                "accelerate launch has started 1 process and does not say how many it was asked for; "
+                "start with torchrun, or for one process with engine=single"
+            )
         self.hosts = self.own_group()
         self.shard_teacher = shard_teacher and self.processes > 1
         self.mesh = self._mesh(shard_size) if self.processes > 1 else None

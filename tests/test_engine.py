@@ -70,6 +70,26 @@ def test_processes_that_are_not_there_are_an_error(engine, monkeypatch):
         Engine(Precision.fp32)
 
 
+def test_accelerate_launch_that_starts_one_process_is_an_error():
+    """With --cpu --num_processes 2 it does, and says nothing."""
+    program = "from sprint.engine import Engine; from sprint.recipe import EngineKind, Precision;"
+    program += "Engine(Precision.fp32, EngineKind.ddp)"
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--no_python",
+    ]
+    environment = {key: value for key, value in os.environ.items() if key != "WORLD_SIZE"}
+    command = [*launcher, sys.executable, "-c", program]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode != 0
+    assert "accelerate launch has started 1 process" in result.stderr
+
+
 def test_trainable_is_float32_and_frozen_takes_no_gradient(engine):
     network = tiny_network().to(torch.bfloat16)
     engine.trained(network, tiny_recipe().adapt.optimizer)

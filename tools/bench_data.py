@@ -20,10 +20,11 @@ measured here. Of all others it is Sana 0.6B at 1024 px on an H100, which is ass
 tools/bench_flops.py counted, done at 40% of 989 TFLOP/s; --need replaces it. Pictures must also pass the text
 encoder and the autoencoder: that is the step's work and in none of these figures. Caches need neither.
 
-Rates are medians of interleaved rounds, with files in the page cache: compare MB/s with your disk. On a machine that
-others use too, threads wait for a core; Linux says how long, and "cores free" is the rate without that wait (where
-Linux does not say, it is the same). CPU milliseconds are those of all threads: times the need, they are the cores
-that loading takes. Writes tools/results/data.json.
+Rates are medians of interleaved rounds, with files in the page cache: compare MB/s with your disk. Where threads are
+more than free cores, they wait for one; Linux says how long, and "a core each" is the rate less that wait: not
+measured but computed, and as good as what it says of "no lock" (where Linux is silent, it is the rate itself). CPU
+milliseconds are those of all threads: times the need, they are the cores that loading takes. Writes
+tools/results/data.json.
 """
 
 import argparse
@@ -163,11 +164,11 @@ def rates_of(found: dict[int, tuple[list[float], Pass]]) -> dict:
         free[workers] = [wall - wait for wall, wait in zip(seconds, each.queued[-rounds:], strict=True)]
         rows[str(workers)] = {
             "samples_per_second": summary([each.samples / wall for wall in walls[workers]]),
-            "cores_free": summary([each.samples / wall for wall in free[workers]]),
+            "core_each": summary([each.samples / wall for wall in free[workers]]),
             "cpu_ms_per_sample": summary([1000 * cpu / each.samples for cpu in each.cpu[-rounds:]]),
         }
     both = {1, 2} <= found.keys()
-    gains = {"measured": ratio(walls[1], walls[2]), "cores_free": ratio(free[1], free[2])} if both else {}
+    gains = {"measured": ratio(walls[1], walls[2]), "core_each": ratio(free[1], free[2])} if both else {}
     return {"workers": rows, "two_workers_over_one": gains}
 
 
@@ -222,7 +223,7 @@ def judged(found: dict, need: Need) -> dict:
     """The need, who keeps up with it, and the cores that one worker's reading takes at that rate."""
     rows = {int(workers): row for workers, row in found["workers"].items()}
     verdicts = {}
-    for kind, key in (("measured", "samples_per_second"), ("cores_free", "cores_free")):
+    for kind, key in (("measured", "samples_per_second"), ("core_each", "core_each")):
         rates = {workers: row[key]["median"] for workers, row in rows.items()}
         verdicts[kind] = verdict(rates, need.samples_per_second)._asdict()
     seconds = rows[min(rows)]["cpu_ms_per_sample"]["median"] / 1000
@@ -252,12 +253,12 @@ def page(results: dict) -> str:
             f"{results['cores']} cores, load {before:.1f} before and {after:.1f} after; "
             f"medians of {results['rounds']} rounds (and their spread)",
             "",
-            "| format | KB a sample | workers | samples/s | cores free | CPU ms a sample | MB/s |",
+            "| format | KB a sample | workers | samples/s | a core each | CPU ms a sample | MB/s |",
             "|---|---|---|---|---|---|---|",
             *(line for name, found in formats.items() for line in rate_lines(name, found)),
             "",
-            "| format | need, samples/s | keeps up here | with cores free | cores it takes | "
-            "2 workers over 1, here | cores free |",
+            "| format | need, samples/s | keeps up here | with a core each | cores it takes | "
+            "2 workers over 1, here | with a core each |",
             "|---|---|---|---|---|---|---|",
             *(need_line(name, found) for name, found in formats.items()),
             "",
@@ -277,20 +278,20 @@ def rate_lines(name: str, found: dict) -> Iterator[str]:
     for workers, row in found["workers"].items():
         rate = row["samples_per_second"]
         yield (
-            f"| {name} | {size / 1000:.0f} | {workers} | {spread(rate, 0)} | {spread(row['cores_free'], 0)} | "
+            f"| {name} | {size / 1000:.0f} | {workers} | {spread(rate, 0)} | {spread(row['core_each'], 0)} | "
             f"{spread(row['cpu_ms_per_sample'], 2)} | {rate['median'] * size / 1e6:.0f} |"
         )
 
 
 def need_line(name: str, found: dict) -> str:
     gains = found["two_workers_over_one"]
-    gained = f"{spread(gains.get('measured'), 2)} | {spread(gains.get('cores_free'), 2)}"
+    gained = f"{spread(gains.get('measured'), 2)} | {spread(gains.get('core_each'), 2)}"
     if name == CONTROL:
         return f"| {name} | | | | | {gained} |"
     verdicts = found["verdict"]
     return (
         f"| {name} | {found['need']['samples_per_second']:.1f} | {said(verdicts['measured'])} | "
-        f"{said(verdicts['cores_free'])} | {found['cores_at_need']:.2f} | {gained} |"
+        f"{said(verdicts['core_each'])} | {found['cores_at_need']:.2f} | {gained} |"
     )
 
 

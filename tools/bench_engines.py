@@ -17,8 +17,8 @@ update to update. Beside it stands what `sprint distill --dry-run` plans for the
 every doubling of the processes wherever the engine cuts something. The peak is what the system saw of a process
 (resident memory above that of its start, activations included), which is less exact, and is not judged.
 
-Needs DeepSpeed and, with 4 processes, 6 GB of memory. Writes tools/results/engines.json; the exit status is 1 where a
-goal was missed.
+Needs DeepSpeed and, with 4 processes, 6 GB of memory. Both tables together go to tools/results/engines.json. The
+exit status is 1 where a goal was missed.
 """
 
 import argparse
@@ -155,8 +155,10 @@ def largest_difference(losses: list[float], expected: list[float]) -> float | No
 def judged_losses(rows: list[dict]) -> list[dict]:
     """With the differences from the one process of the same precision and optimizer that takes the batch at once.
 
-    first     of stage 2's first loss: no weight has moved yet
-    met       None where there is no goal
+    difference   the largest of each stage, and of stage 2's first loss, before which no weight has moved
+    met          None where there is no goal
+
+    The losses themselves stay with those that are compared with.
     """
 
     def group(row: dict) -> tuple:
@@ -170,7 +172,8 @@ def judged_losses(rows: list[dict]) -> list[dict]:
         first = largest_difference(row["distill"][:1], reference["distill"][:1])
         within = all(gap is not None and gap <= WANTED for gap in (adapt, distill))
         met = within if group(row) == (Precision.fp32, OptimizerKind.adamw) else None
-        judged.append(row | {"difference": {"adapt": adapt, "first": first, "distill": distill}, "met": met})
+        kept = row if row is reference else {name: row[name] for name in row if name not in STAGES}
+        judged.append(kept | {"difference": {"adapt": adapt, "first": first, "distill": distill}, "met": met})
     return judged
 
 
@@ -260,8 +263,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=PARTS, help="one of the two tables")
-    parser.add_argument("--quick", action="store_true", help="a few cases; writes engines-quick.json")
+    parser.add_argument("--only", choices=PARTS, help="one of the two tables; writes nothing")
+    parser.add_argument("--quick", action="store_true", help="a few cases; writes nothing")
     args = parser.parse_args(argv)
     results: dict[str, list[dict]] = {}
     try:
@@ -273,9 +276,9 @@ def main(argv: list[str] | None = None) -> int:
     except SprintError as error:
         print(f"bench_engines: {error}", file=sys.stderr)
         return 2
-    goals = {"wanted_difference": WANTED, "wanted_of_plan": WANTED_PLAN, "global_batch": BATCH}
-    ending = "-quick" * args.quick + (f"-{args.only}" if args.only else "")
-    print(write_results(f"engines{ending}", goals | results))
+    if not args.quick and not args.only:
+        goals = {"wanted_difference": WANTED, "wanted_of_plan": WANTED_PLAN, "global_batch": BATCH}
+        print(write_results("engines", goals | results))
     failures = [name for rows in results.values() for name in missed(rows)]
     if failures:
         print(f"bench_engines: missed by {', '.join(failures)}", file=sys.stderr)

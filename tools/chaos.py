@@ -1,7 +1,7 @@
 """Kills, starves and poisons small distillation runs in every way we know, and looks for what was lost.
 
     python tools/chaos.py                       everything: about six minutes on two idle cores
-    python tools/chaos.py --quick               a third of the kills
+    python tools/chaos.py --quick               fewer kills
     python tools/chaos.py --only kills          one case
     python tools/chaos.py --only kills --seed 7
 
@@ -22,10 +22,12 @@ from pathlib import Path
 from chaos_data import poisoned_data
 from chaos_disk import damaged_checkpoints, full_disk
 from chaos_kills import command_line, dying_rank, kills_of_one, kills_of_two, second_run, stop_requests
-from chaos_runs import SETTINGS, Lab, Outcome, Stuck, Zygote
+from chaos_lab import Lab, Outcome
+from chaos_runs import SETTINGS, Size, Stuck, Zygote
 
 from sprint.errors import SprintError
 
+KILLS = 20  # of one process, and of two
 Case = Callable[[Lab, Outcome], None]
 CASES: dict[str, Case] = {
     "kills": kills_of_one,
@@ -82,7 +84,9 @@ def table(outcomes: list[Outcome]) -> str:
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--seed", type=int, default=0, help="of all random moments and damages (default 0)")
-    found.add_argument("--quick", action="store_true", help="a third of the kills and damages")
+    found.add_argument(
+        "--quick", action="store_true", help=f"{KILLS // 3} kills of each kind instead of {KILLS}"
+    )
     found.add_argument("--only", choices=CASES, action="append", help="this case alone; may be given again")
     return found
 
@@ -91,9 +95,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     names = args.only or list(CASES)
     outcomes, began = [], time.monotonic()
-    print(f"seed {args.seed}; each run: sprint distill tiny {' '.join(SETTINGS)}", flush=True)
+    print(
+        f"seed {args.seed}; each run: sprint distill tiny {' '.join([*SETTINGS, *Size().settings])}",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory(prefix="sprint-chaos-") as folder, Zygote() as zygote:
-        lab = Lab(Path(folder), zygote, args.seed, 1 / 3 if args.quick else 1.0)
+        lab = Lab(Path(folder), zygote, args.seed, KILLS // 3 if args.quick else KILLS, Size())
         outcomes = [run_case(name, lab) for name in names]
     lost = sum(len(outcome.lost) for outcome in outcomes)
     print(f"\n{table(outcomes)}\n")
@@ -112,7 +119,7 @@ def write(args: argparse.Namespace, outcomes: list[Outcome]) -> Path:
         {
             "seed": args.seed,
             "quick": args.quick,
-            "settings": SETTINGS,
+            "settings": [*SETTINGS, *Size().settings],
             "cases": [asdict(o) for o in outcomes],
         },
     )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from chaos_runs import Lab, Outcome, last_line
+from chaos_lab import Lab, Outcome, last_line
 from PIL import Image
 
 GOOD = 40
@@ -25,10 +25,10 @@ def poisoned_data(lab: Lab, outcome: Outcome) -> None:
     for kind, plant in (("webdataset", plant_shard), ("folder", plant_folder)):
         data = lab.folder / f"poisoned-{kind}"
         data.mkdir()
-        planted = plant(data)
-        outcome.figures[kind] = dict(planted)
+        planted, good = plant(data)
+        total = planted.total() + good
+        outcome.figures[kind] = {"samples": total, "bad": dict(planted)}
         before = {file for file in lab.folder.rglob("*") if not runs_own(file)}
-        total = GOOD + planted.total()
         steps = -(-total // BATCH)
         settings = (f"data.kind={kind}", f"data.path={data}", f"adapt.steps={steps}", "distill.steps=2")
         command = lab.command(extra=(*settings, "data.bad_share=0.4"))
@@ -97,18 +97,18 @@ def samples() -> Iterator[tuple[str, bytes | None, bytes | None, str]]:
     yield "unseen", None, b"a caption and no picture", "missing picture"
 
 
-def plant_folder(folder: Path) -> Counter:
-    """-> bad samples by reason"""
+def plant_folder(folder: Path) -> tuple[Counter, int]:
+    """-> bad samples by reason, and the number of good ones"""
     reasons = Counter()
     for name, image, caption, reason in samples():
         for suffix, content in ((".png", image), (".txt", caption)):
             if content is not None:
                 (folder / f"{name}{suffix}").write_bytes(content)
         reasons[reason] += bool(reason)
-    return +reasons
+    return +reasons, GOOD
 
 
-def plant_shard(folder: Path) -> Counter:
+def plant_shard(folder: Path) -> tuple[Counter, int]:
     """Two shards, of which the second is cut off; entries in the first that would lead out of it.  -> as above"""
     reasons = Counter()
     with tarfile.open(folder / "0.tar", "w") as tar:
@@ -131,7 +131,7 @@ def plant_shard(folder: Path) -> Counter:
     whole = (folder / "1.tar").read_bytes()
     (folder / "1.tar").write_bytes(whole[: whole.index(b"lost.png") + tarfile.BLOCKSIZE * 3])
     reasons["damaged shard"] += 1
-    return +reasons
+    return +reasons, GOOD + 1
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

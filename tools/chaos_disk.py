@@ -9,7 +9,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from chaos_runs import SAVE_EVERY, STEPS, Command, Lab, Outcome, environment, last_line, until
+from chaos_lab import Lab, Outcome, last_line
+from chaos_runs import Command, environment, until
 
 from sprint.files import sha256
 
@@ -23,14 +24,17 @@ SMALL = (
 
 def full_disk(lab: Lab, outcome: Outcome) -> None:
     """No space for the next checkpoint: one line, exit 2, the others intact; then the same command with space."""
-    file_limit(lab, outcome)
-    small_disk(lab, outcome)
+    command = at_checkpoints(lab, "adapt", 1)
+    checkpoint = sum(file.stat().st_size for file in command.checkpoints()[0].iterdir())
+    file_limit(lab, outcome, command)
+    small_disk(lab, outcome, checkpoint)
 
 
-def file_limit(lab: Lab, outcome: Outcome) -> None:
-    """A limit on the size of files (RLIMIT_FSIZE), as a quota would set it."""
-    life = at_checkpoints(lab, "adapt", 1)
-    command = life.command
+def file_limit(lab: Lab, outcome: Outcome, command: Command) -> None:
+    """A limit on the size of files (RLIMIT_FSIZE), as a quota would set it.
+
+    command   of a killed run with a checkpoint
+    """
     before = digests(command)
     life = lab.live(command, largest_file=SMALL)
     codes, said = life.codes(), last_line(life.said())
@@ -38,16 +42,18 @@ def file_limit(lab: Lab, outcome: Outcome) -> None:
     outcome.require(codes == [2] and said.startswith("sprint: cannot write checkpoint"), "not one clear line")
     outcome.require(before.items() <= digests(command).items(), "an earlier checkpoint has changed")
     life = lab.finish(outcome, command)
-    outcome.require(resumed_at(life.said(), "adapt", SAVE_EVERY), "did not go on from the earlier checkpoint")
+    outcome.require(
+        resumed_at(life.said(), "adapt", lab.size.save_every), "did not go on from the earlier checkpoint"
+    )
 
 
-def small_disk(lab: Lab, outcome: Outcome) -> None:
-    """A file system of its own that is too small, and then is not (tmpfs, where the system lets us mount it)."""
+def small_disk(lab: Lab, outcome: Outcome, checkpoint: int) -> None:
+    """A file system of its own that is too small, and then is not (tmpfs, where the system lets us mount it).
+
+    checkpoint   bytes of one
+    """
     command = lab.command()
     (command.folder / "runs").mkdir(parents=True)
-    checkpoint = sum(
-        file.stat().st_size for file in at_checkpoints(lab, "adapt", 1).command.checkpoints()[0].iterdir()
-    )
     size = checkpoint * 5 // 2 // 1024  # KiB: two checkpoints, and not the third before one of them goes
     script = f"""
         mount -t tmpfs -o size={size}k none runs || exit 99
@@ -134,47 +140,43 @@ def flip(file: Path, numbers: random.Random) -> None:
 
 def damaged_checkpoints(lab: Lab, outcome: Outcome) -> None:
     """The newest checkpoint in every way we know, then all of them; each time on a copy of one killed run."""
-    numbers, killed = lab.random(outcome.name), at_checkpoints(lab, "distill", 2).command
-    newest, older = (int(path.name.rpartition("-")[2]) for path in killed.checkpoints()[:2])
-    damages = DAMAGES[: lab.count(len(DAMAGES))]
-    outcome.figures["damages"] = [damage.__name__ for damage in damages] + ["all"]
-    for damage in damages:
-        command = copy_of(lab, killed)
-        damage(command.checkpoints()[0], numbers)
-        go_on(
-            lab, outcome, command, f"{damage.__name__.replace('_', ' ')} at step {newest}", older, warnings=1
-        )
-    command = copy_of(lab, killed)
-    for checkpoint in command.checkpoints():
-        flip(tensors_of(checkpoint), numbers)
-    go_on(lab, outcome, command, "a bit in each of all checkpoints", 0, warnings=2)
+    numbers, killed = lab.random(outcome.name), at_checkpoints(lab, "distill", 2)
+    lab.reference()
+    cases = [(damage.__name__.replace("_", " "), [damage], lab.size.save_every) for damage in DAMAGES]
+    cases.append(("a bit in each of all", [bit_in_tensors] * len(killed.checkpoints()), 0))
+    for pair in (cases[i : i + 2] for i in range(0, len(cases), 2)):  # two at a time: each has one thread
+        copies = [copy_of(lab, killed) for _ in pair]
+        for copy, (_, each, _) in zip(copies, pair, strict=True):
+            for damage, checkpoint in zip(each, copy.checkpoints(), strict=False):
+                damage(checkpoint, numbers)
+        lives = [lab.live(copy) for copy in copies]
+        for life, (name, each, step) in zip(lives, pair, strict=True):
+            lab.finished(outcome, life)
+            judge_recovery(outcome, life.said(), name, step, len(each))
 
 
-def go_on(lab: Lab, outcome: Outcome, command: Command, damage: str, step: int, warnings: int) -> None:
-    """The same command again; it must say what is damaged and begin at `step`."""
-    life = lab.finish(outcome, command)
-    told = [line for line in life.said().splitlines() if "is damaged" in line]
+def judge_recovery(outcome: Outcome, said: str, damage: str, step: int, damaged: int) -> None:
+    """The same command must have said what is damaged, and begun at `step`."""
+    told = [line for line in said.splitlines() if "is damaged" in line]
     outcome.did(f"{damage}: went on from step {step}; said: {told[-1] if told else 'nothing'}")
-    outcome.require(
-        len(told) == warnings, f"said {len(told)} times that a checkpoint is damaged, not {warnings}"
-    )
-    outcome.require(resumed_at(life.said(), "distill", step), f"did not go on from step {step}")
+    outcome.require(len(told) == damaged, f"named {len(told)} damaged checkpoints, not {damaged}")
+    outcome.require(resumed_at(said, "distill", step), f"did not go on from step {step}")
 
 
 # ---- shared -----------------------------------------------------------------------------------------
 
 
-def at_checkpoints(lab: Lab, stage: str, count: int):
-    """A run that was killed when it had so many checkpoints of the stage and was a step further.  -> Life"""
+def at_checkpoints(lab: Lab, stage: str, count: int) -> Command:
+    """A run that was killed when it had so many checkpoints of the stage and was a step further."""
     life = lab.live(lab.command())
-    first = STEPS["adapt"] if stage == "distill" else 0
-    life.wait_for(first + count * SAVE_EVERY + 1)
+    first = lab.size.adapt if stage == "distill" else 0
+    life.wait_for(first + count * lab.size.save_every + 1)
     until(
         lambda: (len(life.command.checkpoints()) >= count and not life.writing()) or life.ended, "checkpoints"
     )
     life.kill()
     life.codes()
-    return life
+    return life.command
 
 
 def copy_of(lab: Lab, command: Command) -> Command:
@@ -189,5 +191,5 @@ def digests(command: Command) -> dict[Path, str]:
 
 def resumed_at(said: str, stage: str, step: int) -> bool:
     """The first progress line of the stage says so."""
-    lines = [line for line in said.replace("\r", "\n").splitlines() if f"/{len(STEPS)} {stage} " in line]
-    return bool(lines) and f"| {step}/{STEPS[stage]} [" in lines[0]
+    lines = [line for line in said.replace("\r", "\n").splitlines() if f"/2 {stage} " in line]
+    return bool(lines) and f"| {step}/" in lines[0]

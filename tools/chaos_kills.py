@@ -13,53 +13,41 @@ from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
-from chaos_runs import (
-    ROWS,
-    STEPS,
-    Command,
-    Lab,
-    Life,
-    Moment,
-    Outcome,
-    environment,
-    last_line,
-    reach,
-    struck,
-    until,
-)
+from chaos_lab import Lab, Outcome, last_line
+from chaos_runs import Command, Life, Moment, Size, environment, reach, struck, until
 
 from sprint.errors import SprintError
 
-KILLS = 20
 BOUND = 60.0  # seconds in which the others must end when a rank has died; they take a few on an idle machine
 
 
 # ---- SIGKILL ----------------------------------------------------------------------------------------
 
 
-def moments_to_kill(numbers: random.Random, count: int, processes: int) -> list[Moment]:
-    """Over the whole life of a run: starting up, both stages, saving, the hand-over, the end.
+def moments_to_kill(numbers: random.Random, count: int, size: Size, processes: int) -> list[Moment]:
+    """Over the whole life of a run; where there are enough, also while it starts, saves, hands over and ends.
 
-    Of the kills between two steps every third one, with several processes, is of a single rank.
+    With several processes every third one is of a single rank, but for those while it starts and ends.
     """
-    starting, saving = max(1, count // 7), count // 4
-    rows = [numbers.randrange(1, ROWS) for _ in range(count - starting)]
-    rows[:2] = [STEPS["adapt"], ROWS][: len(rows)]
+    starting, saving = count // 7, count // 4
+    rows = [numbers.randrange(1, size.rows) for _ in range(count - starting)]
+    if starting:
+        rows[-2:] = [size.adapt, size.rows]
     moments = []
     for i, row in enumerate(rows):
-        alone = processes > 1 and i % 3 == 0 and row < ROWS
+        alone = processes > 1 and i % 3 == 0 and row < size.rows
         rank = numbers.randrange(processes) if alone else None
-        moments.append(Moment(row, numbers.random(), saving=2 <= i < 2 + saving, rank=rank))
-    moments.sort()
+        moments.append(Moment(row, numbers.random(), i < saving, rank))
+    moments.sort(key=lambda moment: moment[:2])
     for _ in range(starting):
-        moments.insert(numbers.randrange(count // 2 + 1), Moment(0, numbers.random()))
+        moments.insert(numbers.randrange(count // 2), Moment(0, numbers.random()))
     return moments
 
 
 def kills(lab: Lab, outcome: Outcome, processes: int) -> None:
     """SIGKILL, again and again, each time followed by the same command."""
     tempo = lab.reference(processes).tempo
-    moments = moments_to_kill(lab.random(outcome.name), lab.count(KILLS), processes)
+    moments = moments_to_kill(lab.random(outcome.name), lab.kills, lab.size, processes)
     outcome.figures |= {"kills": len(moments), "moments": [list(moment) for moment in moments]}
     command, done, waits = lab.command(processes), 0, []
     while done < len(moments):
@@ -194,7 +182,8 @@ def stop_requests(lab: Lab, outcome: Outcome) -> None:
     numbers = lab.random(outcome.name)
     for processes in (1, 2):
         tempo, command = lab.reference(processes).tempo, lab.command(processes)
-        for stage, first, last in (("adapt", 1, STEPS["adapt"]), ("distill", STEPS["adapt"] + 1, ROWS)):
+        stages = (("adapt", 1, lab.size.adapt), ("distill", lab.size.adapt + 1, lab.size.rows))
+        for stage, first, last in stages:
             moment = Moment(numbers.randrange(first, last - 3), numbers.random(), rank=processes - 1)
             life = lab.live(command)
             if not reach(life, moment, tempo):
@@ -219,7 +208,7 @@ def stop_requests(lab: Lab, outcome: Outcome) -> None:
 def dying_rank(lab: Lab, outcome: Outcome) -> None:
     """Two plain processes, no agent: the one that is left must name the other and end soon."""
     tempo, command, numbers = lab.reference(2).tempo, lab.command(2), lab.random(outcome.name)
-    for victim, row in ((1, 4), (0, STEPS["adapt"] + 4)):
+    for victim, row in ((1, 4), (0, lab.size.adapt + 4)):
         life = lab.live(command)
         if not reach(life, Moment(row, numbers.random()), tempo):
             outcome.require(False, f"the run ended before its kill: {last_line(life.said())}")

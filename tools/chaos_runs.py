@@ -5,7 +5,6 @@ Imported by chaos.py and its cases; not a program.
 
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -13,31 +12,43 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from sprint.errors import SprintError
-from sprint.files import sha256
 from sprint.log import METRICS, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "chaos"
-STEPS = {"adapt": 9, "distill": 12}
-SAVE_EVERY = 3
-ROWS = sum(STEPS.values())  # lines of metrics.jsonl: every step is logged
 SETTINGS = [
     f"name={NAME}",
-    *(f"{stage}.steps={steps}" for stage, steps in STEPS.items()),
     *("adapt.batch_size=8", "distill.batch_size=8", "distill.adversarial.neighbours=2"),
     "micro_batch_size=2",  # so that gradients accumulate, over 4 parts in one process and over 2 in each of two
     "adapt.start=ones",  # a calibration would take longer than all the steps
-    *(f"save_every={SAVE_EVERY}", "log_every=1", "evaluate.prompts=0"),
+    *("log_every=1", "evaluate.prompts=0"),
 ]
 PATIENCE = 300.0  # seconds for anything to happen; a busy machine is slow
 LOOK = 0.002  # seconds between two looks
-TIMES = ("seconds", "ms_")  # what begins so in metrics.jsonl is of the clock and differs between any two runs
+
+
+class Size(NamedTuple):
+    """Of a run: steps of the two stages, and between checkpoints."""
+
+    adapt: int = 9
+    distill: int = 12
+    save_every: int = 3
+
+    @property
+    def rows(self) -> int:
+        """Lines of metrics.jsonl at the end: every step is logged."""
+        return self.adapt + self.distill
+
+    @property
+    def settings(self) -> list[str]:
+        stages = [f"adapt.steps={self.adapt}", f"distill.steps={self.distill}"]
+        return [*stages, f"save_every={self.save_every}"]
 
 
 class Stuck(Exception):
@@ -132,6 +143,7 @@ class Command:
     """`sprint distill` of the small recipe in a folder of its own. The same command again resumes it."""
 
     folder: Path
+    size: Size
     processes: int = 1
     extra: tuple[str, ...] = ()
 
@@ -142,7 +154,14 @@ class Command:
     @property
     def arguments(self) -> list[str]:
         engine = ["engine=ddp"] if self.processes > 1 else []
-        return ["distill", str(ROOT / "recipes" / "tiny.yaml"), *SETTINGS, *engine, *self.extra]
+        return [
+            "distill",
+            str(ROOT / "recipes" / "tiny.yaml"),
+            *SETTINGS,
+            *self.size.settings,
+            *engine,
+            *self.extra,
+        ]
 
     def in_shell(self, restarts: int = 0) -> list[str]:
         """As a person would type it, with torchrun for several processes."""
@@ -240,7 +259,8 @@ class Tempo(NamedTuple):
     def of(cls, life: Life) -> "Tempo":
         """Watches until the end. Raises Stuck."""
         seen, saving = [life.began], 0.0
-        saves = -(-STEPS["adapt"] // SAVE_EVERY) - (-STEPS["distill"] // SAVE_EVERY)
+        size = life.command.size
+        saves = -(-size.adapt // size.save_every) - (-size.distill // size.save_every)
         last = time.monotonic()
         while not life.ended:
             now = time.monotonic()
@@ -296,134 +316,7 @@ def struck(life: Life) -> str:
     else:
         last = read_metrics(life.command.run / METRICS)[-1]
         text = f"{last['stage']} step {last['step']} logged"
-        if last["step"] == STEPS[last["stage"]]:
-            text += ", handing over" if last["stage"] == "adapt" else ", ending"
+        text += {life.command.size.adapt: ", handing over", life.command.size.rows: ", ending"}.get(rows, "")
     return (
         text + ", a checkpoint half written" * life.writing() + ", an export half written" * life.exporting()
     )
-
-
-# ---- judgement --------------------------------------------------------------------------------------
-
-
-def losses_of(run: Path, reference: Path) -> list[str]:
-    """What a finished run lacks of the undisturbed one; nothing: it has the same bits.
-
-    Compared are all safetensors of teacher and student, byte for byte, and metrics.jsonl but for its times.
-    """
-    lost = []
-    weights = sorted(file.relative_to(reference) for file in reference.glob("*/**/*.safetensors"))
-    if not {"teacher", "student"} <= {file.parts[0] for file in weights}:
-        raise SprintError(f"{reference}: no finished run to compare with")
-    for file in weights:
-        if not (run / file).is_file():
-            lost.append(f"{file} is missing")
-        elif sha256(run / file) != sha256(reference / file):
-            lost.append(f"{file} has other bits")
-    ours, theirs = (_log(folder / METRICS) for folder in (run, reference))
-    places = [(row["stage"], row["step"]) for row in ours]
-    wanted = [(row["stage"], row["step"]) for row in theirs]
-    if places != wanted:
-        lost.append(f"the log has {len(places)} lines, not each of {len(wanted)} steps once and in order")
-    for row, other in zip(ours, theirs, strict=False):
-        if places == wanted and row != other:
-            lost.append(f"{row['stage']} step {row['step']}: {row} logged, not {other}")
-    return lost
-
-
-def _log(file: Path) -> list[dict]:
-    return [{key: row[key] for key in row if not key.startswith(TIMES)} for row in read_metrics(file)]
-
-
-# ---- what a case works with ---------------------------------------------------------------------------
-
-
-@dataclass
-class Outcome:
-    """What a case tried, and what it found lost. Both are printed as they come."""
-
-    name: str
-    tried: list[str] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)
-    figures: dict = field(default_factory=dict)
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-
-    def did(self, text: str) -> None:
-        self.tried.append(text)
-        print(f"  {text}", flush=True)
-
-    def require(self, truth: bool, otherwise: str) -> None:
-        if not truth:
-            self.lost.append(otherwise)
-            print(f"  LOST: {otherwise}", flush=True)
-
-    def compare(self, run: Path, reference: Path) -> None:
-        for text in losses_of(run, reference):
-            self.require(False, text)
-
-
-class Reference(NamedTuple):
-    """An undisturbed run."""
-
-    run: Path
-    tempo: Tempo
-
-
-class Lab:
-    """Scratch space, the zygote, random numbers from one seed, and the runs to compare with.
-
-    share   of the kills that are tried, for a quick look
-    """
-
-    def __init__(self, folder: Path, zygote: Zygote, seed: int = 0, share: float = 1.0):
-        self.folder, self.zygote, self.seed, self.share = folder, zygote, seed, share
-        self._references: dict[int, Reference] = {}
-        self._lives: list[Life] = []
-        self._commands = 0
-
-    def random(self, name: str) -> random.Random:
-        return random.Random(f"{self.seed}/{name}")
-
-    def count(self, full: int) -> int:
-        """So many, or fewer in a quick look."""
-        return max(2, round(full * self.share))
-
-    def command(self, processes: int = 1, extra: tuple[str, ...] = ()) -> Command:
-        """In a new folder."""
-        self._commands += 1
-        return Command(self.folder / f"{self._commands:03d}", processes, extra)
-
-    def live(self, command: Command, largest_file: int = 0) -> Life:
-        self._lives.append(Life(self.zygote, command, largest_file))
-        return self._lives[-1]
-
-    def reference(self, processes: int = 1) -> Reference:
-        """Made when it is first asked for. Raises Stuck, SprintError if it fails."""
-        if processes not in self._references:
-            life = self.live(self.command(processes))
-            tempo = Tempo.of(life)
-            if any(life.codes()):
-                raise SprintError(f"an undisturbed run fails: {last_line(life.said())}")
-            self._references[processes] = Reference(life.command.run, tempo)
-        return self._references[processes]
-
-    def finish(self, outcome: Outcome, command: Command) -> Life:
-        """The same command once more, undisturbed; what it comes to must be what the reference is."""
-        life = self.live(command)
-        outcome.require(not any(life.codes()), f"the same command fails: {last_line(life.said())}")
-        outcome.compare(command.run, self.reference(command.processes).run)
-        return life
-
-    def clear(self) -> None:
-        """Ends what a failed case has left running."""
-        for life in self._lives:
-            if not life.ended:
-                life.kill()
-                life.codes()
-        self._lives.clear()
-
-
-def last_line(text: str) -> str:
-    lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"

@@ -269,6 +269,10 @@ def main(what: str, folder: Path) -> None:
     processes = Engine(Precision.fp32, EngineKind.ddp).processes
     asked = json.loads((folder / f"{what}-{processes}.json").read_text())
     inputs = read_inputs(folder) if what == "losses" else None
+    if not inputs:
+        memory_of(
+            Case.of(asked["cases"][0]), "tiny"
+        )  # what comes with the first updates of a process is not theirs
     found = []
     for record in tqdm(asked["cases"], desc=f"{what}, {processes} processes", leave=False):
         case = Case.of(record)
