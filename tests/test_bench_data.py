@@ -3,29 +3,24 @@
 import importlib.util
 import json
 import math
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import bench_data
+import data_cases
+import measure
 import numpy as np
 import pytest
 import torch
+from bench_data import Need, Pass, Verdict, judged, need_by_flops, rates_of, verdict
+from data_cases import SCENES, caption, encoded, jpegs, make_formats
 
 from sprint.data.batch import Batch
 from sprint.data.cache import verify
 from sprint.data.source import open_source
 from sprint.errors import SprintError
-
-sys.path.append(str(Path(__file__).parents[1] / "tools"))  # as when the tool is run
-
-import bench_data
-import data_cases
-import measure
-from bench_data import Need, Pass, Verdict, judged, need_by_flops, rates_of, verdict
-from bench_data import measure as measured
-from data_cases import SCENES, caption, encoded, jpegs, make_formats
 
 COUNT, SIZE = 5, 64
 PICTURES, ENCODED = ("folder", "webdataset", "huggingface"), ("cache", "reference")
@@ -168,7 +163,7 @@ def test_a_format_with_bad_samples_has_no_figures(formats):
         with pytest.raises(
             SprintError, match=r"folder: samples were passed over \(\{'unreadable picture': 1"
         ):
-            measured({"folder": lame}, arguments(batch=5, samples=5))
+            bench_data.measure({"folder": lame}, arguments(batch=5, samples=5))
     finally:
         picture.write_bytes(whole)
 
@@ -262,14 +257,14 @@ def test_command_judges_and_writes(formats, need, word, monkeypatch, capsys, tmp
     page = capsys.readouterr().out
     for name in (*PICTURES, *ENCODED):
         assert any(line.startswith(f"| {name} |") and word in line for line in page.splitlines())
-    assert "The need of all others is given." in page and "Pictures must also be encoded" in page
+    assert "Need of every format but scenes: given." in page and "Pictures must also be encoded" in page
 
 
 def test_quick_writes_nothing(formats, monkeypatch, capsys, tmp_path):
     del (few := dict(formats))["huggingface"]
     monkeypatch.setattr(bench_data, "run", lambda args, folder: asked.append(args) or results)
     asked, results = [], {"size": 64, "samples": 4, "batch": 2, "rounds": 1, "cores": 2}
-    results |= {"load_average": [0.0, 0.0], "formats": measured(few, arguments(rounds=1))}
+    results |= {"load_average": [0.0, 0.0], "formats": bench_data.measure(few, arguments(rounds=1))}
     for name in few:
         results["formats"][name] |= judged(results["formats"][name], Need(1.0, "given"))
     assert bench_data.main(["--quick"]) == 0

@@ -1,7 +1,7 @@
 """Does the loader keep up? Samples per second of every data format, by number of workers, beside what a step needs.
 
-    python tools/bench_data.py                        # 1024 px; 1, 2, 4 and 8 workers: about five minutes
-    python tools/bench_data.py --quick                # a minute, rough; writes no file
+    python tools/bench_data.py                        # 1024 px; 1, 2, 4 and 8 workers: five minutes or more
+    python tools/bench_data.py --quick                # a minute or two, rough; writes no file
     python tools/bench_data.py --need 15              # your GPU process takes 15 samples a second
     TMPDIR=/data python tools/bench_data.py           # makes its data there, some 3 MB a sample
 
@@ -21,9 +21,10 @@ tools/bench_flops.py counted, done at 40% of 989 TFLOP/s; --need replaces it. Pi
 encoder and the autoencoder: that is the step's work and in none of these figures. Caches need neither.
 
 Rates are medians of interleaved rounds, with files in the page cache: compare MB/s with your disk. Where threads are
-more than free cores, they wait for one; Linux says how long, and "a core each" is the rate less that wait: not
-measured but computed, and as good as what it says of "no lock" (where Linux is silent, it is the rate itself). CPU
-milliseconds are those of all threads: times the need, they are the cores that loading takes. Writes
+more than free cores, they wait for one; Linux says how long, and "a core each" is the rate less that wait: computed,
+not measured, as good as what it makes of "no lock", and too low for more workers than there are cores (where Linux is
+silent, it is the rate itself). CPU milliseconds are those of all threads: times the need, they are the cores that
+loading takes. Larger pictures take longer: --size is what they are stored at and what training sees. Writes
 tools/results/data.json.
 """
 
@@ -263,7 +264,7 @@ def page(results: dict) -> str:
             *(need_line(name, found) for name, found in formats.items()),
             "",
             *dict.fromkeys(
-                f"The need of {'scenes' if name == SCENES else 'all others'} is {found['need']['how']}."
+                f"Need of {'scenes' if name == SCENES else 'every format but scenes'}: {found['need']['how']}."
                 for name, found in formats.items()
                 if name != CONTROL
             ),
