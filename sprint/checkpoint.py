@@ -6,9 +6,11 @@ FOLDER/000007-distill-400/    one checkpoint: serial number, then the name it wa
     facts.json                what is no tensor: counters, phase, versions
     manifest.json             size and SHA-256 of every other file
 FOLDER/.writing-…             a checkpoint in the making, or on its way out; the next save sweeps what a crash left
+FOLDER/.damaged-…             one that was found not to match its manifest, for whoever wants to look
 """
 
 import atexit
+import contextlib
 import json
 import os
 import shutil
@@ -27,10 +29,10 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 
 from sprint.dcp import INDEX, CopyingPlanner, Reader, Writer
 from sprint.errors import SprintError
-from sprint.files import sha256
+from sprint.files import flush_folder, sha256
 
 FACTS, MANIFEST = "facts.json", "manifest.json"
-TEMPORARY = ".writing-"
+TEMPORARY, DAMAGED = ".writing-", ".damaged-"
 PATIENCE = 60.0  # seconds: for a checkpoint in the making when its saver is gone or the program ends
 
 T = TypeVar("T")
@@ -146,7 +148,7 @@ class _Write(threading.Thread):
             return ""
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(f"{TEMPORARY}*"):
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)
         older = _checkpoints(self.folder)
         serial = _serial(older[0]) + 1 if older else 1
         temporary = self.folder / f"{TEMPORARY}{serial:06d}-{self.title}"
@@ -167,9 +169,9 @@ class _Write(threading.Thread):
             return
         files = {name: entry for part in digests for name, entry in part.items()}
         _write_flushed(temporary / MANIFEST, json.dumps({"files": files}))
-        _flush_folder(temporary)
+        flush_folder(temporary)
         os.replace(temporary, self.folder / temporary.name.removeprefix(TEMPORARY))
-        _flush_folder(self.folder)
+        flush_folder(self.folder)
         for old in _checkpoints(self.folder)[self._keep :]:
             going = old.with_name(TEMPORARY + old.name)  # so that none is ever seen half deleted
             os.replace(old, going)
@@ -189,14 +191,6 @@ def _write_flushed(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _require_plain(value: object, where: str) -> None:
@@ -276,6 +270,8 @@ def latest(folder: Path) -> Path | None:
         if _intact(path):
             return path
         print(f"warning: checkpoint {path} is damaged; falling back to the one before it", file=sys.stderr)
+        with contextlib.suppress(OSError):  # so that it does not count among those that are kept
+            path.rename(path.with_name(f"{DAMAGED}{path.name}"))
     return None
 
 

@@ -32,6 +32,9 @@ from sprint.heartbeat import Heartbeat
 from sprint.recipe import EngineKind, Optimizer, Precision, Recipe
 from sprint.sharding import Replicated, RowSharded, Whole
 
+PATIENT = timedelta(
+    days=1
+)  # between hosts: one may hash or export for long, and the dead are named by the heartbeat
 Slices = TypeVar("Slices", bound=tuple)
 ACCELERATE_LAUNCHED = (
     "ACCELERATE_DYNAMO_MODE"  # what its launcher sets, also where it silently starts one process
@@ -61,6 +64,11 @@ class Engine:
         self.timeout = timedelta(seconds=timeout)
         bf16 = precision is Precision.bf16
         asked = int(os.environ.get("WORLD_SIZE", os.environ.get("ACCELERATE_NUM_PROCESSES", "1")))
+        gpus, local_rank = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+        if 0 < gpus <= local_rank:
+            raise SprintError(
+                f"process {local_rank} of this machine, which has {gpus} GPUs; start as many as there are"
+            )
         several_on_cpu = asked > 1 and not torch.cuda.is_available()  # else accelerate starts no gloo
         self.accelerator = Accelerator(
             mixed_precision="bf16" if bf16 else "no",
@@ -170,7 +178,8 @@ class Engine:
         if self.shard_teacher:
             fully_shard(network.time_embed, mesh=self.mesh)  # of another dtype, so a unit of its own
             self._shard(network)
-            _look_at_all(network)
+            with self.autocast():
+                _look_at_all(network)
         return network
 
     def _place(self, module: nn.Module) -> None:
@@ -236,7 +245,7 @@ class Engine:
 
     def own_group(self) -> dist.ProcessGroup | None:
         """A new group of all processes, between hosts, for one user's own collectives; None for one process."""
-        return dist.new_group(backend="gloo", timeout=self.timeout) if self.processes > 1 else None
+        return dist.new_group(backend="gloo", timeout=PATIENT) if self.processes > 1 else None
 
     @contextmanager
     def watched(self) -> Iterator[None]:

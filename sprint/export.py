@@ -31,7 +31,7 @@ from sprint.convert.checkpoint import understand
 from sprint.convert.load import build_network
 from sprint.convert.sources import SIDE_FILES, TRIGFLOW_FILE
 from sprint.errors import SprintError
-from sprint.files import write_whole
+from sprint.files import flush_folder, flush_tree, write_whole
 from sprint.generate import SETTINGS_FILE, Settings, read_settings
 from sprint.models.family import Family
 from sprint.models.view import DENSE_TIME, SPARSE_TIME
@@ -139,7 +139,9 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
     try:
         fresh.mkdir(parents=True)
         yield fresh
+        flush_tree(fresh)
         _swap(fresh, folder, old)
+        flush_folder(folder.parent)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise SprintError(f"cannot write {folder}: {reason}; it is as it was") from error

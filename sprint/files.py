@@ -23,6 +23,24 @@ def write_whole(path: Path, data: str | bytes) -> Path:
     return path
 
 
+def flush_folder(folder: Path) -> None:
+    """Names of its entries on disk, so that a crash of the machine does not undo a rename."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_tree(folder: Path) -> None:
+    """Everything in `folder` on disk, contents and names."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(root, name), "rb") as file:
+                os.fsync(file.fileno())
+        flush_folder(Path(root))
+
+
 def sha256(file: Path) -> str:
     digest, block = hashlib.sha256(), bytearray(4 * 2**20)
     with open(file, "rb", buffering=0) as stream:

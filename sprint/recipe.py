@@ -73,7 +73,9 @@ class Data:
     seed: int = 0  # of the scenes, of the order of samples and of the choice between captions
     image_column: str = "image"  # for kind=huggingface
     caption_column: str = "text"  # for kind=huggingface
-    caption_temperature: float = 1.0  # of several captions one is drawn with weight exp(score / this); scores near 30
+    caption_temperature: float = (
+        1.0  # of several captions one is drawn with weight exp(score / this); scores near 30
+    )
     bad_share: float = 0.01  # of samples tried, how many may be unreadable before the run stops
     workers: int = 1  # threads that read and decode ahead, in every process
     teacher_steps: int = 20  # for kind=prompts: how the teacher draws
@@ -189,8 +191,15 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     config = OmegaConf.structured(Recipe)
     for key, value in _read_yaml(file).items():
         _assign(config, str(key), value, where=str(file))
+    given: set[str] = set()
     for override in overrides:
-        _assign(config, *_parse_override(override), where="command line")
+        key, value = _parse_override(override)
+        if key in given:
+            raise SprintError(
+                f"command line: {key} is given twice; if the shell did that, put quotes around {{…}}"
+            )
+        given.add(key)
+        _assign(config, key, value, where="command line")
     try:
         recipe = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:  # ${interpolations}
@@ -217,6 +226,7 @@ def recipe_hash(recipe: Recipe) -> str:
         del settings[key]
     for key in ("workers", "bad_share"):
         del settings["data"][key]
+    del settings["evaluate"]["batch_size"]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 

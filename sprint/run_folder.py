@@ -1,12 +1,16 @@
 """One run per folder: a folder belongs to one recipe for good, and to one process at a time."""
 
+import errno
 import fcntl
+import logging
 import os
 from pathlib import Path
 from typing import TextIO
 
 from sprint.errors import SprintError
 from sprint.files import write_whole
+
+log = logging.getLogger(__name__)
 
 # Kept open: the kernel drops the locks when this process ends, however it ends.
 _locks: dict[Path, TextIO] = {}
@@ -50,6 +54,10 @@ def _lock(folder: Path) -> TextIO:
         raise SprintError(
             f"{folder} is in use by process {holder}: wait for it or choose another name=..."
         ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        log.warning("%s: its file system knows no locks, so a second run there would not be noticed", folder)
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -49,6 +50,9 @@ class Whole:
 
     def __call__(self, *args):
         return self.call(*args)
+
+    def close(self) -> None:
+        """Let go of what would outlive this object."""
 
     # ---- an update --------------------------------------------------------------------------------------
 
@@ -91,8 +95,8 @@ class Whole:
         read({f"{prefix}.{name}": tensor for name, tensor in self.stored(held).items()})
 
     def whole(self, held: Mapping[str, Tensor]) -> Tensors:
-        """Tensors held as `weights` are, in full and on the CPU. Collective."""
-        return {name: tensor.detach().cpu() for name, tensor in held.items()}
+        """Tensors held as `weights` are, in full, on the CPU of the main process alone. Collective."""
+        return on_main(lambda name, tensor: tensor, held)
 
     def tensors(self) -> Tensors:
         """Everything a checkpoint needs, by the names above. Collective."""
@@ -117,6 +121,16 @@ class Whole:
 
     def _stored_state(self, name: str, kind: str, tensor: Tensor) -> Tensor:
         return tensor
+
+
+def on_main(full: Callable[[str, Tensor], Tensor], held: Mapping[str, Tensor]) -> Tensors:
+    """full(name, tensor) of each, a collective maybe, on the CPU of the main process; nothing on the others."""
+    main, result = not dist.is_initialized() or dist.get_rank() == 0, {}
+    for name, tensor in held.items():
+        whole = full(name, tensor)
+        if main:
+            result[name] = whole.detach().cpu()
+    return result
 
 
 class Replicated(Whole):
@@ -167,7 +181,7 @@ class RowSharded(Whole):
         return {name: self._of_rows(name, tensor) for name, tensor in held.items()}
 
     def whole(self, held: Mapping[str, Tensor]) -> Tensors:
-        return {name: tensor.full_tensor().cpu() for name, tensor in self.stored(held).items()}
+        return on_main(lambda name, tensor: self._of_rows(name, tensor).full_tensor(), held)
 
     def _stored_state(self, name: str, kind: str, tensor: Tensor) -> Tensor:
         by_row = placement(self.held[name].ndim, kind) != "whole"

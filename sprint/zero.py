@@ -1,7 +1,7 @@
 """A module and its optimizer under DeepSpeed's ZeRO-2 or ZeRO-3, through its flat pieces of weights."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import distributed as dist
 from sprint.errors import SprintError
 from sprint.optim import build_optimizer, start_state
 from sprint.recipe import Optimizer
-from sprint.sharding import Read, Tensors, Whole
+from sprint.sharding import Read, Tensors, Whole, on_main
 
 BUCKET = 50_000_000  # numbers that are reduced together
 LIVE = 100_000_000  # ZeRO-3: numbers of weights that are whole at a time, a block of 4.8B's and the next
@@ -76,6 +76,10 @@ class Zero(Whole):
     def _optimizer(self) -> torch.optim.Optimizer:
         return self.base
 
+    def close(self) -> None:
+        """DeepSpeed's hooks hold the module, and the module them."""
+        self.call.destroy()
+
     def zero_grad(self) -> None:
         """DeepSpeed drops gradients when it has used them."""
 
@@ -93,7 +97,7 @@ class Zero(Whole):
         return {name: p.ds_tensor if self.stage == 3 else p.detach() for name, p in self.held.items()}
 
     def stored(self, held: Mapping[str, Tensor]) -> Tensors:
-        return dict(held) if self.stage == 2 else _on_main(self._in_full, held)
+        return dict(held) if self.stage == 2 else on_main(self._in_full, held)
 
     def restore(self, read: Read, prefix: str, held: Mapping[str, Tensor]) -> None:
         if self.stage == 2:
@@ -106,13 +110,13 @@ class Zero(Whole):
                 held[name][: piece.count].copy_(piece.of(full[name]))
 
     def whole(self, held: Mapping[str, Tensor]) -> Tensors:
-        return _on_main(self._in_full if self.stage == 3 else lambda name, tensor: tensor, held)
+        return on_main(self._in_full if self.stage == 3 else lambda name, tensor: tensor, held)
 
     def tensors(self) -> Tensors:
         weights = {f"weights.{name}": tensor for name, tensor in self.stored(self.weights()).items()}
         states = {}
         for kind in self._kinds():
-            named = _on_main(lambda name, _, kind=kind: self._state_in_full(name, kind), self.held)
+            named = on_main(lambda name, _, kind=kind: self._state_in_full(name, kind), self.held)
             states |= {f"{kind}.{name}": tensor for name, tensor in named.items()}
         return weights | self._buffers() | states
 
@@ -180,16 +184,6 @@ class Zero(Whole):
             return Piece(flat, 0, 0, 0)
         whole, part = p._hp_mapping.lp_fragment_address, p._hp_mapping.hp_fragment_address
         return Piece(flat, part.start, whole.start, whole.numel)
-
-
-def _on_main(of: Callable[[str, Tensor], Tensor], held: Mapping[str, Tensor]) -> Tensors:
-    """Each tensor in full, on the CPU of the main process alone."""
-    result = {}
-    for name, tensor in held.items():
-        full = of(name, tensor)
-        if dist.get_rank() == 0:
-            result[name] = full.detach().cpu()
-    return result
 
 
 def _deepspeed():

@@ -189,6 +189,22 @@ def test_latest_of_an_empty_or_missing_folder_is_none(tmp_path):
     assert latest(tmp_path / "missing") is None
 
 
+def put_back(path: Path) -> None:
+    """Undo that a damaged one was set aside."""
+    aside = path.with_name(f".damaged-{path.name}")
+    if aside.exists():
+        aside.rename(path)
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_does_not_count_as_kept(tmp_path):
+    for name in "abc":
+        path = save(tmp_path, name)
+    (path / "facts.json").write_text("")
+    assert latest(tmp_path).name == "000002-b"
+    save(tmp_path, "d")
+    assert names(tmp_path) == [".damaged-000003-c", "000002-b", "000003-d"]
+
+
 def test_one_flipped_bit_or_lost_byte_in_any_file_is_damage(tmp_path, capsys):
     good, bad = save(tmp_path, "a"), save(tmp_path, "b")
     files = [".metadata", "__0_0.distcp", "facts.json", "manifest.json"]
@@ -200,11 +216,14 @@ def test_one_flipped_bit_or_lost_byte_in_any_file_is_damage(tmp_path, capsys):
             flipped[place] ^= 1 << place % 8
             (bad / file).write_bytes(flipped)
             assert latest(tmp_path) == good, (file, place)
+            put_back(bad)
         (bad / file).write_bytes(content[:-1])
         assert latest(tmp_path) == good
+        put_back(bad)
         (bad / file).unlink()
         capsys.readouterr()
         assert latest(tmp_path) == good
+        put_back(bad)
         warning = capsys.readouterr().err
         assert warning.count("\n") == (file != "manifest.json")  # without it, it never was one
         assert file == "manifest.json" or "000002-b is damaged" in warning

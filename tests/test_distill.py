@@ -13,6 +13,7 @@ from sprint.train.distill import (
     DISCRIMINATOR,
     GENERATOR,
     DistillStage,
+    check_share,
     draw,
     one_step_sample,
     teacher_velocity,
@@ -468,11 +469,11 @@ def test_a_group_over_two_processes_is_refused(stage, monkeypatch):
         "leaves 6 samples to each of 2 processes, which distill.adversarial.neighbours = 4 does not divide"
     )
     with pytest.raises(SprintError, match=refused):
-        stage._check_neighbours()
+        check_share(stage.recipe, stage.engine)
     stage.settings.batch_size = 16
-    stage._check_neighbours()
+    check_share(stage.recipe, stage.engine)
     stage.settings.batch_size, stage.settings.adversarial.weight = 12, 0.0
-    stage._check_neighbours()
+    check_share(stage.recipe, stage.engine)
 
 
 def test_a_tap_outside_the_teacher_is_named(engine):

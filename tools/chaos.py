@@ -7,11 +7,13 @@
 
 A run that was killed, damaged or starved is started again by the same command. In the end it must have the very bits of
 a run that nobody disturbed, and the same losses, each step once. The moments are random, drawn from the seed over
-the whole life of a run, and printed. Exits with 1 if anything was lost. Writes tools/results/chaos.json.
+the whole life of a run, and printed. Exits with 1 if anything was lost, and keeps the
+folder of the runs then. Writes tools/results/chaos.json when all cases were tried.
 """
 
 import argparse
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -99,12 +101,17 @@ def main(argv: list[str] | None = None) -> int:
         f"seed {args.seed}; each run: sprint distill tiny {' '.join([*SETTINGS, *Size().settings])}",
         flush=True,
     )
-    with tempfile.TemporaryDirectory(prefix="sprint-chaos-") as folder, Zygote() as zygote:
-        lab = Lab(Path(folder), zygote, args.seed, KILLS // 3 if args.quick else KILLS, Size())
+    folder = Path(tempfile.mkdtemp(prefix="sprint-chaos-"))
+    with Zygote() as zygote:
+        lab = Lab(folder, zygote, args.seed, KILLS // 3 if args.quick else KILLS, Size())
         outcomes = [run_case(name, lab) for name in names]
     lost = sum(len(outcome.lost) for outcome in outcomes)
     print(f"\n{table(outcomes)}\n")
     print(f"lost: {lost or 'nothing'}. {time.monotonic() - began:.0f} s with seed {args.seed}.")
+    if lost:
+        print(f"What is left of the runs is in {folder}.")
+    else:
+        shutil.rmtree(folder)
     if names == list(CASES):
         print(write(args, outcomes))
     return int(lost > 0)

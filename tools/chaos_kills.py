@@ -66,6 +66,8 @@ def kills(lab: Lab, outcome: Outcome, processes: int) -> None:
             life.codes()
         else:
             waits.append(seconds_alone(life, moment.rank))
+            said = last_line(life.said(1 - moment.rank))
+            outcome.require(1 not in life.codes(), f"the other ended with a traceback: {said}")
             whom = f", rank {moment.rank} alone, the other ended {waits[-1]:.1f} s later"
         done += 1
         outcome.did(f"kill {done:2}, {moment}: {struck(life)}{whom}")

@@ -36,9 +36,12 @@ def losses_of(run: Path, reference: Path) -> list[str]:
     wanted = [(row["stage"], row["step"]) for row in theirs]
     if places != wanted:
         lost.append(f"the log has {len(places)} lines, not each of {len(wanted)} steps once and in order")
-    for row, other in zip(ours, theirs, strict=False):
-        if places == wanted and row != other:
-            lost.append(f"{row['stage']} step {row['step']}: {row} logged, not {other}")
+    for row, other in zip(ours, theirs, strict=False) if places == wanted else ():
+        for key in sorted(row.keys() | other.keys()):
+            if row.get(key) != other.get(key):
+                lost.append(
+                    f"{row['stage']} step {row['step']}: {key} = {row.get(key)}, not {other.get(key)}"
+                )
     return lost
 
 
@@ -133,5 +136,7 @@ class Lab:
 
 
 def last_line(text: str) -> str:
-    lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    """The last one of sprint itself, which torchrun's own report may follow; else of anybody."""
+    lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip(" =-")]
+    own = [line for line in lines if line.startswith("sprint: ")]
+    return (own or lines or ["it said nothing"])[-1]

@@ -167,8 +167,8 @@ class Command:
         """As a person would type it, with torchrun for several processes."""
         if self.processes == 1:
             return [sys.executable, "-m", "sprint", *self.arguments]
-        launch = ["-m", "torch.distributed.run", f"--nproc_per_node={self.processes}"]
-        launch += [f"--master_port={free_port()}", f"--max-restarts={restarts}"]
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}"]
+        launch += [f"--max-restarts={restarts}"]
         return [sys.executable, *launch, "-m", "sprint", *self.arguments]
 
     def rows(self) -> int:

@@ -276,10 +276,13 @@ def main(what: str, folder: Path) -> None:
     found = []
     for record in tqdm(asked["cases"], desc=f"{what}, {processes} processes", leave=False):
         case = Case.of(record)
-        if inputs:
-            found.append(losses_of(case, inputs, asked["adapt_steps"], asked["distill_steps"]))
-        else:
-            found.append(memory_of(case, asked["network"]))
+        try:
+            if inputs:
+                found.append(losses_of(case, inputs, asked["adapt_steps"], asked["distill_steps"]))
+            else:
+                found.append(memory_of(case, asked["network"]))
+        except Exception as error:
+            raise RuntimeError(f"{record}: {error}") from error
     if not dist.is_initialized() or dist.get_rank() == 0:
         write_whole(folder / f"found-{what}-{processes}.json", json.dumps(found))
     if dist.is_initialized():

@@ -29,6 +29,7 @@ SANA = {
     4096: ASPECT_RATIO_4096_BIN,
 }
 CELL = 32  # pixels that Sana's autoencoder makes one latent cell, along either side
+LARGEST_SIDE = 10**6  # pixels that a size may claim
 AT_ONCE = 4096  # headers asked of the threads at a time
 
 
@@ -51,11 +52,16 @@ def _rounded(shape: Sequence[float], scale: float) -> Shape:
 
 
 def find_buckets(items: Items, shapes: Sequence[Shape], bad: BadSamples, workers: int) -> np.ndarray:
-    """Which of `shapes` each item gets, by the headers alone; −1 for items that are bad.  -> int16 [N]"""
+    """Which of `shapes` each item gets, by the headers alone; −1 for items that are bad.  -> int16 [N]
+
+    A header that could not be read this once is a bad item too: several processes must share one answer.
+    """
 
     def bucket(index: int) -> int:
         try:
             size = items.size(index)
+            if not all(0 < side <= LARGEST_SIDE for side in size):
+                raise BadSample("wrong size", items.where(index), f"{size[0]}×{size[1]} pixels")
         except BadSample as sample:
             bad.bad(sample)
             return -1

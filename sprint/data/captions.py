@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sprint.data.items import BadSample
+from sprint.data.items import BadSample, said
 
 ABSURD = 1e9  # as a clip score
+LONGEST = 100_000  # characters; a tokenizer takes minutes over millions, and keeps a few hundred tokens
 
 
 def caption_from(value: object, where: str, temperature: float, draw: np.random.Generator) -> str:
@@ -35,7 +36,21 @@ def caption_from(value: object, where: str, temperature: float, draw: np.random.
     if not kept:
         raise BadSample("empty caption", where)
     scores = scores and [scores[k] for k in kept]
-    return choose_caption([captions[k].strip() for k in kept], scores, temperature, draw)
+    return choose_caption([checked(captions[k], where) for k in kept], scores, temperature, draw)
+
+
+def checked(caption: str, where: str) -> str:
+    """Without blanks around it. Raises `BadSample` for a caption that no tokenizer could take."""
+    caption = caption.strip()
+    if not caption:
+        raise BadSample("empty caption", where)
+    if len(caption) > LONGEST:
+        raise BadSample("unreadable caption", where, f"{len(caption)} characters, of at most {LONGEST}")
+    try:
+        caption.encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can hold
+        raise BadSample("unreadable caption", where, said(error)) from error
+    return caption
 
 
 def choose_caption(

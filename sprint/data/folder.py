@@ -1,7 +1,9 @@
 """A folder of captioned pictures: NAME.jpg, .jpeg, .png or .webp beside NAME.txt or NAME.json, at any depth."""
 
+import hashlib
 import json
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +47,18 @@ class FolderItems(Items):
     def size(self, index: int) -> Shape:
         pair = self._whole(index)
         return size_from(pair.picture, pair.picture)
+
+    def where(self, index: int) -> str:
+        pair = self._pairs[index]
+        return pair.picture or pair.caption
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the names, relative to the folder: what the files hold is not read."""
+        digest, start = hashlib.sha256(), len(os.path.join(self._data.path, ""))
+        for name in (name for pair in self._pairs for name in pair):
+            digest.update(os.fsencode(name[start:]) + b"\0")
+        return digest.hexdigest()
 
     def _whole(self, index: int) -> Pair:
         pair = self._pairs[index]

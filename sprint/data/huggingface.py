@@ -12,7 +12,7 @@ import numpy as np
 from sprint.data.batch import Sample
 from sprint.data.buckets import shapes_of
 from sprint.data.captions import caption_from
-from sprint.data.items import BadSample, Items, said
+from sprint.data.items import BadSample, Items, Reason, said
 from sprint.data.pictures import Shape, picture_from, size_from
 from sprint.errors import SprintError
 from sprint.recipe import Data
@@ -47,29 +47,37 @@ class HuggingFaceItems(Items):
         return len(self._pictures)
 
     def item(self, index: int, draw: np.random.Generator) -> Sample:
-        where = self._where(index)
-        caption = self._captions[index][self._data.caption_column]
+        where = self.where(index)
+        caption = self._value(self._captions, index, "unreadable caption")
         caption = caption_from(caption, where, self._data.caption_temperature, draw)
         return Sample(picture_from(self._picture(index), self._shapes, where), caption)
 
     def size(self, index: int) -> Shape:
-        return size_from(self._picture(index), self._where(index))
+        return size_from(self._picture(index), self.where(index))
 
     def _picture(self, index: int) -> str | BinaryIO:
         """A path, or the bytes, whatever the column holds them in."""
-        value = self._pictures[index][self._data.image_column]
+        value = self._value(self._pictures, index, "unreadable picture")
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if value is None:
-            raise BadSample("missing picture", self._where(index))
+            raise BadSample("missing picture", self.where(index))
         if isinstance(value, str):
             return value
         if isinstance(value, bytes):
             return io.BytesIO(value)
-        raise BadSample("unreadable picture", self._where(index), "neither an image nor bytes nor a path")
+        raise BadSample("unreadable picture", self.where(index), "neither an image nor bytes nor a path")
 
-    def _where(self, index: int) -> str:
+    def where(self, index: int) -> str:
         return f"{self._data.path}, row {index}"
+
+    def _value(self, column: "Dataset", index: int, problem: Reason) -> object:
+        """What a row holds in the one column that is there."""
+        try:
+            (value,) = column[index].values()
+        except Exception as error:  # of the library, of pyarrow or of the file system
+            raise BadSample(problem, self.where(index), said(error)) from error
+        return value
 
 
 def _load(path: str) -> "Dataset":
@@ -82,10 +90,10 @@ def _load(path: str) -> "Dataset":
     saved = any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
     try:
         found = datasets.load_from_disk(path) if saved else datasets.load_dataset(path)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # a damaged file fails wherever the library first trips over it
         raise SprintError(
-            f"{path}: no dataset to be had; set data.path to a hub id, a folder of save_to_disk or one of "
-            f"parquet or image files ({said(error)})"
+            f"{path}: no dataset to be had; set data.path to a hub id, a folder of save_to_disk with rows in it, "
+            f"or one of parquet or image files ({type(error).__name__}: {said(error)})"
         ) from error
     if isinstance(found, datasets.Dataset):
         return found

@@ -55,6 +55,18 @@ class Items(ABC):
     def item(self, index: int, draw: np.random.Generator) -> Item:
         """Sample number `index`; `draw` chooses between its captions. Raises `BadSample`."""
 
+    def where(self, index: int) -> str:
+        """Names sample number `index` and no other, as `BadSample` does."""
+        return f"sample {index}"
+
+    @property
+    def fingerprint(self) -> str | None:
+        """SHA-256 of the names or the index that `index` counts in; None where there is none to be had cheaply.
+
+        Another one at a later start: the files are not those that positions counted in before.
+        """
+        return None
+
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of its picture in pixels, upright and not yet resized, from its header alone.
 

@@ -1,7 +1,6 @@
 """From the bytes of a picture to the uint8 RGB that a sample holds, and from its header to its size."""
 
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -14,10 +13,16 @@ from sprint.data.items import BadSample, said
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 DECODERS = ("JPEG", "PNG", "WEBP")
 LARGEST = 2**26  # pixels: 200 MB of RGB; Pillow itself warns from 2^26.4 on
-ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 lie on their side
-
-# What Pillow raises on files that are damaged or are no pictures.
-_BAD = (OSError, ValueError, SyntaxError, EOFError, struct.error)
+ORIENTATION = 0x0112  # the EXIF tag
+UPRIGHT = {  # what turns a picture of that orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Shape = tuple[int, int]  # height, width in pixels
 
@@ -38,14 +43,16 @@ def picture_from(file: str | Path | BinaryIO, shapes: Sequence[Shape], where: st
 def size_from(file: str | Path | BinaryIO, where: str) -> Shape:
     """Height and width of a picture, upright, from its header. Raises `BadSample` as `picture_from` does."""
     with _opened(file, where) as image:
-        exif = Image.Image.getexif(image)  # the method of PNG decodes the whole picture
-        on_its_side = exif.get(ORIENTATION, 1) in (5, 6, 7, 8)
+        exif_of_header = Image.Image.getexif  # the method of PNG decodes the whole picture
+        on_its_side = _orientation(image, exif_of_header) >= 5
         return image.size if on_its_side else image.size[::-1]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB, turned upright (in place) as its EXIF says; transparent parts become white."""
-    ImageOps.exif_transpose(image, in_place=True)
+    """8-bit RGB, turned upright as its EXIF says; transparent parts become white."""
+    image.load()
+    if turn := UPRIGHT.get(_orientation(image, type(image).getexif)):
+        image = image.transpose(turn)
     if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip at 255
         return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
@@ -60,6 +67,15 @@ def nearest(shapes: Sequence[Shape], size: Shape) -> Shape:
     return min(shapes, key=lambda shape: abs(shape[0] / shape[1] - aspect))
 
 
+def _orientation(image: Image.Image, read: Callable[[Image.Image], Image.Exif]) -> int:
+    """1 to 8 as EXIF numbers them; 1 where EXIF is absent or damaged: the pixels may be whole all the same."""
+    try:
+        orientation = read(image).get(ORIENTATION)
+        return int(orientation) if orientation in UPRIGHT else 1
+    except Exception:  # Pillow's parser lets many kinds through
+        return 1
+
+
 @contextmanager
 def _opened(file: str | Path | BinaryIO, where: str) -> Iterator[Image.Image]:
     """The picture, its header read and its pixels not, with every way to fail as a `BadSample`."""
@@ -72,5 +88,7 @@ def _opened(file: str | Path | BinaryIO, where: str) -> Iterator[Image.Image]:
         raise BadSample("unreadable picture", where, "not a JPEG, PNG or WebP") from error
     except Image.DecompressionBombError as error:
         raise BadSample("picture too large", where, said(error)) from error
-    except _BAD as error:
+    except (BadSample, MemoryError):
+        raise
+    except Exception as error:  # Pillow has no list of what its decoders raise
         raise BadSample("unreadable picture", where, said(error)) from error

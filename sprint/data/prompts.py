@@ -1,18 +1,20 @@
 """Captions without pictures: a text file with one on each line, or a .jsonl file of {"prompt": "…"} lines."""
 
 import json
-import mmap
 from array import array
 from pathlib import Path
 
 import numpy as np
 
 from sprint.data.batch import Prompt
+from sprint.data.captions import LONGEST, checked
 from sprint.data.items import BadSample, Items, said
+from sprint.data.tar_entries import File
 from sprint.errors import SprintError
 from sprint.recipe import Data
 
-BOM, NEWLINE = "\ufeff".encode(), b"\n"
+BOM = "\ufeff".encode()
+LONGEST_LINE = 8 * LONGEST  # bytes; JSON may write a character as six
 
 
 class PromptItems(Items):
@@ -24,24 +26,24 @@ class PromptItems(Items):
     """
 
     def __init__(self, data: Data):
-        self._file = Path(data.path)
-        self._json = self._file.suffix.lower() == ".jsonl"
-        self._starts, self._numbers = array("q"), array("q")  # of lines: first byte, number from 1
+        self._path = Path(data.path)
+        self._json = self._path.suffix.lower() == ".jsonl"
+        self._starts, self._sizes, self._numbers = array("q"), array("q"), array("q")  # bytes; lines from 1
         try:
-            with open(self._file, "rb") as stream:
+            with open(self._path, "rb") as stream:
                 self._find_lines(stream)
-                if self._starts:
-                    self._bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            self._file = File(self._path)
         except OSError as error:
-            raise SprintError(f"{self._file}: {said(error)}; set data.path to a file of prompts") from error
+            raise SprintError(f"{self._path}: {said(error)}; set data.path to a file of prompts") from error
         if not self._starts:
-            raise SprintError(f"{self._file}: no prompts there; write one on each line")
+            raise SprintError(f"{self._path}: no prompts there; write one on each line")
 
     def _find_lines(self, stream) -> None:
         start = 0
         for number, line in enumerate(stream, 1):
             if line.removeprefix(BOM).strip():
                 self._starts.append(start)
+                self._sizes.append(len(line))
                 self._numbers.append(number)
             start += len(line)
 
@@ -49,14 +51,26 @@ class PromptItems(Items):
         return len(self._starts)
 
     def item(self, index: int, draw: np.random.Generator) -> Prompt:
-        start = self._starts[index]
-        end = self._bytes.find(NEWLINE, start)
-        line = self._bytes[start : end if end >= 0 else len(self._bytes)].removeprefix(BOM)
-        where = f"{self._file}, line {self._numbers[index]}"
+        where, line = self.where(index), self._line(index).removeprefix(BOM)
         prompt = _prompt_of_json(line, where) if self._json else _text(line, where)
-        if not prompt.strip():
-            raise BadSample("empty caption", where)
-        return Prompt(prompt.strip(), index)
+        return Prompt(checked(prompt, where), index)
+
+    def where(self, index: int) -> str:
+        return f"{self._path}, line {self._numbers[index]}"
+
+    def _line(self, index: int) -> bytes:
+        size = self._sizes[index]
+        if size > LONGEST_LINE:
+            raise BadSample(
+                "unreadable caption", self.where(index), f"{size} bytes, of at most {LONGEST_LINE}"
+            )
+        try:
+            line = self._file.read(self._starts[index], size)
+        except OSError as error:
+            raise BadSample("unreadable caption", self.where(index), said(error)) from error
+        if len(line) < size:
+            raise BadSample("unreadable caption", self.where(index), "the file is shorter than it was")
+        return line
 
 
 def _text(line: bytes, where: str) -> str:

@@ -38,6 +38,7 @@ TRAINING_SEED = 3000  # data.seed = s trains on series 3000 + s
 SHOWN = 12  # held-out pictures on a page: two of each category
 
 T = TypeVar("T")
+Share = Callable[[np.ndarray], np.ndarray]
 
 
 class Source(Protocol):
@@ -54,17 +55,25 @@ class Source(Protocol):
         """How many bad samples this process has passed over since it started, by reason."""
 
 
-def open_source(data: Data, batch_size: int = 1, bad_file: Path | None = None) -> Source:
+def as_found(buckets: np.ndarray) -> np.ndarray:
+    """The `share` of a process that is alone."""
+    return buckets
+
+
+def open_source(
+    data: Data, batch_size: int = 1, bad_file: Path | None = None, share: Share = as_found
+) -> Source:
     """The source that a recipe names.
 
     batch_size   over all processes: with aspect buckets its samples are of one shape, from position
                  k·batch_size up to (k + 1)·batch_size
     bad_file     where bad samples are listed, one JSON line each
+    share        as of `ItemSource`
 
     Raises `SprintError` where there is nothing to read, or more than data.bad_share of it is seen to be bad.
     """
     if data.kind is not DataKind.scenes:
-        return ItemSource(open_items(data), data, batch_size, bad_file)
+        return ItemSource(open_items(data), data, batch_size, bad_file, share)
     if data.aspect_buckets:
         raise SprintError("data.aspect_buckets = true, but scenes are all square")
     return SceneSource(data.seed)
@@ -104,16 +113,26 @@ class ItemSource:
 
     In the place of a bad item stands another, drawn from (data.seed, position) alone; with aspect buckets one of
     the same shape. So a run that is resumed or split otherwise meets the same samples.
+
+    share   with aspect buckets: takes the bucket of each item (int16 [N]) as this process found it, gives that
+            of the process whose answer all use. A header that one of them fails to read would else part them.
     """
 
-    def __init__(self, items: Items, data: Data, batch_size: int = 1, bad_file: Path | None = None):
+    def __init__(
+        self,
+        items: Items,
+        data: Data,
+        batch_size: int = 1,
+        bad_file: Path | None = None,
+        share: Share = as_found,
+    ):
         if not len(items):
             raise SprintError(f"{data.path}: no samples there")
         self._items, self._data = items, data
         self._bad = BadSamples(data.bad_share, len(items), bad_file)
         if data.aspect_buckets:
             self._shapes = shapes_of(data)
-            self._buckets = find_buckets(items, self._shapes, self._bad, data.workers)
+            self._buckets = share(find_buckets(items, self._shapes, self._bad, data.workers))
         self._order = self._order_for(batch_size)
 
     def _order_for(self, batch_size: int) -> Order:
@@ -155,7 +174,7 @@ class ItemSource:
     def _check_shape(self, sample: Item, index: int, position: int) -> None:
         shape = self._order.shape(position)
         if shape and isinstance(sample, Sample) and sample.picture.shape[:2] != shape:
-            raise BadSample("wrong size", f"{self._data.path}, sample {index}", "not as its header says")
+            raise BadSample("wrong size", self._items.where(index), "not as its header says")
 
 
 @dataclass(frozen=True)

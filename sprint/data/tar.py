@@ -7,7 +7,7 @@ instant; a sample at any position then costs one read.
 import os
 import re
 from collections.abc import Collection, Iterable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -67,6 +67,11 @@ class TarSamples:
         """Shard and KEY, for messages."""
         return f"{self._index.files[self._index.shard[sample]]}: {self.key(sample)}"
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of names, KEYs and places: of the headers, not of what the members hold."""
+        return self._index.digest()
+
     def suffixes(self, sample: int) -> list[str]:
         return [self._index.suffixes[k] for k in self._index.suffix[list(self._members(sample))]]
 
@@ -124,6 +129,14 @@ class TarItems(Items):
 
     def __len__(self) -> int:
         return len(self.tar) + len(self.tar.skipped)
+
+    def where(self, index: int) -> str:
+        passed_over = index - len(self.tar)
+        return self.tar.where(index) if passed_over < 0 else self.tar.skipped[passed_over].where
+
+    @property
+    def fingerprint(self) -> str:
+        return self.tar.fingerprint
 
     def read(self, index: int, suffixes: Collection[str], most: int = LARGEST_MEMBER) -> dict[str, bytes]:
         """As of `TarSamples`. Raises `BadSample` also for an item that was passed over."""

@@ -10,6 +10,7 @@ import zlib
 from array import array
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,17 +65,28 @@ class TarIndex:
 
     ARRAYS = ("shard", "first", "keys", "key_ends", "suffix", "file_number", "offset", "size")
 
-    def to_bytes(self, fingerprint: str) -> bytes:
+    @property
+    def _about(self) -> bytes:
         about = {"files": self.files, "suffixes": self.suffixes, "skipped": self.skipped}
-        about = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        return json.dumps(about).encode()
+
+    def digest(self) -> str:
+        """SHA-256 of all that it holds."""
+        digest = hashlib.sha256(self._about)
+        for name in self.ARRAYS:
+            digest.update(np.ascontiguousarray(getattr(self, name)))
+        return digest.hexdigest()
+
+    def to_bytes(self, fingerprint: str) -> bytes:
+        about = np.frombuffer(self._about, np.uint8)
         stream = io.BytesIO()
         arrays = {name: getattr(self, name) for name in self.ARRAYS}
         np.savez(stream, fingerprint=np.array(fingerprint), about=about, **arrays)
         return stream.getvalue()
 
     @classmethod
-    def from_file(cls, file: Path, fingerprint: str) -> "TarIndex | None":
-        """None if it is missing, damaged, or of other shards."""
+    def from_file(cls, file: Path, fingerprint: str, files: list[str]) -> "TarIndex | None":
+        """None if it is missing, damaged, or of other shards than `files`: it may lie where others can write."""
         try:
             with np.load(file, allow_pickle=False) as stored:
                 if str(stored["fingerprint"]) != fingerprint:
@@ -82,9 +94,36 @@ class TarIndex:
                 about = json.loads(stored["about"].tobytes())
                 skipped = [Skipped(*words) for words in about["skipped"]]
                 arrays = {name: stored[name] for name in cls.ARRAYS}
-                return cls(about["files"], about["suffixes"], skipped, **arrays)
+                index = cls(about["files"], about["suffixes"], skipped, **arrays)
+                return index if index.files == files and index._is_sound() else None
         except _BAD_INDEX:
             return None
+
+    def _is_sound(self) -> bool:
+        """Whether lengths agree, and every number points into what it counts in."""
+        if any(x.ndim != 1 or x.dtype.kind not in "iu" for x in map(partial(getattr, self), self.ARRAYS)):
+            return False
+        samples, members = len(self.shard), len(self.suffix)
+        return (
+            len(self.first) == len(self.key_ends) == samples + 1
+            and len(self.file_number) == len(self.offset) == len(self.size) == members
+            and _divides(self.first, members)
+            and _divides(self.key_ends, self.keys.nbytes)
+            and _within(self.shard, len(self.files))
+            and _within(self.file_number, len(self.files))
+            and _within(self.suffix, len(self.suffixes))
+            and all(isinstance(suffix, str) for suffix in self.suffixes)
+            and bool((self.offset >= 0).all() and (self.size >= 0).all())
+        )
+
+
+def _divides(ends: np.ndarray, total: int) -> bool:
+    """Whether ends[i] : ends[i + 1] are parts of `total` things, in order and without a gap."""
+    return bool(ends[0] == 0 and ends[-1] == total and (ends[1:] >= ends[:-1]).all())
+
+
+def _within(numbers: np.ndarray, count: int) -> bool:
+    return bool(((numbers >= 0) & (numbers < count)).all())
 
 
 def remembered_index(root: Path, groups: list[list[str]], path: str) -> TarIndex:
@@ -107,7 +146,7 @@ def remembered_index(root: Path, groups: list[list[str]], path: str) -> TarIndex
     if os.path.isabs(cache):  # else there is no home
         places.append(Path(cache, "sprint", "shards", f"{_digest([str(root.resolve()), pattern])}.npz"))
     for place in places:
-        if index := TarIndex.from_file(place, fingerprint):
+        if index := TarIndex.from_file(place, fingerprint, files):
             return index
     with ThreadPoolExecutor(SCANNERS, thread_name_prefix="scan") as pool:
         index = _joined(list(pool.map(lambda group: _scan(root, group), groups)))

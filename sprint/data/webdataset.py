@@ -18,7 +18,6 @@ from sprint.recipe import Data
 PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 CAPTIONS = ("captions", "prompt", "caption", "text")  # of KEY.json; the first that is there is meant
 SCORES = "_clip_score.json"
-LARGEST_SIDE = 10**6  # pixels that KEY.json may claim
 HEAD = 2**16  # bytes that hold nearly every picture's header
 
 
@@ -26,7 +25,7 @@ class WebDatasetItems(TarItems):
     """Pictures in shards, in order of shard and entry.
 
     KEY.json   {"prompt": "…"}, or "caption" or "text"; or {"captions": ["…", …], "clip_scores": [31.2, …]}, of
-               which one is drawn; and if known "height" and "width" of the picture
+               which one is drawn. "height" and "width" are not asked: they may be from before EXIF's turn
     KEY.txt    the caption, if KEY.json has none
 
     More captions may stand beside SHARD.tar, as Sana has them, in any number of
@@ -58,13 +57,8 @@ class WebDatasetItems(TarItems):
         return Sample(picture_from(io.BytesIO(picture), self._shapes, where), caption)
 
     def size(self, index: int) -> Shape:
-        content = self.read(index, ("json",))
-        where = self.tar.where(index)
-        about = _object(content.get("json", b"{}"), where)
-        size = about.get("height"), about.get("width")
-        if all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in size):
-            return size
         head = self.read(index, PICTURES, most=HEAD)
+        where = self.tar.where(index)
         suffix = _picture_among(head, where)
         try:
             return size_from(io.BytesIO(head[suffix]), where)

@@ -119,6 +119,9 @@ class AdaptStage:
         result.load_state_dict(weights, assign=True)
         return result.view.network.eval()
 
+    def updaters(self) -> list[Updater]:
+        return [self.updater]
+
     def tensors(self) -> Tensors:
         return self.updater.tensors()
 

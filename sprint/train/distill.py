@@ -96,6 +96,27 @@ def renoised_features(tapped: TappedTeacher, x_0: Tensor, draws: Draws, batch: B
     return tapped(x_t / SIGMA_DATA, draws.renoise_t, batch.text, batch.mask)
 
 
+def check_share(recipe: Recipe, engine: Engine) -> None:
+    """Raise SprintError if the batch does not divide over the processes in whole groups of neighbours.
+
+    Neighbours share statistics and swap prompts: a cut of the batch, or an end, may not leave one alone.
+    """
+    settings, share = recipe.distill, len(engine.share(recipe.distill.batch_size))
+    neighbours = settings.adversarial.neighbours
+    if settings.adversarial.weight == 0:
+        return
+    if engine.processes > 1 and share % neighbours:
+        raise SprintError(
+            f"distill.batch_size = {settings.batch_size} leaves {share} samples to each of {engine.processes} "
+            f"processes, which distill.adversarial.neighbours = {neighbours} does not divide; change one of them"
+        )
+    if settings.adversarial.misaligned_pairs and (share % neighbours == 1 or neighbours == 1):
+        raise SprintError(
+            f"misaligned pairs need at least 2 neighbours, and {share} samples in groups of {neighbours} leave "
+            "1 alone; change distill.batch_size or distill.adversarial.neighbours"
+        )
+
+
 class DistillStage:
     """State and updates of stage 2. Even steps train the student, odd ones the heads (if LADD is on)."""
 
@@ -111,7 +132,7 @@ class DistillStage:
     ):
         self.recipe, self.engine = recipe, engine
         self.settings: Distill = recipe.distill
-        self._check_neighbours()
+        check_share(recipe, engine)
         torch.manual_seed(recipe.seed)
         network, config = from_adapted(adapted).to(engine.device), adapted.config
         self.student = Student(network).train().to(engine.device)
@@ -135,22 +156,6 @@ class DistillStage:
         self.ema = Ema(self.generator.trained.weights(), decay) if decay else None
         self.generator_updates = 0
         self.clock = Clock(engine.device)
-
-    def _check_neighbours(self) -> None:
-        """Neighbours share statistics and swap prompts: a cut of the batch, or an end, may not leave one alone."""
-        if self.settings.adversarial.weight == 0:
-            return
-        neighbours, share = self.settings.adversarial.neighbours, len(self.engine.share(self.batch_size))
-        if self.engine.processes > 1 and share % neighbours:
-            raise SprintError(
-                f"distill.batch_size = {self.batch_size} leaves {share} samples to each of {self.engine.processes} "
-                f"processes, which distill.adversarial.neighbours = {neighbours} does not divide; change one of them"
-            )
-        if self.settings.adversarial.misaligned_pairs and (share % neighbours == 1 or neighbours == 1):
-            raise SprintError(
-                f"misaligned pairs need at least 2 neighbours, and {share} samples in groups of {neighbours} leave "
-                "1 alone; change distill.batch_size or distill.adversarial.neighbours"
-            )
 
     def _start_log_variance(self, values: int) -> None:
         """Where it would settle anyway; from zero it drowns one loss, then the other, on its way there."""
@@ -317,6 +322,9 @@ class DistillStage:
         result = TrainedStudent(Student(empty_network(self.student.network.config)))
         result.load_state_dict(weights, assign=True)
         return result.student.eval()
+
+    def updaters(self) -> list[Updater]:
+        return list(self._updaters().values())
 
     def _updaters(self) -> dict[str, Updater]:
         heads = {"heads": self.discriminator} if self.settings.adversarial.weight > 0 else {}

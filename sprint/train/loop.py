@@ -16,7 +16,7 @@ from sprint.engine import Engine
 from sprint.errors import SprintError
 from sprint.log import RunLog
 from sprint.sharding import Read, Tensors
-from sprint.train.update import Means
+from sprint.train.update import Means, Updater
 
 GO_ON, STOP, TROUBLE = 0, 1, 2  # what a process has to say after a step; the highest counts
 
@@ -30,6 +30,7 @@ class Stage(Protocol):
     clock: Clock  # `update` marks its parts on it
 
     def phase(self, step: int) -> str: ...
+    def updaters(self) -> list[Updater]: ...
     def update(self, step: int, batch: Batch) -> Means: ...
     def tensors(self) -> Tensors: ...
     def facts(self) -> dict: ...
@@ -96,7 +97,9 @@ def train(
             if word == STOP:
                 saver.wait()
                 raise Interrupted(f"saved {stage.name} step {step + 1} in {folder}")
-    saver.wait()
+        saver.wait()
+        if engine.highest(STOP if stop else GO_ON) == STOP:  # it came while the last checkpoint was written
+            raise Interrupted(f"saved {stage.name} step {stage.steps} in {folder}")
     return time.monotonic() - began
 
 

@@ -7,6 +7,7 @@ runs/NAME/
     bad_samples.jsonl  what could not be read, if anything
 """
 
+import gc
 import shutil
 import sys
 from collections.abc import Callable
@@ -34,8 +35,8 @@ from sprint.plan import check_arch, check_taps
 from sprint.recipe import AdaptStart, DataKind, Precision, Recipe, recipe_hash, recipe_text
 from sprint.run_folder import claim
 from sprint.train.adapt import AdaptStage, draw, noised
-from sprint.train.distill import DistillStage
-from sprint.train.loop import Rhythm, Stage, train
+from sprint.train.distill import DistillStage, check_share
+from sprint.train.loop import Interrupted, Rhythm, Stage, train
 from sprint.train.page import model_facts, note_cost, write_page
 
 CALIBRATION_BATCHES, CALIBRATION_SIZE = 4, 32
@@ -50,6 +51,8 @@ class Run:
         self.engine = engine or Engine.of(recipe)
         if self.engine.device.type == "cpu":
             keep_freed_memory()
+        self.engine.share(recipe.adapt.batch_size)
+        check_share(recipe, self.engine)
         self._open_inputs()
         self.engine.told_by_main(self._claim)
 
@@ -62,13 +65,27 @@ class Run:
         recipe = self.recipe
         if recipe.evaluate.prompts:
             import sprint.evaluate.columns  # noqa: F401 (scoring wants an extra: say so now, not after training)
-        if not (self.folder / "teacher").exists():
-            config = understand_teacher(resolve(recipe.teacher)).config
+        trained = (self.folder / "teacher").exists()
+        config = understand_teacher(
+            str(self.folder / "teacher") if trained else resolve(recipe.teacher)
+        ).config
+        if not trained:
             check_arch(recipe, config)
             check_taps(recipe, config["num_layers"])
         self._open_source()
+        for batch_size in (recipe.adapt.batch_size, recipe.distill.batch_size):
+            self.source.batched(batch_size)  # there may be too few samples of every shape
         first = self.encode(self.source.samples(range(1)))
         self.latent_shape: tuple[int, int, int] = tuple(first.latent.shape[1:])
+        seen, takes = (
+            (self.latent_shape[0], first.text.shape[2]),
+            (config["in_channels"], config["caption_channels"]),
+        )
+        if seen != takes:
+            raise SprintError(
+                f"{recipe.data.path or recipe.data.kind.value}: latents of {seen[0]} channels and texts {seen[1]} "
+                f"wide, but the teacher takes {takes[0]} and {takes[1]}: data of another family"
+            )
 
     def _open_source(self) -> None:
         """The samples, and the empty prompt; a cache brings both, and then nothing that encodes is loaded."""
@@ -85,11 +102,8 @@ class Run:
             )
         if isinstance(items, CachedItems):
             items.check(self.family_name, self.recipe.text)
-        if items.has_null:
-            self.null = tuple(x.to(self.engine.device) for x in items.null)
-        else:
-            self.null = encode_null(self.family)
-            del self.family
+        null = items.null if items.has_null else encode_null(self.family)
+        self.null = tuple(x.to(self.engine.device) for x in null)
         self.source = ItemSource(items, data, bad_file=bad)
 
     @property
@@ -102,7 +116,8 @@ class Run:
         text, bf16 = self.recipe.text, self.recipe.precision is Precision.bf16
         dtype = torch.bfloat16 if bf16 else torch.float32
         family = load_family(self.family_name, text.max_length, text.instruction, dtype)
-        return family.to(self.engine.device)
+        needed_at_the_end = self.recipe.data.kind is DataKind.cache  # to be exported
+        return family if needed_at_the_end else family.to(self.engine.device)
 
     @cached_property
     def draws(self) -> TeacherDraws:
@@ -129,6 +144,7 @@ class Run:
         with RunLog(self.folder, totals, main_process=self.engine.main_process, wandb=recipe.wandb) as log:
             if not self._exists("teacher"):
                 self._adapt(log)
+                _let_go()
             self._distill(log)
 
     def _exists(self, part: str) -> bool:
@@ -149,11 +165,12 @@ class Run:
         if self.recipe.adapt.start is AdaptStart.ones:
             return with_ones(teacher)
         teacher.to(self.engine.device)
-        source, batches = self.source.batched(CALIBRATION_SIZE), []
+        size = min(CALIBRATION_SIZE, self.recipe.adapt.batch_size)
+        source, batches = self.source.batched(size), []
         for i in range(CALIBRATION_BATCHES):
-            batch = self.encode(source.samples(range(i * CALIBRATION_SIZE, (i + 1) * CALIBRATION_SIZE)))
+            batch = self.encode(source.samples(range(i * size, (i + 1) * size)))
             shape, shift = tuple(batch.latent.shape[1:]), self.recipe.adapt.shift
-            draws = draw(self.recipe.seed, -1 - i, CALIBRATION_SIZE, shape, shift, dropout=0.0)
+            draws = draw(self.recipe.seed, -1 - i, size, shape, shift, dropout=0.0)
             draws = to_device(draws, self.engine.device)
             batches.append((noised(batch.latent, draws), draws.t_fm, batch))
         return calibrated(teacher, batches, time_scale)
@@ -186,6 +203,15 @@ class Run:
             shutil.rmtree(self.folder / "checkpoints" / stage.name, ignore_errors=True)  # none after 0 steps
 
         self.engine.told_by_main(work)
+        for updater in stage.updaters():
+            updater.trained.close()
+
+
+def _let_go() -> None:
+    """Modules with hooks are circles that hold each other: collected now, and not when memory is short."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def distill(recipe: Recipe, root: Path = Path("runs"), command: str = "") -> Path | None:
@@ -194,9 +220,15 @@ def distill(recipe: Recipe, root: Path = Path("runs"), command: str = "") -> Pat
     Raises SprintError for a recipe that cannot run, `Interrupted` after a signal, once the run is saved.
     """
     engine = Engine.of(recipe)
+    stopped = None
     with engine.watched():
         run = Run(recipe, root, engine)
-        run.train()
+        try:
+            run.train()
+        except Interrupted as interrupted:  # a clean end: the others need not miss this process
+            stopped = interrupted
+    if stopped:
+        raise stopped
     if skipped := run.source.skipped:
         counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
         print(f"sprint: passed over {counts}; see {run.folder / 'bad_samples.jsonl'}", file=sys.stderr)
