@@ -10,7 +10,7 @@ from PIL import Image
 from sprint.data.bad import BadSamples
 from sprint.data.buckets import Bucketed, find_buckets, shapes_of
 from sprint.data.items import BadSample, Items
-from sprint.data.source import batch_positions, open_source
+from sprint.data.source import ItemSource, batch_positions, open_source
 from sprint.errors import SprintError
 from sprint.recipe import Data, DataKind
 from tests.picture_files import write_pair
@@ -142,6 +142,43 @@ def test_a_picture_that_is_not_as_its_header_says_is_replaced(folder, monkeypatc
     samples = source.samples(range(60))
     assert all(a.picture.shape == b.picture.shape for a, b in zip(samples[::2], samples[1::2], strict=True))
     assert source.skipped == {"wrong size": 1, "unreadable picture": 1}
+    assert str(folder / "p00.png") in source._bad._reasons
+
+
+class Sizes(Items):
+    """Item k is of sizes[k]."""
+
+    def __init__(self, sizes):
+        self.sizes = sizes
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def item(self, index, draw): ...
+
+    def size(self, index):
+        if self.sizes[index] is None:
+            raise BadSample("unreadable picture", self.where(index))
+        return self.sizes[index]
+
+
+@pytest.mark.parametrize("size", [(0, 8), (8, 0), (-1, 8), (float("inf"), 8), (8, float("nan")), (10**7, 8)])
+def test_sizes_that_no_picture_has_are_bad(size):
+    bad = BadSamples(1.0, 2)
+    assert find_buckets(Sizes([(8, 8), size]), [(8, 8)], bad, 1).tolist() == [0, -1]
+    assert bad.by_reason == {"wrong size": 1} and "sample 1" in bad._reasons
+
+
+def test_processes_that_share_their_buckets_agree():
+    """The second process fails to read one header, which the first could read."""
+    sizes = [(512, 512), (512, 512), (256, 1024), (256, 1024)] * 4
+    data = Data(kind=DataKind.folder, size=512, aspect_buckets=True, bad_share=0.5)
+    shared, found = [], []
+    first = ItemSource(Sizes(sizes), data, 2, share=lambda own: shared.append(own) or own)
+    second = ItemSource(Sizes([None, *sizes[1:]]), data, 2, share=lambda own: found.append(own) or shared[0])
+    assert found[0].tolist() == [-1, *shared[0].tolist()[1:]] and shared[0].dtype == np.int16
+    orders = [[source._order.index(p) for p in range(32)] for source in (first, second, second.batched(2))]
+    assert orders[0] == orders[1] == orders[2] and 0 in orders[1]
 
 
 def test_a_scan_that_meets_too_many_bad_headers_stops(folder):
@@ -156,7 +193,7 @@ def test_a_scan_that_meets_too_many_bad_headers_stops(folder):
 def test_the_scan_reads_headers_alone_and_keeps_the_order(folder, monkeypatch):
     monkeypatch.setattr(Image.Image, "load", None)
 
-    class Sizes(Items):
+    class Many(Items):
         def __len__(self):
             return 9000  # several rounds of the threads
 
@@ -169,6 +206,6 @@ def test_the_scan_reads_headers_alone_and_keeps_the_order(folder, monkeypatch):
 
     bad = BadSamples(0.01, 9000)
     shapes = [(k, 4) for k in range(1, 8)]
-    assert find_buckets(Sizes(), shapes, bad, 3).tolist() == [*(k % 7 for k in range(8999)), -1]
+    assert find_buckets(Many(), shapes, bad, 3).tolist() == [*(k % 7 for k in range(8999)), -1]
     assert bad.by_reason == {"unreadable picture": 1}
     open_source(data_of(folder))

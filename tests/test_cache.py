@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -123,7 +125,11 @@ def test_null_is_the_family_s_own(picture_recipe, caches):
         items = CachedItems(data_of(caches[dtype]))
         assert items.null[0].shape == (1, 80, TEXT_WIDTH) and torch.equal(items.null[1], mask)
         torch.testing.assert_close(items.null[0], text, rtol=rounding, atol=1e-6)
-        assert items.latent_shape == LATENT and len(items) == COUNT and not items.in_order
+        assert (
+            (items.latent_shape, items.text_width) == (LATENT, TEXT_WIDTH)
+            and len(items) == COUNT
+            and not items.in_order
+        )
         stored = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
         assert {x.dtype for x in items.item(0, ANY)} == {stored} and items.null[0].dtype == torch.float32
 
@@ -203,6 +209,34 @@ def test_a_shard_is_whole_or_not_there(tmp_path):
     assert not shards.is_whole(tmp_path, 0)
 
 
+def test_of_two_that_write_a_shard_the_first_stays(tmp_path, monkeypatch):
+    """They may have been encoded on other devices: tar and record are of one of them."""
+
+    def meanwhile():
+        yield Entry(0, "a dot", 12, 12, encoded(1.0))
+        with monkeypatch.context() as other:
+            other.setattr(shards.os, "getpid", lambda: 1)
+            write_shard(tmp_path, 0, 0, [Entry(0, "a dot", 12, 12, encoded(2.0))], torch.float32)
+
+    record = write_shard(tmp_path, 0, 0, meanwhile(), torch.float32)
+    assert {path.name for path in tmp_path.iterdir()} == {"000000.tar", "000000.json", ".lock"}
+    content = (tmp_path / "000000.tar").read_bytes()
+    assert record == read_record(tmp_path, 0) and record.sha256 == hashlib.sha256(content).hexdigest()
+    assert torch.full((2, 3, 3), 2.0).numpy().tobytes() in content
+
+
+def test_what_a_dead_process_left_is_swept(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    owners = {"dead": (socket.gethostname(), gone.pid), "us": (socket.gethostname(), os.getpid())}
+    owners["elsewhere"] = ("another.host", gone.pid)
+    files = {owner: tmp_path / f".000001.tar.{host}.{pid}.part" for owner, (host, pid) in owners.items()}
+    for file in files.values():
+        file.touch()
+    shards.sweep(tmp_path)
+    assert {owner for owner, file in files.items() if file.exists()} == {"us", "elsewhere"}
+
+
 def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
@@ -234,6 +268,7 @@ def edit(folder: Path, group: str = "", **changes) -> None:
             "10 samples in its shards, 7 in cache.json",
         ),
         (lambda f: (f / CACHE).write_text("{"), "cache.json: cannot be read"),
+        (lambda f: (f / CACHE).write_text("[" * 100_000), "cache.json: cannot be read"),
         (lambda f: (f / CACHE).write_text("[]"), "cache.json: not a JSON object"),
         (lambda f: (f / CACHE).write_text("{}"), "cache.json: not what `sprint cache` writes"),
         (lambda f: edit(f, "settings", data=5), "cache.json: data = 5 cannot be"),
@@ -258,8 +293,10 @@ def test_a_later_format_is_refused(copied):
 
 def test_verify_names_the_damaged_file(copied):
     names = [NULL, "000000.tar", "000001.tar", "000002.tar"]
-    assert list(verify(copied)) == [copied / name for name in names]
-    assert list(verify(copied, 1, 3)) == [copied / "000000.tar"]  # of three processes the second's share
+    records = [f"{number:06d}.json" for number in range(3)]
+    assert list(verify(copied)) == [copied / name for name in names + records]
+    second = [copied / "000000.tar", copied / "000000.json"]  # of three processes the second's share
+    assert list(verify(copied, 1, 3)) == second
     content = bytearray((copied / "000001.tar").read_bytes())
     content[1000] ^= 1
     (copied / "000001.tar").write_bytes(content)
@@ -351,6 +388,8 @@ def one_sample(folder: Path, caches, tensors: bytes) -> CachedItems:
         (torch.full(LATENT, torch.nan), torch.zeros(3, TEXT_WIDTH), "NaN latent"),
         (torch.zeros(LATENT), torch.full((3, TEXT_WIDTH), torch.inf), "NaN text"),
         (torch.zeros(LATENT[1:]), torch.zeros(3, TEXT_WIDTH), "wrong size"),
+        (torch.zeros(CHANNELS, 4, 0), torch.zeros(3, TEXT_WIDTH), "wrong size"),
+        (torch.zeros(LATENT), torch.zeros(3, 0), "wrong size"),
     ],
 )
 def test_samples_that_are_not_what_they_should_be_are_bad(tmp_path, caches, latent, text, reason):
@@ -367,3 +406,39 @@ def test_bytes_that_are_no_tensors_are_a_bad_sample(tmp_path, caches, content):
     with pytest.raises(BadSample) as bad:
         one_sample(tmp_path, caches, content).item(0, ANY)
     assert bad.value.reason == "unreadable latent"
+
+
+def rewritten(caches, monkeypatch, **contents: bytes) -> CachedItems:
+    """A cache whose second sample has other members."""
+    items = CachedItems(data_of(caches["fp32"]))
+    read = items._tar.read
+    changed = lambda index, suffixes: contents if index == 1 else read(index, suffixes)  # noqa: E731
+    monkeypatch.setattr(items._tar, "read", changed)
+    return items
+
+
+@pytest.mark.parametrize(("channels", "width"), [(CHANNELS, TEXT_WIDTH - 1), (CHANNELS + 1, TEXT_WIDTH)])
+def test_samples_are_as_the_first_is(caches, monkeypatch, channels, width):
+    tensors = {"latent": torch.zeros(channels, *LATENT[1:]), "text": torch.zeros(3, width)}
+    items = rewritten(caches, monkeypatch, safetensors=safetensors.torch.save(tensors))
+    words = f"wrong size: {channels} channels and text of {width}, but the first sample has {CHANNELS} and"
+    with pytest.raises(BadSample, match=words):
+        items.item(1, ANY)
+    assert items.item(2, ANY).text.shape[1] == TEXT_WIDTH
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        '{"height": 0, "width": 16}',
+        '{"height": 16, "width": -1}',
+        '{"height": 16}',
+        '{"height": 1e999, "width": 1}',
+    ]
+    + ["[" * 100_000],
+)
+def test_a_size_that_cannot_be_is_a_bad_sample(caches, monkeypatch, about):
+    items = rewritten(caches, monkeypatch, json=about.encode())
+    with pytest.raises(BadSample, match="wrong size"):
+        items.size(1)
+    assert items.size(2) == (SIZE, SIZE)

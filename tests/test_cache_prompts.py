@@ -98,4 +98,5 @@ def test_a_size_that_does_not_divide_is_refused(prompt_recipe, tmp_path):
     prompt_recipe.data.size = 30
     with pytest.raises(SprintError, match="size 30 is not a multiple of 4 pixels"):
         make_cache(prompt_recipe, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
     prompt_recipe.data.size = 32

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from sprint import caching
 from sprint.cli import build_parser
 from sprint.data.cache import CACHE, UNFINISHED, CachedItems
 from sprint.data.scenes import render, scene
-from sprint.data.shards import read_record
+from sprint.data.shards import locked, read_record
 from sprint.data.source import TRAINING_SEED, collate, encode, open_source
 from sprint.errors import SprintError
 from sprint.models.family import load_family
@@ -86,7 +87,8 @@ def test_an_interrupted_cache_goes_on_and_comes_out_the_same(sprint, here, recip
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
     asked.clear()
     asked.append(6)
-    assert sprint("cache", recipe, *SCENES).code == 0
+    code, out, _ = sprint("cache", recipe, *SCENES)
+    assert code == 0 and " MB; kept 3 shards by size; --verify compares hashes\n" in out
     assert asked == [6, 6] and len(kept) == 3
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     assert contents(folder) == contents(whole)
@@ -121,13 +123,20 @@ def test_verify_reads_back_and_names_the_damaged_file(sprint, recipe, whole, tmp
     folder = shutil.copytree(whole, tmp_path / "cache")
     argv = "cache", recipe, "-o", folder, "--verify"
     code, out, _ = sprint(*argv)
-    assert (code, out) == (0, f"{folder}: 5 files as they were written\n")
+    assert (code, out) == (0, f"{folder}: 9 files as they were written\n")
+    record = folder / "000001.json"
+    record.write_bytes(record.read_bytes().replace(b'"first": 2', b'"first": 3'))
+    result = sprint(*argv)
+    assert result.code == 2 and result.last_line.startswith(f"sprint: {record}: damaged")
     for name in ("000002.tar", "000003.tar"):
         content = bytearray((folder / name).read_bytes())
         content[-1] ^= 1
         (folder / name).write_bytes(content)
     result = sprint(*argv)
     assert result.code == 2 and result.last_line.startswith(f"sprint: {folder}/000002.tar: damaged")
+    code, out, _ = sprint("cache", recipe, *SCENES, "-o", folder)  # which compares sizes, and says so
+    assert code == 0 and "kept 4 shards by size; --verify compares hashes" in out
+    assert sprint(*argv).code == 2
 
 
 # ---- bad samples --------------------------------------------------------------------------------------
@@ -170,9 +179,33 @@ def test_bad_samples_are_skipped_counted_and_listed(sprint, here, recipe, pictur
 
 
 def test_too_many_bad_samples_stop_it(sprint, here, recipe, pictures):
-    result = sprint("cache", recipe, "data.kind=folder", f"data.path={pictures}")
-    assert result.code == 2 and "more than data.bad_share = 0.01" in result.last_line
-    assert not (here / "caches" / "mini" / CACHE).exists()
+    """Also when it is run again, where each run alone meets too few to judge by."""
+    argv = "cache", recipe, "data.kind=folder", f"data.path={pictures}", "--shard-size", "3"
+    for _ in range(2):
+        result = sprint(*argv)
+        assert (
+            result.code == 2 and "2 of 6 samples tried are bad, more than data.bad_share = 0.01" in result.err
+        )
+        folder = here / "caches" / "mini"
+        assert (folder / "000000.tar").exists() and not (folder / CACHE).exists()
+    assert sprint(*argv, "data.bad_share=0.5").code == 0
+    assert sprint(*argv).code == 2
+
+
+def test_too_many_bad_samples_of_all_processes_stop_the_last(recipe, pictures, tmp_path, monkeypatch):
+    """Each meets one in three samples of six, too few to judge by."""
+    folder, changes = tmp_path / "cache", ["data.kind=folder", f"data.path={pictures}"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert caching.make_cache(load_recipe(recipe, changes), folder, shard_size=3).count("1 of 2 shards")
+    monkeypatch.setenv("RANK", "1")
+    words = (
+        r"2 of 6 samples are bad \(1 unreadable picture, 1 empty caption\), more than .* see .*/bad\.jsonl"
+    )
+    with pytest.raises(SprintError, match=words):
+        caching.make_cache(load_recipe(recipe, changes), folder, shard_size=3)
+    assert not (folder / CACHE).exists()
+    line = caching.make_cache(load_recipe(recipe, [*changes, "data.bad_share=0.4"]), folder, shard_size=3)
+    assert "4 samples in 2 shards" in line
 
 
 def test_a_latent_that_is_not_finite_is_bad(recipe, tmp_path, monkeypatch):
@@ -180,7 +213,7 @@ def test_a_latent_that_is_not_finite_is_bad(recipe, tmp_path, monkeypatch):
 
     def poisoned(self, items):
         encoded = encode_all(self, items)
-        encoded[2].latent[0, 0, 0] = float("nan")
+        encoded[-1].latent[0, 0, 0] = float("nan")
         return encoded
 
     monkeypatch.setattr(caching.Encoder, "__call__", poisoned)
@@ -236,6 +269,75 @@ def test_a_folder_keeps_one_cache_s_settings(sprint, here, recipe, whole, argv, 
     assert contents(folder) == before
 
 
+def test_the_same_data_by_another_path_is_the_same_cache(sprint, here, recipe):
+    (here / "prompts.txt").write_text("a dot\na red circle\n")
+    argv = "cache", recipe, "--from-prompts", "data.size=16", "data.teacher_steps=1", "-o", "cache"
+    assert sprint(*argv, "data.path=prompts.txt").code == 0
+    code, out, _ = sprint(*argv, "data.path=./prompts.txt", "data.caption_temperature=2", "data.workers=2")
+    assert code == 0 and "kept 1 shards" in out
+    (here / "other.txt").write_text("a dot\na red circle\n")
+    result = sprint(*argv, "data.path=other.txt")
+    assert f"data.path = {here}/other.txt, there {here}/prompts.txt" in result.last_line
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "keys"),
+    [
+        ("folder", "pictures", {"caption_temperature"}),
+        ("huggingface", "someone/pictures", {"caption_temperature", "image_column", "caption_column"}),
+        ("prompts", "prompts.txt", {"teacher_steps", "guidance_scale"}),
+        ("scenes", "", set()),
+    ],
+)
+def test_what_makes_another_cache_is_what_the_kind_reads(here, kind, path, keys):
+    decides = caching._what_decides(Data(kind=DataKind(kind), path=path))
+    on_disk = kind in ("folder", "prompts")
+    assert decides["path"] == (str(here / path) if on_disk else path)
+    assert decides.keys() == {"kind", "path", "size", "aspect_buckets", "seed"} | keys
+
+
+def interrupted_at_once(sprint, monkeypatch, *argv) -> None:
+    """Begin a cache and leave it without a shard."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(caching, "write_shard", interrupted)
+        assert sprint(*argv).code == 130
+
+
+def test_a_cache_without_a_shard_gives_way_to_another(sprint, here, recipe, whole, monkeypatch):
+    folder = here / "caches" / "mini"
+    interrupted_at_once(sprint, monkeypatch, "cache", recipe, *SCENES, "data.seed=1")
+    assert contents(folder).keys() == {UNFINISHED}
+    with open(folder / ".lock-1", "a") as lock:  # a second process is at work on its first shard
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "data.seed = 0, there 1" in sprint("cache", recipe, *SCENES).last_line
+    assert sprint("cache", recipe, *SCENES).code == 0
+    assert contents(folder) == contents(whole)
+
+
+def test_processes_that_start_at_once_wait_for_the_one_that_begins(whole, tmp_path):
+    settings, problems = CachedItems(Data(kind=DataKind.cache, path=str(whole), size=64)).settings, []
+
+    def claim():
+        try:
+            with caching._claimed(tmp_path, settings, rank=1):
+                pass
+        except SprintError as error:
+            problems.append(error)
+
+    second = threading.Thread(target=claim)
+    with locked(tmp_path):
+        second.start()
+        second.join(0.2)
+        assert second.is_alive() and not (tmp_path / UNFINISHED).exists()
+        caching._take(tmp_path, settings, rank=0)
+    second.join(10)
+    assert not second.is_alive() and not problems
+
+
 def test_a_folder_of_something_else_is_refused(sprint, here, recipe, pictures):
     result = sprint("cache", recipe, "--count", "4", "-o", pictures)
     assert result.code == 2 and "holds 0.png and no cache" in result.last_line
@@ -255,6 +357,8 @@ def test_two_caches_at_once_in_one_folder_are_refused(sprint, recipe, tmp_path):
     ("argv", "words"),
     [
         ([], "scenes never end; say how many to cache with --count"),
+        (["--count", "2", "data.aspect_buckets=true"], "scenes have no aspect to keep"),
+        (["--from-prompts", "data.path=x", "data.aspect_buckets=true"], "prompts have no aspect to keep"),
         (["data.kind=cache", "data.path=x"], "data.kind = cache: that is encoded already"),
         (["--verify", "-o", "nowhere"], "nowhere: no such folder"),
         (["--from-prompts"], "data.kind = prompts needs data.path"),
@@ -262,6 +366,17 @@ def test_two_caches_at_once_in_one_folder_are_refused(sprint, recipe, tmp_path):
 )
 def test_refusals_before_anything_is_made(refusal, here, recipe, argv, words):
     assert words in refusal("cache", recipe, *argv)
+
+
+def test_what_cannot_be_encoded_leaves_no_folder(refusal, here, recipe, pictures):
+    """The family divides pictures into cells of 4 pixels."""
+    argv = "cache", recipe, "data.kind=folder", f"data.path={pictures}", "data.size=66"
+    assert "takes multiples of 4 pixels" in refusal(*argv)
+
+
+def test_a_file_in_the_folder_s_place_is_refused(refusal, here, recipe):
+    (here / "notes").write_text("mine")
+    assert "notes: a file; name a folder with -o" in refusal("cache", recipe, "--count", "2", "-o", "notes")
 
 
 @pytest.mark.parametrize("option", ["--count=0", "--shard-size=-1", "--count=x"])

@@ -65,7 +65,11 @@ def test_samples_are_the_stored_numbers_without_padding(dtype, save, tmp_path):
     assert encoded.latent.dtype == encoded.text.dtype == torch.float32
     assert np.array_equal(encoded.latent, latent()) and encoded.latent.is_contiguous()
     assert np.array_equal(encoded.text, text()["caption_feature"][0, :3])
-    assert items.latent_shape == (C, 2, 2) and items.size(0) == (64, 64) and len(items) == 1
+    assert (
+        (items.latent_shape, items.text_width) == ((C, 2, 2), D)
+        and items.size(0) == (64, 64)
+        and len(items) == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,6 +129,7 @@ BAD = [
         "wrong size: 4 channels and text of 7, but the first sample has 4 and 6",
     ),
     ({"npz": npz(caption_feature=np.array([{}]))}, "unreadable text: an array of object"),
+    ({"npz": npz(caption_feature=np.zeros((1, T, 0)))}, "unreadable text: caption_feature [5, 0]"),
     ({"npz": npz(other=np.zeros(3))}, "unreadable text: \"There is no item named 'caption_feature.npy'"),
     ({"npz": BROKEN_TEXT}, "unreadable text: File is not a zip file"),
     ({"npz": npy(latent())}, "unreadable text: File is not a zip file"),
@@ -151,6 +156,15 @@ def test_members_that_are_missing(tmp_path):
     for index, message in ((1, "b: missing latent"), (3, ".*hostile entry")):
         with pytest.raises(BadSample, match=f"s.tar: {message}"):
             items.size(index)
+
+
+@pytest.mark.parametrize("shape", [(C, 0, 2), (C, 2, 0), (0, 2, 2)])
+def test_a_latent_without_numbers_is_bad(tmp_path, shape):
+    write_tar(tmp_path / "s.tar", [*sample("a"), *sample("b", npy=npy(latent(shape=shape)))])
+    items = CachedReferenceItems(data(tmp_path))
+    for read in [lambda: items.item(1, DRAW)] + [lambda: items.size(1)] * (shape[0] > 0):
+        with pytest.raises(BadSample, match="s.tar: b: wrong size: latent"):
+            read()
 
 
 def test_text_may_lie_in_files_beside_the_shard(tmp_path):

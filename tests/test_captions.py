@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sprint.data.captions import caption_from, choose_caption
+from sprint.data.captions import LONGEST, caption_from, choose_caption
 from sprint.data.items import BadSample
 
 
@@ -69,9 +69,17 @@ def test_several_captions_are_all_drawn():
         ({"captions": ["a", "b"], "clip_scores": [1, "2"]}, "unreadable caption"),
         ({"captions": ["a", "b"], "clip_scores": [1, float("nan")]}, "unreadable caption"),
         ({"captions": ["a", "b"], "clip_scores": [1, 10**400]}, "unreadable caption"),
+        ("half a pair \ud800", "unreadable caption"),
+        (["a", "\udfff"], "unreadable caption"),  # whichever is drawn
+        ("a" * (LONGEST + 1), "unreadable caption"),
     ],
 )
 def test_no_caption_to_be_had(value, reason):
     with pytest.raises(BadSample, match=r"^here: ") as caught:
         take(value)
-    assert caught.value.reason == reason
+    assert caught.value.reason == reason and "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_a_long_caption_is_one():
+    assert len(take(" " + "é" * LONGEST)) == LONGEST and take("\U0001f600") == "\U0001f600"

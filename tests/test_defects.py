@@ -171,7 +171,7 @@ def test_the_tangent_passes_through_the_wrapper_that_averages_gradients(
     }
     for step in (G, D):
         read = [stage.update(step, tiny_batch()).read(engine) for stage in (plain, wrapped)]
-        assert read[1] == pytest.approx(read[0], rel=1e-6)
+        assert read[1] == pytest.approx(read[0], rel=1e-5)
         assert step == D or read[1]["tangent_norm"] > 0.1
     for name, module in (("student", wrapped.student), ("heads", wrapped.heads)):
         assert sum(averaged[name]) == sum(p.numel() for p in module.parameters())

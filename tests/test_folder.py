@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -116,6 +117,18 @@ def test_captions_that_nest_too_deep(tmp_path):
     (tmp_path / "a.json").write_text("[" * 100000)
     with pytest.raises(BadSample, match=r"a.json: unreadable caption: "):
         read_caption(str(tmp_path / "a.json"))
+
+
+def test_the_fingerprint_is_that_of_the_names(tmp_path):
+    write_folder(tmp_path / "a")
+    first = items_of(tmp_path / "a").fingerprint
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "p0.txt").write_text("another caption")
+    assert items_of(f"{tmp_path}/b/./").fingerprint == first and len(first) == 64
+    (tmp_path / "b" / "p0.png").rename(tmp_path / "b" / "p0.webp")
+    second = items_of(tmp_path / "b").fingerprint
+    write_pair(tmp_path / "b", os.fsdecode(b"p\xff"), caption="of a name that is not UTF-8")
+    assert len({first, second, items_of(tmp_path / "b").fingerprint}) == 3
 
 
 # Wrong folders

@@ -165,19 +165,55 @@ def test_a_dataset_that_is_not_to_be_had(tmp_path, monkeypatch):
     ):
         items_of(tmp_path / "none")
     to_disk(tmp_path / "d")
-    for file in (tmp_path / "d").glob("*.arrow"):
-        file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(SprintError, match=rf"^{tmp_path}/d: no dataset to be had"):
-        items_of(tmp_path / "d")
 
     def offline(path):
         raise ConnectionError("Couldn't reach 'some/dataset' on the Hub\n(offline)")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(
-        SprintError, match=r"^some/dataset: no dataset .*\(Couldn't reach 'some/dataset' on the Hub\)$"
+        SprintError,
+        match=r"^some/dataset: no dataset .*\(ConnectionError: Couldn't reach 'some/dataset' on the Hub\)$",
     ):
         items_of("some/dataset")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("state.json", b"{}"),
+        ("state.json", b"[1]"),
+        ("dataset_info.json", b'{"features": 5}'),
+        ("data-00000-of-00001.arrow", b"ARROW1"),
+    ],
+)
+def test_a_damaged_dataset_is_refused_in_one_line(tmp_path, file, content):
+    to_disk(tmp_path / "d")
+    assert (tmp_path / "d" / file).is_file()
+    (tmp_path / "d" / file).write_bytes(content)
+    with pytest.raises(SprintError, match=rf"^{tmp_path}/d: no dataset to be had; .*\(\w+: .*\)$") as caught:
+        items_of(tmp_path / "d")
+    assert caught.value.__cause__ is not None
+
+
+def test_a_dataset_without_rows_is_refused(tmp_path):
+    datasets.Dataset.from_dict({"image": [], "text": []}).save_to_disk(tmp_path / "d")
+    with pytest.raises(SprintError, match=rf"^{tmp_path}/d: no dataset to be had; .* with rows in it"):
+        items_of(tmp_path / "d")
+
+
+def test_a_row_that_cannot_be_read_is_a_bad_sample(tmp_path, monkeypatch):
+    to_disk(tmp_path / "d")
+    items = items_of(tmp_path / "d")
+
+    def fail(rows, index):
+        raise KeyError("a block is gone")
+
+    monkeypatch.setattr(datasets.Dataset, "__getitem__", fail)
+    where = rf"^{tmp_path}/d, row 3: "
+    with pytest.raises(BadSample, match=where + "unreadable caption: 'a block is gone'$"):
+        items.item(3, np.random.default_rng(0))
+    with pytest.raises(BadSample, match=where + "unreadable picture: 'a block is gone'$"):
+        items.size(3)
 
 
 def test_without_the_library_the_error_says_what_to_install(monkeypatch):

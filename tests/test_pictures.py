@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps
 
 from sprint.data.items import BadSample
 from sprint.data.pictures import LARGEST, nearest, picture_from, size_from, to_rgb
@@ -184,3 +184,59 @@ def test_damaged_files_raise_nothing_else():
         with suppress(BadSample):
             size_from(io.BytesIO(content), "a")
     assert 30 < refused < 300
+
+
+def tiff(orientation=6, words=(b"maker", b"model")) -> bytes:
+    """EXIF of a few tags, one of them a fraction."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x0110], exif[0x011A] = orientation, *words, 72.0
+    exif.get_ifd(0x8769)[0x829A] = (1, 30)
+    return exif.tobytes()
+
+
+def with_exif(form: str, exif: bytes) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (30, 20), (9, 8, 7)).save(stream, form, exif=exif, lossless=True)
+    return stream.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_does_no_harm(form):
+    """The bytes between the first and the last of EXIF are anything: the picture is whole, upright or not."""
+    rng = np.random.default_rng(2)
+    whole, turned = tiff(), 0
+    for _ in range(300):
+        exif = bytearray(whole)
+        for place in rng.integers(len(b"Exif\0\0II*\0"), len(exif), 3):
+            exif[place] = rng.choice([0, 1, 2, 3, 5, 9, 10, 12, 255])
+        content = with_exif(form, bytes(exif))
+        size = size_from(io.BytesIO(content), "a")
+        turned += size == (30, 20)
+        assert size in ((30, 20), (20, 30))
+        assert picture_from(io.BytesIO(content), [size], "a").shape == (*size, 3)
+        with Image.open(io.BytesIO(content)) as image:
+            assert to_rgb(image).size == size[::-1]  # both read one orientation
+    assert 30 < turned < 300
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_turns_it(orientation):
+    stored = Image.fromarray(np.random.default_rng(3).integers(0, 256, (4, 6, 3), np.uint8))
+    stream = io.BytesIO()
+    stored.save(stream, "PNG", exif=tiff(orientation))
+    with Image.open(stream) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    with Image.open(stream) as image:
+        assert np.array_equal(to_rgb(image), expected)
+
+
+def test_whatever_a_decoder_raises_is_a_bad_sample(monkeypatch):
+    content = io.BytesIO(noise_bytes("PNG"))
+
+    def fail(image):
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with pytest.raises(BadSample, match=r"^a: unreadable picture: no such thing$"):
+        picture_from(content, [(8, 8)], "a")

@@ -3,9 +3,11 @@
 import pytest
 
 from sprint.data.batch import Prompt
+from sprint.data.captions import LONGEST
 from sprint.data.items import BadSample
-from sprint.data.prompts import PromptItems
+from sprint.data.prompts import LONGEST_LINE, PromptItems
 from sprint.data.source import open_source
+from sprint.data.tar_entries import File
 from sprint.errors import SprintError
 from sprint.recipe import Data, DataKind
 
@@ -37,8 +39,8 @@ def test_json_lines(tmp_path):
 
 
 def test_a_prompt_keeps_its_own_position_in_every_epoch(tmp_path):
-    path = items_of(tmp_path, "one\ntwo\nthree")._file
-    source = open_source(Data(kind=DataKind.prompts, path=str(path), seed=1))
+    items_of(tmp_path, "one\ntwo\nthree")
+    source = open_source(Data(kind=DataKind.prompts, path=str(tmp_path / "prompts.txt"), seed=1))
     samples = source.samples(range(30))
     assert set(samples) == {Prompt("one", 0), Prompt("two", 1), Prompt("three", 2)}
     assert all(len(set(samples[3 * e : 3 * e + 3])) == 3 for e in range(10))
@@ -54,6 +56,10 @@ def test_a_prompt_keeps_its_own_position_in_every_epoch(tmp_path):
         ("a.jsonl", b'["x"]', "missing caption"),
         ("a.jsonl", b'{"prompt": " "}', "empty caption"),
         ("a.jsonl", b"[" * 100000, "unreadable caption"),
+        ("a.jsonl", b'{"prompt": "\\ud800 a"}', "unreadable caption"),
+        ("a.jsonl", b'{"prompt": "%s"}' % (b"a" * (LONGEST + 1)), "unreadable caption"),
+        ("a.txt", b"a" * (LONGEST + 1), "unreadable caption"),
+        ("a.txt", b"a" * (LONGEST_LINE + 1), "unreadable caption"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, name, line, reason):
@@ -62,6 +68,25 @@ def test_a_bad_line_is_named(tmp_path, name, line, reason):
         items.item(0, None)
     assert caught.value.where == f"{tmp_path / name}, line 2" and caught.value.reason == reason
     assert items.item(1, None).position == 1
+
+
+def test_a_long_prompt_is_read(tmp_path):
+    assert len(items_of(tmp_path, "é" * LONGEST + "\n").item(0, None).caption) == LONGEST
+
+
+def test_a_line_that_is_never_a_prompt_is_not_read(tmp_path, monkeypatch):
+    items = items_of(tmp_path, b"a" * (LONGEST_LINE + 1))
+    monkeypatch.setattr(File, "read", None)
+    with pytest.raises(BadSample, match=r"line 1: unreadable caption: 800001 bytes, of at most 800000$"):
+        items.item(0, None)
+
+
+def test_a_file_that_became_shorter(tmp_path):
+    items = items_of(tmp_path, "one\ntwo\n")
+    (tmp_path / "prompts.txt").write_bytes(b"one\nt")
+    assert items.item(0, None).caption == "one"
+    with pytest.raises(BadSample, match=r"line 2: unreadable caption: the file is shorter than it was$"):
+        items.item(1, None)
 
 
 def test_files_without_prompts_are_refused(tmp_path):

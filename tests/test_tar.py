@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import shutil
 import tarfile
 import threading
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -450,6 +452,42 @@ def test_a_damaged_index_is_made_again(folder, scans):
         assert len(TarSamples(folder)) == 6
     assert len(scans) == 2 * 5
     assert index.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": ["../s-000.tar", "s-001.tar"]},
+        {"files": ["/etc/passwd", "s-001.tar"]},
+        {"suffixes": ["json"]},
+        {"shard": np.full(6, 2, np.uint32)},
+        {"shard": np.zeros(5, np.uint32)},
+        {"first": np.arange(7) * 3},
+        {"first": np.array([0, 2, 4, 3, 8, 10, 12])},
+        {"key_ends": np.arange(8)},
+        {"file_number": np.full(12, -1)},
+        {"offset": np.full(12, -512)},
+        {"size": np.full(12, 0.5)},
+        {"size": np.zeros(13, np.int64)},
+    ],
+)
+def test_an_index_that_does_not_agree_with_itself_or_the_shards_is_made_again(change, folder, scans):
+    whole = TarSamples(folder)
+    (index,) = folder.glob(".sprint-*.npz")
+    with np.load(index) as stored:
+        fingerprint = str(stored["fingerprint"])
+    index.write_bytes(replace(whole._index, **change).to_bytes(fingerprint))
+    assert everything(TarSamples(folder)) == everything(whole) and len(scans) == 2 * 2
+
+
+def test_the_fingerprint_is_that_of_the_headers(folder, scans):
+    made = TarSamples(folder).fingerprint
+    assert TarSamples(folder).fingerprint == made and len(scans) == 2 and len(made) == 64
+    copied = folder.parent / "copy"
+    shutil.copytree(folder, copied)
+    assert TarSamples(copied).fingerprint == made
+    write_tar(copied / "s-001.tar", [plain("0.json", b"longer" * 99)])
+    assert TarSamples(copied).fingerprint != made != TarSamples(folder / "s-000.tar").fingerprint
 
 
 def test_the_index_goes_to_the_users_cache_where_the_folder_is_not_ours(folder, cache, scans, monkeypatch):

@@ -42,6 +42,7 @@ CASES: dict[str, Case] = {
     "second-run": second_run,
     "command-line": command_line,
 }
+EVERY_RUN = [*SETTINGS, *Size().settings]
 FAILURES = (
     Stuck,
     SprintError,
@@ -96,11 +97,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     names = args.only or list(CASES)
-    outcomes, began = [], time.monotonic()
-    print(
-        f"seed {args.seed}; each run: sprint distill tiny {' '.join([*SETTINGS, *Size().settings])}",
-        flush=True,
-    )
+    began = time.monotonic()
+    print(f"seed {args.seed}; each run: sprint distill tiny {' '.join(EVERY_RUN)}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="sprint-chaos-"))
     with Zygote() as zygote:
         lab = Lab(folder, zygote, args.seed, KILLS // 3 if args.quick else KILLS, Size())
@@ -121,15 +119,8 @@ def write(args: argparse.Namespace, outcomes: list[Outcome]) -> Path:
     """tools/results/chaos.json"""
     from measure import write_results  # it imports torch and diffusers, which nothing else here needs
 
-    return write_results(
-        "chaos",
-        {
-            "seed": args.seed,
-            "quick": args.quick,
-            "settings": [*SETTINGS, *Size().settings],
-            "cases": [asdict(o) for o in outcomes],
-        },
-    )
+    results = {"seed": args.seed, "quick": args.quick, "settings": EVERY_RUN}
+    return write_results("chaos", results | {"cases": [asdict(outcome) for outcome in outcomes]})
 
 
 if __name__ == "__main__":

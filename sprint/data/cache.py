@@ -14,6 +14,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
@@ -43,7 +44,7 @@ class Settings:
 
     family      where text encoder and autoencoder came from
     weights     SHA-256 of what encoded, by part
-    text, data  of the recipe, as far as they decide what is encoded
+    text, data  of the recipe, as far as they decide what is encoded; a path in full
     precision   of encoding; dtype: of what is stored
     scaling_factor, downscale   of the autoencoder: latent = factor · encoding; pixels per latent cell
     samples     of the source, good and bad
@@ -89,7 +90,7 @@ def read_settings(path: Path) -> tuple[Settings, dict]:
 def _read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SprintError(f"{path}: cannot be read: {said(error)}; make the cache anew") from error
     if not isinstance(content, dict):
         raise SprintError(f"{path}: not a JSON object; make the cache anew")
@@ -136,15 +137,23 @@ class CachedItems(Items):
     def __len__(self) -> int:
         return len(self._tar)
 
+    def where(self, index: int) -> str:
+        return self._tar.where(index)
+
     def item(self, index: int, draw: np.random.Generator) -> Encoded:
         """As stored, bf16 or fp32. `draw` is not used: the caption was chosen when the cache was made."""
-        where = self._tar.where(index)
+        encoded = self._read(index)
+        check_widths(encoded, self._first, self.where(index))
+        return encoded
+
+    def _read(self, index: int) -> Encoded:
+        where = self.where(index)
         try:
             tensors = safetensors.torch.load(self._tar.read(index, (TENSORS,))[TENSORS])
             encoded = Encoded(tensors["latent"], tensors["text"])
         except (SafetensorError, KeyError) as error:
             raise BadSample("unreadable latent", where, said(error)) from error
-        if encoded.latent.ndim != 3 or encoded.text.ndim != 2:
+        if encoded.latent.ndim != 3 or encoded.text.ndim != 2 or not all(x.numel() for x in encoded):
             raise BadSample("wrong size", where, f"{[list(x.shape) for x in encoded]}")
         for name, x in encoded._asdict().items():
             if not x.isfinite().all():
@@ -154,20 +163,32 @@ class CachedItems(Items):
     def size(self, index: int) -> tuple[int, int]:
         try:
             about = json.loads(self._tar.read(index, (ABOUT,))[ABOUT])
-            return int(about["height"]), int(about["width"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadSample("wrong size", self._tar.where(index), said(error)) from error
+            height, width = int(about["height"]), int(about["width"])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise BadSample("wrong size", self.where(index), said(error)) from error
+        if min(height, width) < 1:
+            raise BadSample("wrong size", self.where(index), f"height {height}, width {width}")
+        return height, width
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Of the first sample that can be read."""
-        nothing = np.random.default_rng(0)
+    @cached_property
+    def _first(self) -> Encoded:
+        """The first sample that can be read, which says what the others are."""
         for index in range(len(self)):
             try:
-                return tuple(self.item(index, nothing).latent.shape)
+                return self._read(index)
             except BadSample:
                 continue
         raise SprintError(f"{self.folder}: none of its samples can be read; make the cache anew")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """[C, h, w] of the first sample that can be read. Raises SprintError where there is none."""
+        return tuple(self._first.latent.shape)
+
+    @property
+    def text_width(self) -> int:
+        """D of the first sample's text [T, D]. Raises SprintError as `latent_shape` does."""
+        return self._first.text.shape[1]
 
     has_null = True
 
@@ -206,13 +227,24 @@ class CachedItems(Items):
             )
 
 
+def check_widths(encoded: Encoded, first: Encoded, where: str) -> None:
+    """Raise BadSample unless latents have as many channels, and texts are as wide, as the first sample's."""
+    found, expected = ((len(latent), text.shape[1]) for latent, text in (encoded, first))
+    if found != expected:
+        detail = "{} channels and text of {}, but the first sample has {} and {}"
+        raise BadSample("wrong size", where, detail.format(*found, *expected))
+
+
 def verify(folder: Path, rank: int = 0, processes: int = 1) -> Iterator[Path]:
     """Read a cache's files back, or this process's share of them; gives each that is as it was written.
+
+    These are the shards, their records and the empty prompt.
 
     Raises SprintError that names the first that is not.
     """
     _, content = _open(folder)
-    for file, size, digest in _files(folder, content)[rank::processes]:
+    files = [*_files(folder, content), *_files(folder, content, "records")]
+    for file, size, digest in files[rank::processes]:
         _check_size(file, size)
         if sha256(file) != digest:
             raise SprintError(
@@ -235,12 +267,12 @@ def _open(folder: Path) -> tuple[Settings, dict]:
     raise SprintError(f"{folder}: {problem}; set data.path to what `sprint cache` made")
 
 
-def _files(folder: Path, content: dict) -> list[tuple[Path, int, str]]:
-    """(file, its size, its SHA-256) of everything but cache.json."""
+def _files(folder: Path, content: dict, listed: str = "files") -> list[tuple[Path, int, str]]:
+    """(file, its size, its SHA-256) of the "files" that training reads, or of the "records" of its shards."""
     try:
-        return [(folder / file["name"], file["bytes"], file["sha256"]) for file in content["files"]]
+        return [(folder / file["name"], file["bytes"], file["sha256"]) for file in content[listed]]
     except (KeyError, TypeError) as error:
-        raise SprintError(f"{folder / CACHE}: names no files; make the cache anew") from error
+        raise SprintError(f"{folder / CACHE}: names no {listed}; make the cache anew") from error
 
 
 def _check_size(file: Path, size: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sprint.data.batch import Encoded
 from sprint.data.buckets import CELL, shapes_of
+from sprint.data.cache import check_widths
 from sprint.data.items import BadSample, Reason, said
 from sprint.data.pictures import Shape
 from sprint.data.tar import TarItems, TarSamples
@@ -50,23 +51,30 @@ class CachedReferenceItems(TarItems):
         super().__init__(TarSamples(data.path))
         self._shapes = shapes_of(data)
         self._require(data)
-        self._expected: tuple[int, int] | None = None  # channels of latents, width of text
-        first = self._first()
-        self._expected = len(first.latent), first.text.shape[1]
-        self.latent_shape: tuple[int, int, int] = tuple(first.latent.shape)
+        self._first = self._find_first()
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """[C, h, w] of the first sample that can be read."""
+        return tuple(self._first.latent.shape)
+
+    @property
+    def text_width(self) -> int:
+        """D of the first sample's text [T, D]."""
+        return self._first.text.shape[1]
 
     def item(self, index: int, draw: np.random.Generator) -> Encoded:
         """`draw` is not used: there is one text."""
+        encoded = self._encoded(index)
+        check_widths(encoded, self._first, self.tar.where(index))
+        return encoded
+
+    def _encoded(self, index: int) -> Encoded:
         content = self.read(index, (LATENT, TEXT))
         where = self.tar.where(index)
         if LATENT not in content:
             raise BadSample("missing latent", where)
-        encoded = Encoded(self._latent(content[LATENT], where), self._text(index, content.get(TEXT), where))
-        found = len(encoded.latent), encoded.text.shape[1]
-        if found != (self._expected or found):
-            detail = "{} channels and text of {}, but the first sample has {} and {}"
-            raise BadSample("wrong size", where, detail.format(*found, *self._expected))
-        return encoded
+        return Encoded(self._latent(content[LATENT], where), self._text(index, content.get(TEXT), where))
 
     def size(self, index: int) -> Shape:
         """Of the picture that was encoded, by the latent's header."""
@@ -78,6 +86,8 @@ class CachedReferenceItems(TarItems):
             *_, height, width = npy_header(io.BytesIO(content[LATENT]))[0]
         except _BAD_ARRAY as error:
             raise BadSample("unreadable latent", where, said(error)) from error
+        if min(height, width) < 1:
+            raise BadSample("wrong size", where, f"latent of height {height} and width {width}")
         return height * CELL, width * CELL
 
     @property
@@ -115,11 +125,11 @@ class CachedReferenceItems(TarItems):
                 "or make a cache of the pictures with `sprint cache`"
             )
 
-    def _first(self) -> Encoded:
+    def _find_first(self) -> Encoded:
         problem, tried = None, min(len(self.tar), LOOKED_AT)
         for index in range(tried):
             try:
-                return self.item(index, np.random.default_rng(0))
+                return self._encoded(index)
             except BadSample as bad:
                 problem = problem or bad
         raise SprintError(f"{problem}; nor can any of the first {tried} samples be used")
@@ -131,7 +141,11 @@ class CachedReferenceItems(TarItems):
             raise BadSample("unreadable latent", where, said(error)) from error
         if latent.ndim == 4 and len(latent) == 1:
             latent = latent[0]
-        if latent.ndim != 3 or (latent.shape[1] * CELL, latent.shape[2] * CELL) not in self._shapes:
+        if (
+            latent.ndim != 3
+            or not len(latent)
+            or (latent.shape[1] * CELL, latent.shape[2] * CELL) not in self._shapes
+        ):
             wanted = [f"[C, {height // CELL}, {width // CELL}]" for height, width in self._shapes]
             detail = f"latent {list(latent.shape)}, but data.size wants {wanted[0]}"
             raise BadSample("wrong size", where, detail + f" or {len(wanted) - 1} others" * (len(wanted) > 1))
@@ -167,7 +181,7 @@ def npz_text(content: bytes) -> tuple[Tensor, Tensor]:
         masked = f"{MASK}.npy" in archive.namelist()
         mask = _npz_array(archive, MASK) if masked else torch.ones(text.shape[-2:-1])
     text = text[0] if text.ndim == 3 and len(text) == 1 else text
-    if text.ndim != 2 or mask.numel() != len(text):
+    if text.ndim != 2 or not text.shape[1] or mask.numel() != len(text):
         raise ValueError(f"{FEATURE} {list(text.shape)} with {MASK} {list(mask.shape)}")
     return text, mask.flatten() > 0
 

@@ -55,7 +55,7 @@ class FolderItems(Items):
     @cached_property
     def fingerprint(self) -> str:
         """Of the names, relative to the folder: what the files hold is not read."""
-        digest, start = hashlib.sha256(), len(os.path.join(self._data.path, ""))
+        digest, start = hashlib.sha256(), len(os.path.join(Path(self._data.path), ""))
         for name in (name for pair in self._pairs for name in pair):
             digest.update(os.fsencode(name[start:]) + b"\0")
         return digest.hexdigest()

@@ -1,6 +1,6 @@
 """From the bytes of a picture to the uint8 RGB that a sample holds, and from its header to its size."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -43,16 +43,15 @@ def picture_from(file: str | Path | BinaryIO, shapes: Sequence[Shape], where: st
 def size_from(file: str | Path | BinaryIO, where: str) -> Shape:
     """Height and width of a picture, upright, from its header. Raises `BadSample` as `picture_from` does."""
     with _opened(file, where) as image:
-        exif_of_header = Image.Image.getexif  # the method of PNG decodes the whole picture
-        on_its_side = _orientation(image, exif_of_header) >= 5
+        on_its_side = _orientation(image) >= 5
         return image.size if on_its_side else image.size[::-1]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB, turned upright as its EXIF says; transparent parts become white."""
     image.load()
-    if turn := UPRIGHT.get(_orientation(image, type(image).getexif)):
-        image = image.transpose(turn)
+    if (orientation := _orientation(image)) in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
     if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip at 255
         return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
@@ -67,10 +66,11 @@ def nearest(shapes: Sequence[Shape], size: Shape) -> Shape:
     return min(shapes, key=lambda shape: abs(shape[0] / shape[1] - aspect))
 
 
-def _orientation(image: Image.Image, read: Callable[[Image.Image], Image.Exif]) -> int:
+def _orientation(image: Image.Image) -> int:
     """1 to 8 as EXIF numbers them; 1 where EXIF is absent or damaged: the pixels may be whole all the same."""
     try:
-        orientation = read(image).get(ORIENTATION)
+        exif = Image.Image.getexif(image)  # PNG's own method decodes the picture first
+        orientation = exif.get(ORIENTATION)
         return int(orientation) if orientation in UPRIGHT else 1
     except Exception:  # Pillow's parser lets many kinds through
         return 1

@@ -4,14 +4,18 @@ NNNNNN.tar    for every sample KEY.json (prompt, height and width in pixels, ind
               KEY.safetensors (latent [C, h, w], text [T, D]); KEY is the index in nine digits
 NNNNNN.json   a `Record`
 
-The same samples give the same bytes: the tar knows no times and no owners.
+The same samples give the same bytes: the tar knows no times and no owners. Being made, it is
+.NNNNNN.tar.HOST.PROCESS.part; what a process that died has left so is swept away.
 """
 
 import io
 import json
 import os
+import re
+import socket
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -75,19 +79,25 @@ def write_shard(
 ) -> Record:
     """Write shard `number`, whose first sample is number `first` of the source, with tensors as `dtype`.
 
-    Whole or not at all, whatever `samples` raises. Raises SprintError where it cannot be written.
+    Whole or not at all, whatever `samples` raises. One that another process has put there meanwhile is kept.
+    Raises SprintError where it cannot be written.
+
+    -> the record of the shard that stands there
     """
     tar = tar_path(folder, number)
-    scrap = tar.with_name(f".{tar.name}.part")
+    scrap = tar.with_name(f".{tar.name}.{socket.gethostname()}.{os.getpid()}.part")
     try:
         with open(scrap, "wb") as file:
             count, skipped = _fill(file, samples, dtype)
             file.flush()
             os.fsync(file.fileno())
-        record_path(folder, number).unlink(missing_ok=True)  # of the tar that this one replaces
-        os.replace(scrap, tar)
-        record = Record(tar.stat().st_size, sha256(tar), count, first, skipped)
-        write_whole(record_path(folder, number), json.dumps(record._asdict()))
+        record = Record(scrap.stat().st_size, sha256(scrap), count, first, skipped)
+        with locked(folder):
+            if is_whole(folder, number):
+                return read_record(folder, number)
+            record_path(folder, number).unlink(missing_ok=True)  # of the tar that this one replaces
+            os.replace(scrap, tar)
+            write_whole(record_path(folder, number), json.dumps(record._asdict()))
     except OSError as error:
         raise SprintError(
             f"{tar}: cannot be written: {error.strerror or error}; whole shards are kept: "
@@ -122,6 +132,34 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(entry, io.BytesIO(content))
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process changes which files stand in the folder."""
+    import fcntl  # not on Windows, where caches can be read and not made
+
+    with open(folder / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        yield
+
+
+def sweep(folder: Path) -> None:
+    """Delete what processes of this machine that are gone had begun to write."""
+    for scrap in folder.glob(".*.tar.*.part"):
+        name = re.fullmatch(r"\.\d+\.tar\.(.+)\.(\d+)\.part", scrap.name)
+        if name and name[1] == socket.gethostname() and not _runs(int(name[2])):
+            scrap.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
 # ---- reading ----------------------------------------------------------------------------------------
 
 
@@ -131,7 +169,7 @@ def read_record(folder: Path, number: int) -> Record:
     try:
         record = Record(**json.loads(path.read_text(encoding="utf-8")))
         return record._replace(skipped=[Skipped(*entry) for entry in record.skipped])
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise SprintError(f"{path}: missing or damaged; run the same `sprint cache` again") from error
 
 
