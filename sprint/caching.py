@@ -10,6 +10,7 @@ replaced: training from a cache that skipped some meets the others in another or
 
 import fcntl
 import json
+import logging
 import os
 import sys
 from collections import Counter, deque
@@ -59,6 +60,7 @@ from sprint.log import BAR, QUIET_INTERVAL
 from sprint.models.family import encode_null
 from sprint.recipe import Data, DataKind, Recipe
 
+log = logging.getLogger(__name__)
 AT_ONCE = 16  # samples in one forward of the family
 AHEAD = 2  # such groups that are read while one is encoded
 SHARD_SIZE = 1000  # samples
@@ -104,7 +106,8 @@ def make_cache(
     dtype   of what is stored, "bf16" or "fp32"
 
     -> what to tell.  Raises SprintError for a folder that holds something else, for a source or a family that
-    cannot be used, and for more bad samples than data.bad_share of all, whichever run met them.
+    cannot be used, and for more bad samples than data.bad_share of all. What an earlier run skipped counts, mended
+    meanwhile or not.
     """
     if folder.exists() and not folder.is_dir():
         raise SprintError(f"{folder}: a file; name a folder with -o")
@@ -230,7 +233,10 @@ def _count_again(bad: BadSamples, records: list[Record]) -> None:
     """What earlier runs met counts as if this one had met it. The good ones first: alone the bad are too many."""
     for _ in range(sum(record.samples for record in records)):
         bad.good()
-    for sample in (sample for record in records for sample in record.skipped):
+    skipped = [sample for record in records for sample in record.skipped]
+    if skipped:
+        log.warning("%d samples stay skipped; to try them again, delete the cache", len(skipped))
+    for sample in skipped:
         bad.bad(BadSample(sample.reason, sample.where))
 
 
@@ -248,9 +254,7 @@ def _entries(
         encoded = dict(zip(whole, encoder(list(whole.values())), strict=True)) if whole else {}
         for index, item in group.items():
             if index in encoded and not all(x.isfinite().all() for x in encoded[index]):
-                item = BadSample(
-                    "NaN latent", f"{data.path or data.kind.value}, sample {index}", "as encoded"
-                )
+                item = BadSample("NaN latent", items.where(index), "as encoded")
             if isinstance(item, BadSample):
                 bad.bad(item)
                 yield Skipped(index, item.reason, item.where)

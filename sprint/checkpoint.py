@@ -266,10 +266,12 @@ def latest(folder: Path) -> Path | None:
     One that this process is still writing there is waited for.
     """
     _let_writes_end(folder)
-    for path in _checkpoints(folder):
+    found = _checkpoints(folder)
+    for older, path in enumerate(found, start=1):
         if _intact(path):
             return path
-        print(f"warning: checkpoint {path} is damaged; falling back to the one before it", file=sys.stderr)
+        then = "falling back to the one before it" if found[older:] else "none is left, this stage starts anew"
+        print(f"warning: checkpoint {path} is damaged; {then}", file=sys.stderr)
         with contextlib.suppress(OSError):  # so that it does not count among those that are kept
             path.rename(path.with_name(f"{DAMAGED}{path.name}"))
     return None

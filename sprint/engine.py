@@ -69,6 +69,7 @@ class Engine:
             raise SprintError(
                 f"process {local_rank} of this machine, which has {gpus} GPUs; start as many as there are"
             )
+        _meet_anew(self.timeout)
         several_on_cpu = asked > 1 and not torch.cuda.is_available()  # else accelerate starts no gloo
         self.accelerator = Accelerator(
             mixed_precision="bf16" if bf16 else "no",
@@ -258,6 +259,34 @@ class Engine:
     def wait(self) -> None:
         if self.processes > 1:
             dist.barrier(group=self.hosts)
+
+
+def _meet_anew(timeout: timedelta) -> None:
+    """Let processes that torchrun has started again find each other, and not those that died.
+
+    torchrun's store outlives an attempt and still has the old addresses (pytorch#135712), so this one's are kept
+    apart. With several hosts restarts are not counted alike: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 there.
+    """
+    names = (
+        "TORCHELASTIC_RESTART_COUNT",
+        "GROUP_WORLD_SIZE",
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "MASTER_PORT",
+    )
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
+        return
+    attempt, hosts, rank, local_rank, processes, port = (int(os.environ[name]) for name in names)
+    if attempt == 0 or hosts > 1:
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        backend = "nccl"
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], port, processes, is_master=False, timeout=timeout)
+    store = dist.PrefixStore(f"attempt {attempt}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=processes, timeout=timeout)
 
 
 def _networks(module: nn.Module) -> list[SanaTransformer2DModel]:

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -17,11 +15,10 @@ import torch
 from PIL import Image
 
 from sprint.caching import make_cache
-from sprint.data import cache, shards
-from sprint.data.batch import Encoded
+from sprint.data import cache
 from sprint.data.cache import CACHE, NULL, CachedItems, family_weights, verify
 from sprint.data.items import BadSample
-from sprint.data.shards import Entry, Skipped, read_record, write_shard
+from sprint.data.shards import Entry, read_record, write_shard
 from sprint.data.source import collate, encode, open_source
 from sprint.errors import SprintError
 from sprint.models.family import encode_null, load_family
@@ -29,6 +26,7 @@ from sprint.recipe import Data, DataKind, Text, load_recipe
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import DistillStage
 from tests.cli_cases import ROOT
+from tests.test_cache_shards import encoded
 from tests.test_generate import CHANNELS, TEXT_WIDTH
 from tests.tiny import tiny_network, tiny_recipe
 
@@ -187,64 +185,6 @@ def test_records_say_what_is_there(caches):
         assert record.bytes == file["bytes"] == len(content)
         assert record.sha256 == file["sha256"] == hashlib.sha256(content).hexdigest()
         assert (record.first, record.samples, record.skipped) == (3 * number, [3, 3, 1][number], [])
-
-
-def encoded(value: float = 1.0) -> Encoded:
-    return Encoded(torch.full((2, 3, 3), value), torch.full((4, 5), value))
-
-
-def test_a_shard_is_whole_or_not_there(tmp_path):
-    def failing():
-        yield Entry(0, "a dot", 12, 12, encoded())
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_shard(tmp_path, 0, 0, failing(), torch.float32)
-    assert list(tmp_path.iterdir()) == [] and not shards.is_whole(tmp_path, 0)
-    entries = [Skipped(5, "empty caption", "b.txt"), Entry(6, "a dot", 12, 12, encoded())]
-    record = write_shard(tmp_path, 0, 5, entries, torch.float32)
-    assert record == read_record(tmp_path, 0) and shards.is_whole(tmp_path, 0)
-    assert (record.samples, record.first, record.skipped) == (1, 5, [entries[0]])
-    (tmp_path / "000000.json").write_text("{}")
-    assert not shards.is_whole(tmp_path, 0)
-
-
-def test_of_two_that_write_a_shard_the_first_stays(tmp_path, monkeypatch):
-    """They may have been encoded on other devices: tar and record are of one of them."""
-
-    def meanwhile():
-        yield Entry(0, "a dot", 12, 12, encoded(1.0))
-        with monkeypatch.context() as other:
-            other.setattr(shards.os, "getpid", lambda: 1)
-            write_shard(tmp_path, 0, 0, [Entry(0, "a dot", 12, 12, encoded(2.0))], torch.float32)
-
-    record = write_shard(tmp_path, 0, 0, meanwhile(), torch.float32)
-    assert {path.name for path in tmp_path.iterdir()} == {"000000.tar", "000000.json", ".lock"}
-    content = (tmp_path / "000000.tar").read_bytes()
-    assert record == read_record(tmp_path, 0) and record.sha256 == hashlib.sha256(content).hexdigest()
-    assert torch.full((2, 3, 3), 2.0).numpy().tobytes() in content
-
-
-def test_what_a_dead_process_left_is_swept(tmp_path):
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    owners = {"dead": (socket.gethostname(), gone.pid), "us": (socket.gethostname(), os.getpid())}
-    owners["elsewhere"] = ("another.host", gone.pid)
-    files = {owner: tmp_path / f".000001.tar.{host}.{pid}.part" for owner, (host, pid) in owners.items()}
-    for file in files.values():
-        file.touch()
-    shards.sweep(tmp_path)
-    assert {owner for owner, file in files.items() if file.exists()} == {"us", "elsewhere"}
-
-
-def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(shards.os, "fsync", full)
-    with pytest.raises(SprintError, match=r"000000\.tar: cannot be written: No space left on device"):
-        write_shard(tmp_path, 0, 0, [Entry(0, "a dot", 12, 12, encoded())], torch.float32)
-    assert list(tmp_path.iterdir()) == []
 
 
 # ---- what is refused ----------------------------------------------------------------------------------
@@ -434,11 +374,16 @@ def test_samples_are_as_the_first_is(caches, monkeypatch, channels, width):
         '{"height": 16, "width": -1}',
         '{"height": 16}',
         '{"height": 1e999, "width": 1}',
-    ]
-    + ["[" * 100_000],
+        "[" * 100_000,
+    ],
 )
 def test_a_size_that_cannot_be_is_a_bad_sample(caches, monkeypatch, about):
     items = rewritten(caches, monkeypatch, json=about.encode())
     with pytest.raises(BadSample, match="wrong size"):
         items.size(1)
     assert items.size(2) == (SIZE, SIZE)
+
+
+def test_the_fingerprint_is_of_the_shards_index(caches, copied):
+    """Not of how the numbers are stored, nor of where the folder is."""
+    assert CachedItems(data_of(copied)).fingerprint == CachedItems(data_of(caches["bf16"])).fingerprint

@@ -181,8 +181,9 @@ def test_bad_samples_are_skipped_counted_and_listed(sprint, here, recipe, pictur
 def test_too_many_bad_samples_stop_it(sprint, here, recipe, pictures):
     """Also when it is run again, where each run alone meets too few to judge by."""
     argv = "cache", recipe, "data.kind=folder", f"data.path={pictures}", "--shard-size", "3"
-    for _ in range(2):
+    for run in range(2):
         result = sprint(*argv)
+        assert ("1 samples stay skipped; to try them again, delete the cache" in result.err) == (run > 0)
         assert (
             result.code == 2 and "2 of 6 samples tried are bad, more than data.bad_share = 0.01" in result.err
         )

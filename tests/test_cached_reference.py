@@ -163,7 +163,7 @@ def test_a_latent_without_numbers_is_bad(tmp_path, shape):
     write_tar(tmp_path / "s.tar", [*sample("a"), *sample("b", npy=npy(latent(shape=shape)))])
     items = CachedReferenceItems(data(tmp_path))
     for read in [lambda: items.item(1, DRAW)] + [lambda: items.size(1)] * (shape[0] > 0):
-        with pytest.raises(BadSample, match="s.tar: b: wrong size: latent"):
+        with pytest.raises(BadSample, match=r"s\.tar: b: wrong size: latent"):
             read()
 
 

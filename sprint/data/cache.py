@@ -140,6 +140,10 @@ class CachedItems(Items):
     def where(self, index: int) -> str:
         return self._tar.where(index)
 
+    @property
+    def fingerprint(self) -> str:
+        return self._tar.fingerprint
+
     def item(self, index: int, draw: np.random.Generator) -> Encoded:
         """As stored, bf16 or fp32. `draw` is not used: the caption was chosen when the cache was made."""
         encoded = self._read(index)
