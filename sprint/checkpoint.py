@@ -270,7 +270,9 @@ def latest(folder: Path) -> Path | None:
     for older, path in enumerate(found, start=1):
         if _intact(path):
             return path
-        then = "falling back to the one before it" if found[older:] else "none is left, this stage starts anew"
+        then = (
+            "falling back to the one before it" if found[older:] else "none is left, this stage starts anew"
+        )
         print(f"warning: checkpoint {path} is damaged; {then}", file=sys.stderr)
         with contextlib.suppress(OSError):  # so that it does not count among those that are kept
             path.rename(path.with_name(f"{DAMAGED}{path.name}"))

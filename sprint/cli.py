@@ -39,7 +39,9 @@ Interrupted, the same command goes on where it stopped.
 CACHE = """\
 Encode a recipe's pictures and captions once, into shards. Training from them loads neither the text encoder
 nor the autoencoder: data.kind=cache data.path=FOLDER. Without pictures the teacher draws what prompts say.
-Interrupted, the same command goes on where it stopped.
+Interrupted, the same command goes on where it stopped: it keeps shards of the right size, and --verify
+compares their hashes. Of several captions of a picture one is drawn here, for all epochs. Skipped samples are
+left out, so that training meets the others in another order than without a cache.
 
   sprint cache 0.6b data.path=pictures -o caches/pictures                 then: sprint distill 0.6b data.kind=cache ...
   sprint cache 0.6b --from-prompts data.path=prompts.txt data.seed=1      a prompt a line; the teacher draws
@@ -238,7 +240,9 @@ def cache(args: argparse.Namespace) -> None:
     from sprint.recipe import load_recipe
 
     implied = ["data.kind=prompts"] * args.from_prompts + ["evaluate.prompts=0"]  # which only scenes allow
-    recipe = load_recipe(args.recipe, [*args.overrides, *implied])
+    keys = {override.partition("=")[0] for override in implied}
+    given = [override for override in args.overrides if override.partition("=")[0] not in keys]
+    recipe = load_recipe(args.recipe, [*given, *implied])
     folder = args.out or Path("caches") / recipe.name
     _quiet_libraries()
     from sprint.caching import make_cache, verify_cache

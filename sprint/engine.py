@@ -16,6 +16,7 @@ from datetime import timedelta
 from types import MethodType
 from typing import TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
@@ -243,6 +244,14 @@ class Engine:
         if error:
             raise error
         return word
+
+    def as_main(self, numbers: np.ndarray) -> np.ndarray:
+        """The main process's whole numbers, on every process; of one shape everywhere."""
+        if self.processes == 1:
+            return numbers
+        tensor = torch.from_numpy(numbers.astype(np.int64))
+        dist.broadcast(tensor, src=0, group=self.hosts)
+        return tensor.numpy().astype(numbers.dtype)
 
     def own_group(self) -> dist.ProcessGroup | None:
         """A new group of all processes, between hosts, for one user's own collectives; None for one process."""

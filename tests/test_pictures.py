@@ -220,6 +220,16 @@ def test_damaged_exif_does_no_harm(form):
     assert 30 < turned < 300
 
 
+def test_a_picture_whose_exif_cannot_be_read_is_taken_as_it_is_stored(monkeypatch):
+    def fail(image):
+        raise TypeError("no tag")
+
+    content = with_exif("PNG", tiff())
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    assert size_from(io.BytesIO(content), "a") == (20, 30)
+    assert picture_from(io.BytesIO(content), [(20, 30)], "a").shape == (20, 30, 3)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_is_turned_as_pillow_turns_it(orientation):
     stored = Image.fromarray(np.random.default_rng(3).integers(0, 256, (4, 6, 3), np.uint8))

@@ -286,3 +286,9 @@ def test_hash_does_not_tell_whole_numbers_from_equal_floats():
     one, other = Recipe(), Recipe()
     one.adapt.shift, other.adapt.shift = 3, 3.0
     assert recipe_hash(one) == recipe_hash(other)
+
+
+def test_a_key_given_twice_is_refused(small):
+    """What the shell makes of data.path=x-{0..1}.tar."""
+    with pytest.raises(SprintError, match=r"data.path is given twice; .* quotes"):
+        load_recipe(small, ["data.path=x-0.tar", "data.path=x-1.tar"])

@@ -464,7 +464,7 @@ def test_a_damaged_index_is_made_again(folder, scans):
         {"shard": np.zeros(5, np.uint32)},
         {"first": np.arange(7) * 3},
         {"first": np.array([0, 2, 4, 3, 8, 10, 12])},
-        {"key_ends": np.arange(8)},
+        {"key_ends": np.arange(7) + 1},
         {"file_number": np.full(12, -1)},
         {"offset": np.full(12, -512)},
         {"size": np.full(12, 0.5)},

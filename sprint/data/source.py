@@ -51,6 +51,10 @@ class Source(Protocol):
         """The same samples for batches of this size over all processes; with aspect buckets in another order."""
 
     @property
+    def fingerprint(self) -> str | None:
+        """Of what is there to be read; None where nothing tells."""
+
+    @property
     def skipped(self) -> dict[str, int]:
         """How many bad samples this process has passed over since it started, by reason."""
 
@@ -148,6 +152,10 @@ class ItemSource:
         return other
 
     @property
+    def fingerprint(self) -> str | None:
+        return self._items.fingerprint
+
+    @property
     def skipped(self) -> dict[str, int]:
         return self._bad.by_reason
 
@@ -193,6 +201,10 @@ class SceneSource:
 
     def batched(self, batch_size: int) -> "SceneSource":
         return self
+
+    @property
+    def fingerprint(self) -> None:
+        return None
 
     @property
     def skipped(self) -> dict[str, int]:

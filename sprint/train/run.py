@@ -8,6 +8,7 @@ runs/NAME/
 """
 
 import gc
+import logging
 import shutil
 import sys
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from sprint.train.distill import DistillStage, check_share
 from sprint.train.loop import Interrupted, Rhythm, Stage, train
 from sprint.train.page import model_facts, note_cost, write_page
 
+log = logging.getLogger(__name__)
 CALIBRATION_BATCHES, CALIBRATION_SIZE = 4, 32
 
 
@@ -59,6 +61,13 @@ class Run:
     def _claim(self) -> None:
         claim(self.folder, recipe_hash(self.recipe))
         write_whole(self.folder / "recipe.yaml", recipe_text(self.recipe))
+        note, is_now = self.folder / "data.fingerprint", self.source.fingerprint or ""
+        if note.exists() and note.read_text() != is_now:
+            log.warning(
+                "%s: not the files that the run began with; its order is another from here on",
+                self.recipe.data.path,
+            )
+        write_whole(note, is_now)
 
     def _open_inputs(self) -> None:
         """Data, teacher, text side and autoencoder: what is wrong with them shows before the folder is touched."""
@@ -91,7 +100,7 @@ class Run:
         """The samples, and the empty prompt; a cache brings both, and then nothing that encodes is loaded."""
         data, bad = self.recipe.data, self.folder / "bad_samples.jsonl"
         if data.kind is not DataKind.cache:
-            self.source: Source = open_source(data, bad_file=bad)
+            self.source: Source = open_source(data, bad_file=bad, share=self.engine.as_main)
             self.null: tuple[Tensor, Tensor] = encode_null(self.family)
             return
         items = open_items(data)
@@ -104,7 +113,7 @@ class Run:
             items.check(self.family_name, self.recipe.text)
         null = items.null if items.has_null else encode_null(self.family)
         self.null = tuple(x.to(self.engine.device) for x in null)
-        self.source = ItemSource(items, data, bad_file=bad)
+        self.source = ItemSource(items, data, bad_file=bad, share=self.engine.as_main)
 
     @property
     def family_name(self) -> str:
