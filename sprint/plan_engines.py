@@ -52,7 +52,9 @@ class Layout:
 
 
 def layout_of(recipe: Recipe, gpus: int) -> Layout:
-    """Of the trained network, with `gpus` processes."""
+    """Of the trained network, with `gpus` processes; one has nobody to share with."""
+    if gpus == 1:
+        return Layout()
     if recipe.engine in (EngineKind.single, EngineKind.ddp):
         return Layout(recipe.engine)
     return Layout(recipe.engine, _shards(recipe, gpus))

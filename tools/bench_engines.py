@@ -139,7 +139,7 @@ def planned(case: Case, network: str, processes: int) -> dict[str, int]:
     networks = networks_of(size.config | {"qk_norm": None}, len(size.taps), tokens)
     parts = distill_memory(memory_recipe(case, network), networks, processes)
     stays = sum(size for name, size in parts.items() if not name.endswith(WHOLE) and name not in ACTIVATIONS)
-    stays += FP32 * BUCKET * (case.engine is ZERO3)  # it never lets its bucket go
+    stays += FP32 * BUCKET * (case.engine is ZERO3 and processes > 1)  # it never lets its bucket go
     return {"planned_bytes": round(stays), "planned_peak": round(totals_of(parts).kept)}
 
 
