@@ -368,7 +368,7 @@ def _finish(folder: Path, settings: Settings, encoder: Encoder, bad_share: float
     text, mask = (x.cpu().contiguous() for x in encode_null(encoder.family))
     null = safetensors.torch.save({"text": text.to(DTYPES[settings.dtype]), "mask": mask})
     write_whole(folder / NULL, null)
-    files = [_listed(folder / NULL)]
+    files = [listed(folder / NULL)]
     for number, record in enumerate(records):
         name = tar_path(folder, number).name
         files.append(
@@ -381,7 +381,7 @@ def _finish(folder: Path, settings: Settings, encoder: Encoder, bad_share: float
         "samples": count,
         "skipped": dict(skipped.most_common()),
         "files": files,
-        "records": [_listed(record_path(folder, number)) for number in range(settings.shards)],
+        "records": [listed(record_path(folder, number)) for number in range(settings.shards)],
     }
     write_whole(folder / CACHE, json.dumps(content, indent=1))
     (folder / UNFINISHED).unlink(missing_ok=True)
@@ -394,6 +394,6 @@ def _finish(folder: Path, settings: Settings, encoder: Encoder, bad_share: float
     )
 
 
-def _listed(file: Path) -> dict:
+def listed(file: Path) -> dict:
     """As cache.json lists it."""
     return {"name": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)}

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sprint.caching import listed
 from sprint.data.batch import Encoded
 from sprint.data.buckets import CELL
 from sprint.data.cache import CACHE, Settings
-from sprint.data.shards import Entry, tar_path, write_shard
+from sprint.data.shards import Entry, record_path, tar_path, write_shard
 from sprint.files import write_whole
 from sprint.recipe import Data, DataKind, Text
 
@@ -109,13 +110,15 @@ def write_cache(folder: Path, count: int, size: int) -> Data:
         in_order=False,
     )
     entries = (Entry(k, caption(k), size, size, x) for k, x in enumerate(encoded(count, size)))
-    files = []
     for number in range(settings.shards):
         indices = range(number * SHARD, min((number + 1) * SHARD, count))
-        record = write_shard(folder, number, indices.start, (next(entries) for _ in indices), torch.bfloat16)
-        name = tar_path(folder, number).name
-        files.append({"name": name, "bytes": record.bytes, "sha256": record.sha256})
-    content = {"settings": asdict(settings), "samples": count, "files": files}
+        write_shard(folder, number, indices.start, (next(entries) for _ in indices), torch.bfloat16)
+    content = {
+        "settings": asdict(settings),
+        "samples": count,
+        "files": [listed(tar_path(folder, number)) for number in range(settings.shards)],
+        "records": [listed(record_path(folder, number)) for number in range(settings.shards)],
+    }
     write_whole(folder / CACHE, json.dumps(content))
     return Data(kind=DataKind.cache, path=str(folder), size=size)
 

@@ -45,7 +45,7 @@ class OneOfSeveral(Engine):
         self.mesh = DeviceMesh(self.device.type, [0], mesh_dim_names=("shard",))
 
     def trained(self, module: nn.Module, settings: Optimizer) -> Whole:
-        if self.kind is not EngineKind.fsdp2:
+        if self.asked is not EngineKind.fsdp2:
             return self.replicated(module, settings)
         self._place(module)
         self._shard(module)
