@@ -191,14 +191,14 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     config = OmegaConf.structured(Recipe)
     for key, value in _read_yaml(file).items():
         _assign(config, str(key), value, where=str(file))
-    given: set[str] = set()
+    paths = 0
     for override in overrides:
         key, value = _parse_override(override)
-        if key in given:
+        paths += key == "data.path"
+        if paths > 1:
             raise SprintError(
-                f"command line: {key} is given twice; if the shell did that, put quotes around {{…}}"
+                "command line: data.path is given twice; if the shell did that, put quotes around {…}"
             )
-        given.add(key)
         _assign(config, key, value, where="command line")
     try:
         recipe = OmegaConf.to_object(config)

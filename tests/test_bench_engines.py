@@ -1,8 +1,9 @@
 """The judgement of bench_engines and what it counts; the engines themselves are tested in test_engine."""
 
-import gc
 import json
 import math
+import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -154,12 +155,21 @@ def test_storages_are_counted_once_and_gradients_are_found():
     assert len(engine_cases.storages([other, torch.ones(1, device="meta")])) == 1
 
 
-def test_what_one_process_holds_by_hand_and_as_planned(engine):
-    gc.collect()
-    others = engine_cases.storages(engine_cases.live_tensors()).values()  # what other tests have left alive
-    already = sum(storage.nbytes() for storage in others)
-    found = engine_cases.memory_of(Case(), "tiny")
-    found["parts"]["gradients and the rest"] -= already
+def memory_of_a_fresh_process() -> dict:
+    """Tensors that other tests leave alive would be counted too."""
+    program = (
+        "import json, engine_cases; print(json.dumps(engine_cases.memory_of(engine_cases.Case(), 'tiny')))"
+    )
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": f"{root / 'tools'}{os.pathsep}{root}"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_what_one_process_holds_by_hand_and_as_planned():
+    found = memory_of_a_fresh_process()
     size = engine_cases.memory_size("tiny")
     teacher = 4 * count(size.teacher("meta"))
     parts, student = found["parts"], found["parts"]["weights"]

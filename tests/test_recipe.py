@@ -288,7 +288,8 @@ def test_hash_does_not_tell_whole_numbers_from_equal_floats():
     assert recipe_hash(one) == recipe_hash(other)
 
 
-def test_a_key_given_twice_is_refused(small):
-    """What the shell makes of data.path=x-{0..1}.tar."""
+def test_a_path_given_twice_is_refused(small):
+    """What the shell makes of data.path=x-{0..1}.tar. Of any other key the last one counts."""
+    assert load_recipe(small, ["adapt.steps=3", "adapt.steps=4"]).adapt.steps == 4
     with pytest.raises(SprintError, match=r"data.path is given twice; .* quotes"):
         load_recipe(small, ["data.path=x-0.tar", "data.path=x-1.tar"])
