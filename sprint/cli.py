@@ -170,6 +170,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_recipe(verb: argparse.ArgumentParser, example: str) -> None:
+    verb.add_argument("recipe", help="a name in recipes/ (tiny, 0.6b, 1.6b, 4.8b) or a YAML file")
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help=f"e.g. {example}")
+
+
 # ---- distill ----------------------------------------------------------------------------------------
 
 
@@ -180,8 +185,7 @@ def _add_distill(verbs) -> None:
         description=DISTILL,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verb.add_argument("recipe", help="a name in recipes/ (tiny, 0.6b, 1.6b) or a YAML file")
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. distill.steps=400 name=try")
+    _add_recipe(verb, example="distill.steps=400 name=try")
     verb.add_argument(
         "--dry-run", action="store_true", help="print the recipe, parameter counts and a memory plan"
     )
@@ -219,8 +223,7 @@ def _add_cache(verbs) -> None:
         description=CACHE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verb.add_argument("recipe", help="a name in recipes/ (tiny, 0.6b, 1.6b) or a YAML file")
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.path=pictures")
+    _add_recipe(verb, example="data.path=pictures")
     verb.add_argument("-o", "--out", type=Path, help="folder of the cache (default caches/NAME)")
     verb.add_argument("--count", type=_at_least_one, metavar="N", help="only the first N samples")
     verb.add_argument(

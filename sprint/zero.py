@@ -112,13 +112,12 @@ class Zero(Whole):
     def whole(self, held: Mapping[str, Tensor]) -> Tensors:
         return on_main(self._in_full if self.stage == 3 else lambda name, tensor: tensor, held)
 
-    def tensors(self) -> Tensors:
-        weights = {f"weights.{name}": tensor for name, tensor in self.stored(self.weights()).items()}
+    def _states(self) -> Tensors:
         states = {}
         for kind in self._kinds():
             named = on_main(lambda name, _, kind=kind: self._state_in_full(name, kind), self.held)
             states |= {f"{kind}.{name}": tensor for name, tensor in named.items()}
-        return weights | self._buffers() | states
+        return states
 
     def load(self, read: Read) -> None:
         read(self._buffers())

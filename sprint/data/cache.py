@@ -110,7 +110,33 @@ def differences(ours: Mapping, theirs: Mapping, prefix: str = "") -> Iterator[st
 # ---- reading ----------------------------------------------------------------------------------------
 
 
-class CachedItems(Items):
+class EncodedItems(Items):
+    """Samples that were encoded before, all with as many channels and texts as wide as the first."""
+
+    _first: Encoded  # the first sample that can be read
+
+    def item(self, index: int, draw: np.random.Generator) -> Encoded:
+        """As stored. `draw` is not used: there is one text."""
+        encoded = self._encoded(index)
+        check_widths(encoded, self._first, self.where(index))
+        return encoded
+
+    def _encoded(self, index: int) -> Encoded:
+        """Sample number `index`, whatever its widths. Raises `BadSample`."""
+        raise NotImplementedError
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """[C, h, w] of the first sample that can be read. Raises SprintError where there is none."""
+        return tuple(self._first.latent.shape)
+
+    @property
+    def text_width(self) -> int:
+        """D of the first sample's text [T, D]. Raises SprintError as `latent_shape` does."""
+        return self._first.text.shape[1]
+
+
+class CachedItems(EncodedItems):
     """The samples of a cache's folder (data.path), without those that were skipped when it was made.
 
     Opening compares the size of every file with what was written; `verify` compares hashes. Raises SprintError
@@ -144,13 +170,7 @@ class CachedItems(Items):
     def fingerprint(self) -> str:
         return self._tar.fingerprint
 
-    def item(self, index: int, draw: np.random.Generator) -> Encoded:
-        """As stored, bf16 or fp32. `draw` is not used: the caption was chosen when the cache was made."""
-        encoded = self._read(index)
-        check_widths(encoded, self._first, self.where(index))
-        return encoded
-
-    def _read(self, index: int) -> Encoded:
+    def _encoded(self, index: int) -> Encoded:
         where = self.where(index)
         try:
             tensors = safetensors.torch.load(self._tar.read(index, (TENSORS,))[TENSORS])
@@ -179,20 +199,10 @@ class CachedItems(Items):
         """The first sample that can be read, which says what the others are."""
         for index in range(len(self)):
             try:
-                return self._read(index)
+                return self._encoded(index)
             except BadSample:
                 continue
         raise SprintError(f"{self.folder}: none of its samples can be read; make the cache anew")
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """[C, h, w] of the first sample that can be read. Raises SprintError where there is none."""
-        return tuple(self._first.latent.shape)
-
-    @property
-    def text_width(self) -> int:
-        """D of the first sample's text [T, D]. Raises SprintError as `latent_shape` does."""
-        return self._first.text.shape[1]
 
     has_null = True
 

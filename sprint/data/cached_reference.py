@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sprint.data.batch import Encoded
 from sprint.data.buckets import CELL, shapes_of
-from sprint.data.cache import check_widths
+from sprint.data.cache import EncodedItems
 from sprint.data.items import BadSample, Reason, said
 from sprint.data.pictures import Shape
 from sprint.data.tar import TarItems, TarSamples
@@ -34,7 +34,7 @@ _BAD_HEADER = (SyntaxError, TypeError, OverflowError, RecursionError, tokenize.T
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-class CachedReferenceItems(TarItems):
+class CachedReferenceItems(EncodedItems, TarItems):
     """Samples that were encoded by other means, in order of shard and entry.
 
     KEY.npy    latent [C, H/32, W/32] or [1, C, H/32, W/32], times the scaling factor already
@@ -52,22 +52,6 @@ class CachedReferenceItems(TarItems):
         self._shapes = shapes_of(data)
         self._require(data)
         self._first = self._find_first()
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """[C, h, w] of the first sample that can be read."""
-        return tuple(self._first.latent.shape)
-
-    @property
-    def text_width(self) -> int:
-        """D of the first sample's text [T, D]."""
-        return self._first.text.shape[1]
-
-    def item(self, index: int, draw: np.random.Generator) -> Encoded:
-        """`draw` is not used: there is one text."""
-        encoded = self._encoded(index)
-        check_widths(encoded, self._first, self.tar.where(index))
-        return encoded
 
     def _encoded(self, index: int) -> Encoded:
         content = self.read(index, (LATENT, TEXT))
