@@ -1,5 +1,12 @@
-"""The one exception a user may see: a single line that says what was wrong, where, and what to do."""
+"""Errors that a person can mend. The command line prints one line and exits with code 2."""
 
 
 class SprintError(Exception):
-    """Bad input or an impossible request. The command line prints it as one line and exits with code 2."""
+    """Bad input: the message says what was wrong, where, and what to do."""
+
+
+class NotHereError(SprintError):
+    """Weights, data or a package that can be fetched and are not here: the message names what to fetch.
+
+    One metric cannot be measured then; the others can.
+    """

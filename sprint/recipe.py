@@ -93,6 +93,7 @@ class Adapt:
     steps: int = 5000  # 0 skips the training, not the conversion
     batch_size: int = 1024  # over all processes
     start: AdaptStart = AdaptStart.calibrated
+    qk_norm: bool = True  # RMSNorm on queries and keys; without it stage 2 is less calm
     shift: float = 3.0  # σ' = a·σ / (1 + (a − 1)·σ) on logit-normal times
     caption_dropout: float = 0.1  # share of samples that see the null prompt
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-5))
@@ -124,7 +125,8 @@ class Consistency:
     weight: float = 1.0  # of the sCM term; 0 trains with LADD alone
     time: TimeDensity = field(default_factory=TimeDensity)
     tangent_warmup_updates: int = 2000  # r = min(1, generator updates / this)
-    tangent_normalisation: float = 0.1  # the constant c in g / (‖g‖ + c)
+    normalise_tangent: bool = True  # g / (‖g‖ + c); without, one hard sample outweighs a batch
+    tangent_normalisation: float = 0.1  # the constant c
 
 
 @dataclass

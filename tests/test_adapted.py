@@ -189,3 +189,17 @@ def test_a_teacher_with_qk_norm_keeps_its_own():
     for name, weight in teacher.named_parameters():
         if ".norm_q." in name or ".norm_k." in name:
             assert torch.equal(adapted.get_parameter(name), weight)
+
+
+def test_without_qk_norm_nothing_is_added_and_time_is_fitted_all_the_same():
+    teacher = make_teacher()
+    plain = with_ones(teacher, qk_norm=False)
+    assert plain.state_dict().keys() == teacher.state_dict().keys() and plain.config.qk_norm is None
+    adapted = calibrated(teacher, calibration_batches(), qk_norm=False)
+    assert adapted.state_dict().keys() == teacher.state_dict().keys()
+    assert difference(adapted, teacher) < difference(plain, teacher) / 3
+
+
+def test_a_teacher_with_norms_keeps_them_whatever_is_asked():
+    normed = with_ones(make_teacher())
+    assert with_ones(normed, qk_norm=False).config.qk_norm == QK_NORM

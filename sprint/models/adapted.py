@@ -18,9 +18,9 @@ from sprint.models.presets import QK_NORM
 from sprint.models.view import DENSE_TIME, SPARSE_TIME, TrigFlowView
 
 
-def with_ones(teacher: SanaTransformer2DModel) -> SanaTransformer2DModel:
-    """The teacher's weights in a network with QK-norm, all new weights at one."""
-    config = dict(teacher.config) | {"qk_norm": QK_NORM}
+def with_ones(teacher: SanaTransformer2DModel, qk_norm: bool = True) -> SanaTransformer2DModel:
+    """The teacher's weights in a network with QK-norm (or as they were), all new weights at one."""
+    config = dict(teacher.config) | ({"qk_norm": QK_NORM} if qk_norm else {})
     adapted = SanaTransformer2DModel.from_config(config)
     missing, unexpected = adapted.load_state_dict(teacher.state_dict(), strict=False)
     strays = [key for key in missing if ".norm_q." not in key and ".norm_k." not in key]
@@ -33,18 +33,22 @@ def calibrated(
     teacher: SanaTransformer2DModel,
     batches: Iterable[tuple[Tensor, Tensor, Batch]],
     time_scale: float = SPARSE_TIME,
+    qk_norm: bool = True,
+    own_time_scale: float = DENSE_TIME,
 ) -> SanaTransformer2DModel:
     """The teacher's weights, norms set from its own q and k, and the dense time embedder fitted.
 
-    batches  (x_fm [B, C, H, W], t_fm [B], Batch) on which q and k are measured
+    batches         (x_fm [B, C, H, W], t_fm [B], Batch) on which q and k are measured
+    time_scale      the teacher's
+    own_time_scale  the result's; where it is the teacher's the time embedder stays as it is
 
     A teacher that has QK-norm already (SANA-1.5) keeps its own.
     """
-    adapted = with_ones(teacher)
-    if teacher.config.qk_norm is None:
+    adapted = with_ones(teacher, qk_norm)
+    if qk_norm and teacher.config.qk_norm is None:
         for name, rms in measure_qk_rms(teacher, batches, time_scale).items():
             nn.init.constant_(adapted.get_parameter(name), rms)
-    if time_scale != DENSE_TIME:
+    if time_scale != own_time_scale:
         fit_dense_time(adapted.time_embed.emb.timestep_embedder, time_scale)
     return adapted
 

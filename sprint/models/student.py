@@ -14,13 +14,14 @@ GUIDANCE_STD = 0.02
 class Student(nn.Module):
     """F_θ(x_hat, t | text, guidance) and logvar_φ(t).
 
-    network  a `SanaTransformer2DModel` with QK-norm and a guidance embedder, in dense time
-    logvar   Linear(width, 1) on the time embedding; lives in training only
+    network     a `SanaTransformer2DModel` with QK-norm and a guidance embedder
+    time_scale  as of `TrigFlowView`; what is exported is in dense time
+    logvar      Linear(width, 1) on the time embedding; lives in training only
     """
 
-    def __init__(self, network: SanaTransformer2DModel):
+    def __init__(self, network: SanaTransformer2DModel, time_scale: float = DENSE_TIME):
         super().__init__()
-        self.view = TrigFlowView(network, DENSE_TIME)
+        self.view = TrigFlowView(network, time_scale)
         self.logvar = nn.Linear(network.time_embed.linear.in_features, 1)
         nn.init.zeros_(self.logvar.weight)
         nn.init.zeros_(self.logvar.bias)

@@ -57,9 +57,9 @@ class TrigFlowView(nn.Module):
 class FlowVelocity(nn.Module):
     """`TrigFlowView.flow_velocity` as a module's call, which is where an engine's hooks sit."""
 
-    def __init__(self, network: SanaTransformer2DModel):
+    def __init__(self, network: SanaTransformer2DModel, time_scale: float = DENSE_TIME):
         super().__init__()
-        self.view = TrigFlowView(network, DENSE_TIME)
+        self.view = TrigFlowView(network, time_scale)
 
     def forward(self, x_fm: Tensor, t_fm: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         return self.view.flow_velocity(x_fm, t_fm, text, mask)

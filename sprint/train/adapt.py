@@ -17,7 +17,7 @@ from sprint.data.batch import Batch, parts
 from sprint.dist import step_generator
 from sprint.engine import Engine, take, to_device
 from sprint.losses import mean_square_error
-from sprint.models.view import FlowVelocity
+from sprint.models.view import DENSE_TIME, FlowVelocity
 from sprint.recipe import Recipe
 from sprint.schedule import shifted_logit_normal_flow_times
 from sprint.sharding import Read, Tensors
@@ -68,13 +68,18 @@ class AdaptStage:
     name = "adapt"
 
     def __init__(
-        self, recipe: Recipe, engine: Engine, network: SanaTransformer2DModel, null: tuple[Tensor, Tensor]
+        self,
+        recipe: Recipe,
+        engine: Engine,
+        network: SanaTransformer2DModel,
+        null: tuple[Tensor, Tensor],
+        time_scale: float = DENSE_TIME,
     ):
         self.recipe, self.engine, self.null = recipe, engine, null
         self.settings = recipe.adapt
         self.network = network.train()
         prepare_blocks(network, recipe.compile, recipe.activation_checkpointing)
-        self.trained = engine.trained(FlowVelocity(network), self.settings.optimizer)
+        self.trained = engine.trained(FlowVelocity(network, time_scale), self.settings.optimizer)
         self.updater = Updater(self.trained, engine, self.steps)
         self.clock = Clock(engine.device)
 

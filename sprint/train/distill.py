@@ -129,17 +129,18 @@ class DistillStage:
         adapted: SanaTransformer2DModel,
         null: tuple[Tensor, Tensor],
         latent_shape: tuple[int, int, int],
+        time_scale: float = DENSE_TIME,
     ):
         self.recipe, self.engine = recipe, engine
         self.settings: Distill = recipe.distill
         check_share(recipe, engine)
         torch.manual_seed(recipe.seed)
         network, config = from_adapted(adapted).to(engine.device), adapted.config
-        self.student = Student(network).train().to(engine.device)
+        self.student = Student(network, time_scale).train().to(engine.device)
         self._start_log_variance(math.prod(latent_shape))
         for each in (network, adapted):
             prepare_blocks(each, recipe.compile, recipe.activation_checkpointing)
-        self.teacher = TrigFlowView(engine.frozen(adapted), DENSE_TIME)
+        self.teacher = TrigFlowView(engine.frozen(adapted), time_scale)
         self.memory = TextMemory(adapted)
         self.null = (null[0].to(adapted.dtype), null[1])
         taken = [self.phase(step) for step in range(self.steps)]
@@ -271,8 +272,9 @@ class DistillStage:
             F, F_prime = value_and_tangent(F_theta, x_t / SIGMA_DATA, t, *losses.tangent_inputs(t, D))
         r = losses.tangent_warmup(self.generator_updates, settings.tangent_warmup_updates)
         g = losses.consistency_tangent(F.detach(), F_prime, D, x_t, t, r)
-        normalised = losses.normalise_tangent(g, settings.tangent_normalisation)
-        loss = losses.consistency_loss(F, F.detach(), normalised, logvar, t)
+        if settings.normalise_tangent:
+            g = losses.normalise_tangent(g, settings.tangent_normalisation)
+        loss = losses.consistency_loss(F, F.detach(), g, logvar, t)
         tangent_norm = torch.linalg.vector_norm(F_prime, dim=(1, 2, 3)).mean()
         return loss, {"loss_scm": loss, "tangent_norm": tangent_norm, "logvar": logvar.mean()}
 

@@ -56,13 +56,15 @@ def evaluate_run(recipe: Recipe, folder: Path) -> tuple[list[Column], float]:
         real_statistics,
         save_column,
     )
+    from sprint.evaluate.scene_features import scene_features
 
     settings, kept = recipe.evaluate, folder / "evaluation"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = load_generator(str(folder / "teacher"), device)
     student = load_generator(str(folder / "student"), device)
     scenes = held_out_scenes(settings.prompts)
-    real = real_statistics(teacher.family, REFERENCE_SCENES)
+    network = scene_features(device)
+    real = real_statistics(network, REFERENCE_SCENES)
     wanted = [(teacher, Role.teacher, settings.teacher_steps), (teacher, Role.undistilled, 1)]
     wanted += [(student, Role.student, steps) for steps in settings.steps]
     columns = []
@@ -70,11 +72,11 @@ def evaluate_run(recipe: Recipe, folder: Path) -> tuple[list[Column], float]:
         column = load_column(role, steps, kept)
         if column is None:
             column = evaluate_column(
-                generator, role, steps, scenes, real, settings.guidance_scale, settings.batch_size
+                generator, role, steps, scenes, network, real, settings.guidance_scale, settings.batch_size
             )
             save_column(column, kept)
         columns.append(column)
-    return columns, real_floor(teacher.family, real, settings.prompts)
+    return columns, real_floor(network, real, settings.prompts)
 
 
 def model_facts(recipe: Recipe, columns: Sequence[Column] = ()) -> Facts:
@@ -108,7 +110,7 @@ def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
         columns=columns,
         captions=[s.caption for s in held_out_scenes(min(SHOWN, recipe.evaluate.prompts))],
         prompts=recipe.evaluate.prompts or None,
-        fid_space="the autoencoder's latents",
+        fid_space="the scene network's features",
         curves=training_curves(rows),
         update_times=update_times(rows),
         seconds={PARTS[part]: seconds for part, seconds in costs["seconds"].items()},

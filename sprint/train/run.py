@@ -32,6 +32,7 @@ from sprint.files import write_whole
 from sprint.log import RunLog
 from sprint.models.adapted import calibrated, with_ones
 from sprint.models.family import TEXT_UNIT, Family, encode_null, load_family, resolve
+from sprint.models.view import DENSE_TIME
 from sprint.plan import check_arch, check_taps
 from sprint.recipe import AdaptStart, DataKind, Precision, Recipe, recipe_hash, recipe_text
 from sprint.run_folder import claim
@@ -143,7 +144,7 @@ class Run:
         return encode(samples, self.family, self.recipe.micro_batch_size, unit)
 
     def train(self) -> None:
-        """Both stages, each exported when it ends."""
+        """Both stages, each exported when it ends; what is there already is kept."""
         if self._exists("student"):
             return
         if self.engine.main_process:
@@ -152,27 +153,31 @@ class Run:
         totals = {"adapt": recipe.adapt.steps, "distill": recipe.distill.steps}
         with RunLog(self.folder, totals, main_process=self.engine.main_process, wandb=recipe.wandb) as log:
             if not self._exists("teacher"):
-                self._adapt(log)
+                self.adapt(log)
                 _let_go()
-            self._distill(log)
+            self.distill(log)
 
     def _exists(self, part: str) -> bool:
         return bool(self.engine.told_by_main(lambda: "yes" if (self.folder / part).exists() else None))
 
-    def _adapt(self, log: RunLog) -> None:
+    def adapt(self, log: RunLog) -> None:
         teacher, time_scale = load_teacher(resolve(self.recipe.teacher))
         network = self.start_of_adaptation(teacher, time_scale)
         stage = AdaptStage(self.recipe, self.engine, network, self.null)
-        self._train(stage, log)
+        self.train_stage(stage, log)
         network, facts = stage.result(), model_facts(self.recipe)
         self._finish(stage, lambda: export_teacher(self.folder / "teacher", network, self.family, facts))
 
     def start_of_adaptation(
-        self, teacher: SanaTransformer2DModel, time_scale: float
+        self, teacher: SanaTransformer2DModel, time_scale: float, own_time_scale: float = DENSE_TIME
     ) -> SanaTransformer2DModel:
-        """The adapted network before its first step, calibrated on the run's own data or at ones."""
+        """The adapted network before its first step, calibrated on the run's own data or at ones.
+
+        time_scale      the teacher's
+        own_time_scale  the adapted network's: dense, or as the teacher's
+        """
         if self.recipe.adapt.start is AdaptStart.ones:
-            return with_ones(teacher)
+            return with_ones(teacher, self.recipe.adapt.qk_norm)
         teacher.to(self.engine.device)
         size = min(CALIBRATION_SIZE, self.recipe.adapt.batch_size)
         source, batches = self.source.batched(size), []
@@ -182,12 +187,12 @@ class Run:
             draws = draw(self.recipe.seed, -1 - i, size, shape, shift, dropout=0.0)
             draws = to_device(draws, self.engine.device)
             batches.append((noised(batch.latent, draws), draws.t_fm, batch))
-        return calibrated(teacher, batches, time_scale)
+        return calibrated(teacher, batches, time_scale, self.recipe.adapt.qk_norm, own_time_scale)
 
-    def _distill(self, log: RunLog) -> None:
+    def distill(self, log: RunLog) -> None:
         adapted, _ = load_teacher(self.folder / "teacher")
         stage = DistillStage(self.recipe, self.engine, adapted, self.null, self.latent_shape)
-        self._train(stage, log)
+        self.train_stage(stage, log)
         student, facts = stage.result(), model_facts(self.recipe)
         self._finish(
             stage,
@@ -196,7 +201,8 @@ class Run:
             ),
         )
 
-    def _train(self, stage: Stage, log: RunLog) -> None:
+    def train_stage(self, stage: Stage, log: RunLog) -> None:
+        """A stage from where it is to its last step; its checkpoints stay until its result is written."""
         recipe, folder = self.recipe, self.folder / "checkpoints" / stage.name
         rhythm = Rhythm(recipe.save_every, recipe.log_every, recipe.data.workers)
         source = self.source.batched(stage.batch_size)
