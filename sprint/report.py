@@ -73,7 +73,7 @@ class Report:
     columns: Sequence[Column] = ()  # in reading order: teacher, undistilled, student 1, 2, 3, 4
     captions: Sequence[str] = ()  # of the pictures; the same seed along a row
     prompts: int | None = None  # behind scores and FID
-    fid_space: str = ""  # whose features FID compares, "the autoencoder's latents" say
+    fid_space: str = ""  # whose features FID compares, "the scene network's features" say
     goals: Sequence[Goal] = ()
     curves: Sequence[Curve] = ()
     update_times: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # kind of update: part: ms

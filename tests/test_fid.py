@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import linalg
 
-from sprint.data.scenes import render, scene
 from sprint.errors import SprintError
-from sprint.evaluate.fid import GaussianStatistics, autoencoder_features, fid, frechet_distance
+from sprint.evaluate.fid import GaussianStatistics, fid, frechet_distance
 
 
 def rotation(dim, seed):
@@ -86,6 +86,29 @@ def test_shifting_a_set_costs_the_squared_shift():
     assert fid(statistics(x), statistics(x + 0.5)) == pytest.approx(16 * 0.25, abs=1e-9)
 
 
+def test_agrees_with_torchmetrics_on_the_same_features():
+    from torchmetrics.image.fid import _compute_fid
+
+    a, b = (
+        statistics(features(200, 32, 1)),
+        statistics(1.5 * features(150, 32, 2, shift=0.3) @ rotation(32, 3)),
+    )
+    theirs = _compute_fid(a.mean, a.covariance, b.mean, b.covariance).item()
+    assert theirs > 10
+    assert fid(a, b) == pytest.approx(theirs, rel=1e-9)
+
+
+def test_agrees_with_the_matrix_root_of_pytorch_fid():
+    x, y = (
+        features(200, 32, 1).numpy(),
+        1.5 * features(150, 32, 2, shift=0.3).numpy() @ rotation(32, 3).numpy(),
+    )
+    s1, s2 = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    gap = x.mean(0) - y.mean(0)
+    theirs = gap @ gap + np.trace(s1) + np.trace(s2) - 2 * np.trace(linalg.sqrtm(s1 @ s2).real)
+    assert fid(*(statistics(torch.from_numpy(z)) for z in (x, y))) == pytest.approx(theirs, rel=1e-9)
+
+
 @pytest.mark.parametrize("offset", [0.0, 1e6])
 def test_streaming_equals_batch(offset):
     x = features(257, 12, 4) + offset
@@ -109,6 +132,45 @@ def test_merging_leaves_the_other_alone():
     assert torch.equal(b.mean, before)
 
 
+def test_statistics_of_several_processes_are_saved_and_merged():
+    x = features(90, 5, 7)
+    sent = [statistics(part).tensors() for part in (x[:30], x[30:31], x[31:31], x[31:])]
+    merged = GaussianStatistics()
+    for tensors in sent:
+        merged.merge(GaussianStatistics.of_tensors(tensors))
+    assert merged.count == 90
+    np.testing.assert_allclose(merged.mean, x.mean(0), atol=1e-14)
+    np.testing.assert_allclose(merged.covariance, np.cov(x.numpy(), rowvar=False), atol=1e-14)
+
+
+def test_what_goes_on_from_saved_statistics_leaves_them_alone():
+    kept = statistics(features(10, 3, 5)).tensors()
+    before = {name: tensor.clone() for name, tensor in kept.items()}
+    again = GaussianStatistics.of_tensors(kept)
+    again.update(features(10, 3, 6))
+    assert again.count == 20
+    assert all(torch.equal(kept[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"count": torch.tensor(-1)},
+        {"count": torch.tensor(10.0)},
+        {"mean": torch.zeros(4, dtype=torch.float64)},
+        {"mean": torch.zeros(3)},
+        {"scatter": torch.full((3, 3), math.nan, dtype=torch.float64)},
+        {"scatter": torch.zeros(3, 4, dtype=torch.float64)},
+    ],
+)
+def test_damaged_statistics_are_refused(change):
+    tensors = statistics(features(10, 3, 5)).tensors()
+    with pytest.raises(SprintError, match="compute them again"):
+        GaussianStatistics.of_tensors(tensors | change)
+    with pytest.raises(SprintError, match="compute them again"):
+        GaussianStatistics.of_tensors({name: t for name, t in tensors.items() if name not in change})
+
+
 def test_half_precision_features_are_summed_in_double():
     x = torch.full((4096, 2), 0.1, dtype=torch.bfloat16)
     got = statistics(x)
@@ -121,49 +183,7 @@ def test_what_has_no_distance_is_refused_in_one_line():
         statistics(torch.tensor([[1.0, math.nan]]))
     with pytest.raises(SprintError, match="1 pictures have no covariance"):
         _ = statistics(torch.ones(1, 3)).covariance
-
-
-def test_features_are_quarter_means_and_a_deviation():
-    latents = torch.arange(2 * 3 * 4 * 4, dtype=torch.float32).reshape(2, 3, 4, 4)
-    got = autoencoder_features(latents)
-    assert got.shape == (2, 15)
-    assert got[0, :4].tolist() == [2.5, 4.5, 10.5, 12.5]  # of 0 … 15 in rows of four
-    assert got[1, 11].item() == (90 + 91 + 94 + 95) / 4
-    assert got[0, 12].item() == pytest.approx(math.sqrt(16 * 17 / 12), rel=1e-6)  # of 16 numbers in a row
-
-
-def encode(pictures):
-    """A stand-in for the autoencoder: a fixed linear map of 8×8 patches to 8 channels."""
-    x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    basis = torch.linalg.qr(torch.randn(192, 8, generator=generator(0)))[0]
-    patches = torch.nn.functional.pixel_unshuffle(x, 8)
-    return torch.einsum("bphw,pc->bchw", patches, basis)
-
-
-def of_pictures(pictures):
-    return statistics(autoencoder_features(encode(pictures)))
-
-
-def missing(scenes, share):
-    rng = np.random.default_rng(0)
-    return [render(tuple(t for t in s.things if rng.random() > share)) for s in scenes]
-
-
-def dulled(scenes, share):
-    pictures = [render(s.things).astype(float) for s in scenes]
-    return [p * (1 - share) + share * p.mean(-1, keepdims=True) for p in pictures]
-
-
-def shifted(scenes, share):
-    return [np.roll(render(s.things), int(20 * share), axis=1) for s in scenes]
-
-
-@pytest.mark.parametrize("damage", [missing, dulled, shifted])
-def test_damage_raises_the_distance_step_by_step(damage):
-    scenes = [scene(3, i) for i in range(1200)]
-    reference = of_pictures([render(s.things) for s in scenes[:600]])
-    floor = fid(reference, of_pictures([render(s.things) for s in scenes[600:]]))
-    distances = [fid(reference, of_pictures(damage(scenes[600:], share))) for share in (0.2, 0.4, 0.8)]
-    assert 2 * floor < distances[0]
-    assert 2 * distances[0] < distances[1]
-    assert 2 * distances[1] < distances[2]
+    with pytest.raises(SprintError, match="0 pictures have no covariance"):
+        fid(statistics(features(9, 3, 0)), GaussianStatistics())
+    with pytest.raises(SprintError, match="features of 3 and of 4 numbers"):
+        fid(statistics(features(9, 3, 0)), statistics(features(9, 4, 0)))

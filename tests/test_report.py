@@ -47,7 +47,7 @@ def full_report():
         columns=columns,
         captions=CAPTIONS,
         prompts=600,
-        fid_space="the autoencoder's latents",
+        fid_space="the scene network's features",
         curves=[Curve("Stage 1: flow loss", {"this run": [(1, 0.5), (2, 0.25)]})],
         seconds={"Stage 1": 100.0, "Stage 2": 500.0},
         peak_memory=3 * 2**30,

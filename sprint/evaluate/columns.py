@@ -1,6 +1,6 @@
 """Teacher and student on the same held-out prompts and seeds: pictures, scores, FID, seconds.
 
-FID compares pictures with real scenes in the autoencoder's own feature space (`autoencoder_features`).
+FID compares pictures with real scenes in the features of a network of our own (`scene_features`).
 """
 
 import io
@@ -10,16 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from sprint.data.scenes import Scene, render, scene
 from sprint.data.source import HELD_OUT_SEED, SHOWN
-from sprint.evaluate.fid import GaussianStatistics, autoencoder_features, fid
+from sprint.evaluate.features import FeatureNetwork
+from sprint.evaluate.fid import GaussianStatistics, fid
 from sprint.evaluate.scenes import score
 from sprint.files import write_whole
 from sprint.generate import Generator
-from sprint.models.family import Family
 from sprint.report import Column, Role, Scores
 
 REFERENCE_SCENES = 3000  # real pictures behind FID
@@ -31,19 +30,17 @@ def batches(scenes: list[Scene], size: int) -> Iterator[list[Scene]]:
         yield scenes[start : start + size]
 
 
-def picture_statistics(pictures: np.ndarray, family: Family, batch_size: int = 100) -> GaussianStatistics:
+def picture_statistics(pictures: np.ndarray, network: FeatureNetwork) -> GaussianStatistics:
     """uint8 [N, H, W, 3] -> mean and covariance of their features"""
     statistics = GaussianStatistics()
-    for start in range(0, len(pictures), batch_size):
-        latents = family.encode_pictures(pictures[start : start + batch_size])
-        statistics.update(autoencoder_features(latents))
+    statistics.update(network(pictures))
     return statistics
 
 
-def real_statistics(family: Family, count: int, seed: int = REFERENCE_SEED) -> GaussianStatistics:
+def real_statistics(network: FeatureNetwork, count: int, seed: int = REFERENCE_SEED) -> GaussianStatistics:
     """Of real scenes that nobody trained on."""
     drawn = (render(scene(seed, i).things) for i in range(count))
-    return picture_statistics(np.stack(list(drawn)), family)
+    return picture_statistics(np.stack(list(drawn)), network)
 
 
 def draw_column(
@@ -69,6 +66,7 @@ def evaluate_column(
     role: Role,
     steps: int,
     scenes: list[Scene],
+    network: FeatureNetwork,
     real: GaussianStatistics,
     guidance_scale: float,
     batch_size: int,
@@ -83,7 +81,7 @@ def evaluate_column(
         scores=Scores(
             result["mean_over_samples"], {name: row["share"] for name, row in result["categories"].items()}
         ),
-        fid=fid(picture_statistics(pictures, generator.family), real),
+        fid=fid(picture_statistics(pictures, network), real),
         pictures=list(pictures[:SHOWN]),
     )
 
@@ -124,7 +122,6 @@ def load_column(role: Role, steps: int, folder: Path) -> Column | None:
     )
 
 
-@torch.no_grad()
-def real_floor(family: Family, real: GaussianStatistics, count: int) -> float:
+def real_floor(network: FeatureNetwork, real: GaussianStatistics, count: int) -> float:
     """FID of `count` other real scenes: what a perfect generator would score."""
-    return fid(real_statistics(family, count, REFERENCE_SEED + 1), real)
+    return fid(real_statistics(network, count, REFERENCE_SEED + 1), real)
