@@ -5,6 +5,7 @@ A picture depends on its prompt and its seed, not on the batch it is drawn in.
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -38,17 +39,27 @@ COMPILED_TEXT_UNIT = 64  # each length of text is compiled anew, so there are fe
 class Generator:
     """What students and teachers share; use `StudentGenerator` or `TeacherGenerator`.
 
-    view     the network seen through TrigFlow, put in evaluation mode
-    family   text side and autoencoder, on the network's device
-    size     pixels a side where a call names none; by default the network's own
+    view        the network seen through TrigFlow, put in evaluation mode
+    family      text side and autoencoder, on the network's device
+    size        pixels a side where a call names none; by default the network's own
+    own_times   lists of times that take the place of a student's default ones, at most one for a number of steps
     """
 
-    def __init__(self, view: TrigFlowView, family: Family, size: int | None = None):
+    def __init__(
+        self,
+        view: TrigFlowView,
+        family: Family,
+        size: int | None = None,
+        own_times: Sequence[Sequence[float]] = (),
+    ):
         self.view = use_onednn(view.eval())
         self.family = family
+        self.own_times = {len(times) - 1: list(times) for times in own_times}
         self.size = size or view.network.config.sample_size * family.downscale
         self.text_unit = TEXT_UNIT
         self.memory: TextMemory | None = TextMemory(view.network)
+        # entered around "text", "network" and "decoder"; whoever times them sets it to a `Clock`'s
+        self.part: Callable[[str], AbstractContextManager] = nullcontext
 
     def compile(self) -> "Generator":
         """Compile network and decoder in place; on CUDA as graphs, and the text encoder too.  -> self
@@ -87,9 +98,9 @@ class Generator:
         text encoder reads are cut with a warning.
         """
         with torch.inference_mode():
-            return self.family.decode_latents(
-                self.latents(prompts, seeds, num_inference_steps, guidance_scale, size, times)
-            )
+            latents = self.latents(prompts, seeds, num_inference_steps, guidance_scale, size, times)
+            with self.part("decoder"):
+                return self.family.decode_latents(latents)
 
     @torch.no_grad()
     def latents(
@@ -108,7 +119,8 @@ class Generator:
         times = self.times(num_inference_steps, times)
         cells = self._cells(self.size if size is None else size)
         noise = Noise(seeds, (self.view.network.config.in_channels, cells, cells), self.family.device)
-        text, mask = self.family.encode_trimmed(prompts, self.text_unit)
+        with self.part("text"):
+            text, mask = self.family.encode_trimmed(prompts, self.text_unit)
         scales = torch.full((len(prompts),), float(guidance_scale), device=self.family.device)
         return self.denoise(text.to(self.view.network.dtype), mask, scales, noise, times)
 
@@ -153,10 +165,10 @@ class StudentGenerator(Generator):
                 f"steps {num_inference_steps}: a student takes 1 to {STUDENT_STEPS}; "
                 "for any other number give --times, a list in radians from 1.5708 to 0"
             )
-        return student_times(num_inference_steps)
+        return self.own_times.get(num_inference_steps) or student_times(num_inference_steps)
 
     def denoise(self, text: Tensor, mask: Tensor, scales: Tensor, noise: Noise, times: list[float]) -> Tensor:
-        with self.one_text(text):
+        with self.part("network"), self.one_text(text):
             return sample_consistency(partial(self.view, text=text, mask=mask, guidance=scales), noise, times)
 
 
@@ -167,10 +179,11 @@ class TeacherGenerator(Generator):
         return teacher_times(num_inference_steps)
 
     def denoise(self, text: Tensor, mask: Tensor, scales: Tensor, noise: Noise, times: list[float]) -> Tensor:
-        null_text, null_mask = encode_null(self.family)
+        with self.part("text"):
+            null_text, null_mask = encode_null(self.family)
         guided = with_null(text, mask, null_text.to(text.dtype), null_mask)
         F = partial(guided_velocity, self.view, guided=guided, guidance_scale=scales)
-        with self.one_text(guided.text):
+        with self.part("network"), self.one_text(guided.text):
             return sample_ode(F, noise, times)
 
 
@@ -205,15 +218,19 @@ def load_generator(
     family = load_family(name, settings.max_length, settings.instruction, dtype).to(device).channels_last()
     view = TrigFlowView(build_network(checkpoint, dtype).to(device), checkpoint.time_scale)
     kind = StudentGenerator if checkpoint.config["guidance_embeds"] else TeacherGenerator
-    return kind(view.requires_grad_(False), family, settings.size)
+    return kind(view.requires_grad_(False), family, settings.size, settings.times)
 
 
 class Settings(NamedTuple):
-    """How prompts were read and pictures sized in training; the defaults are those of public Sana models."""
+    """How prompts were read and pictures sized in training; the defaults are those of public Sana models.
+
+    times   lists that take the place of a student's default ones, at most one for a number of steps
+    """
 
     max_length: int = 300
     instruction: bool = True
     size: int | None = None
+    times: tuple[tuple[float, ...], ...] = ()
 
 
 def read_settings(name: str) -> Settings:
@@ -223,13 +240,21 @@ def read_settings(name: str) -> Settings:
         return Settings()
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        settings = Settings(**content.get("text", {}), size=content.get("size"))
+        times = tuple(tuple(check_times(times)) for times in content.get("times", []))
+        settings = Settings(**content.get("text", {}), size=content.get("size"), times=times)
+    except SprintError as error:
+        raise SprintError(f"{file}: {error}") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise SprintError(
-            f'{file}: expected {{"text": {{"max_length": …, "instruction": …}}, "size": …}}'
+            f'{file}: expected {{"text": {{"max_length": …, "instruction": …}}, "size": …, "times": [[…], …]}}'
         ) from error
-    if [type(value) for value in settings] not in ([int, bool, int], [int, bool, type(None)]):
+    if [type(value) for value in settings[:3]] not in ([int, bool, int], [int, bool, type(None)]):
         raise SprintError(f"{file}: max_length and size are whole numbers, instruction is true or false")
+    steps = [len(times) - 1 for times in settings.times]
+    if len(set(steps)) < len(steps) or max(steps, default=1) > STUDENT_STEPS:
+        raise SprintError(
+            f"{file}: times: give one list at most for each number of steps, 1 to {STUDENT_STEPS}"
+        )
     return settings
 
 

@@ -29,6 +29,7 @@ from sprint.models.family import PIXELS_AT_ONCE, Family
 from sprint.models.presets import transformer_config
 from sprint.models.view import DENSE_TIME, SPARSE_TIME, TrigFlowView
 from sprint.sample import Noise
+from sprint.schedule import student_times
 
 PROMPTS = ["a red circle", "two blue squares", "a dot"]
 SEEDS = [3, 1, 4]
@@ -358,6 +359,18 @@ def test_settings_default_to_those_of_public_models(tmp_path):
     assert read_settings(str(tmp_path)) == Settings(max_length=300, instruction=True, size=None)
 
 
+def test_own_times_take_the_place_of_default_ones(tmp_path, family):
+    text = {"max_length": 20, "instruction": False}
+    own = [[1.5708, 1.1, 0], [1.57, 1.3, 1.1, 0.6, 0]]
+    (tmp_path / "sprint.json").write_text(json.dumps({"text": text, "size": SIZE, "times": own}))
+    settings = read_settings(str(tmp_path))
+    assert settings == Settings(20, False, SIZE, ((1.5708, 1.1, 0), (1.57, 1.3, 1.1, 0.6, 0)))
+    generator = StudentGenerator(TrigFlowView(mini_student(), DENSE_TIME), family, SIZE, settings.times)
+    assert [generator.times(steps) for steps in (2, 4)] == own
+    assert generator.times(3) == student_times(3) and generator.times(None, [1.0, 0]) == [1.0, 0]
+    assert torch.equal(generator.latents(PROMPTS, SEEDS, 2), generator.latents(PROMPTS, SEEDS, times=own[0]))
+
+
 def test_settings_of_a_folder(tmp_path):
     (tmp_path / "sprint.json").write_text('{"text": {"max_length": 32, "instruction": false}, "size": 64}')
     assert read_settings(str(tmp_path)) == Settings(32, False, 64)
@@ -372,6 +385,11 @@ def test_settings_of_a_folder(tmp_path):
         '{"text": {"max_length": "32"}}',
         '{"text": {"instruction": 1}}',
         '{"size": 64.5}',
+        '{"times": {"2": [1.57, 1.1, 0]}}',
+        '{"times": [[1.57, "1.1", 0]]}',
+        '{"times": [[1.57, 1.6, 0]]}',
+        '{"times": [[1.57, 1.1, 0], [1.57, 1.2, 0]]}',
+        '{"times": [[1.57, 1.3, 1.1, 0.6, 0.3, 0]]}',
     ],
 )
 def test_broken_settings(tmp_path, content):

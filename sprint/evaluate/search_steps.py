@@ -1,0 +1,399 @@
+"""At which times should a student take its 2, 3 or 4 steps? One time is searched after the other.
+
+SANA-Sprint (Table 7) fixes one time and goes on to the next. So do we, from the default list, first over all
+multiples of a coarse spacing and then around the best by finer ones. Lists are chosen on one series of built-in
+scenes, all with the same noise, and the winner meets the default on another: the best of many lists is partly
+lucky where it was chosen, and is not where it is confirmed. Neither series is what a report scores.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sprint.data.scenes import SIZE, Scene, render, scene
+from sprint.data.source import HELD_OUT_SEED
+from sprint.errors import SprintError
+from sprint.evaluate.fid import GaussianStatistics, fid
+from sprint.evaluate.result import Figure, share
+from sprint.evaluate.scene_features import SceneFeatures, scene_features
+from sprint.evaluate.scenes import holds
+from sprint.export import CARD_FILE, INDEX_FILE, complete_or_absent
+from sprint.files import sha256, write_whole
+from sprint.generate import SETTINGS_FILE, StudentGenerator, load_generator
+from sprint.models.family import resolve
+from sprint.schedule import MAX_TIME, student_times
+
+SEARCH_SEED, CONFIRM_SEED, REAL_SEED = (HELD_OUT_SEED + k for k in (101, 102, 103))  # series of scenes
+REAL_SCENES = 3000  # behind FID
+STEPS = (2, 3, 4)  # numbers of steps that have a middle time, and that a student has a default list for
+GRID = (0.2, 0.1, 0.05)  # radians: spacings, coarse to fine
+OBJECTIVES = ("scenes", "fid")
+BATCH = 50  # pictures in one call of the network
+RESAMPLES = 50  # of the pictures, for the standard error of FID
+LISTS_FILE, RESULT_FILE = "lists.jsonl", "search.json"
+CARD_HEADING = "## Step lists\n"
+
+Times = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched and how.
+
+    student     folder, built-in name or hub id
+    steps       numbers of steps, each of STEPS
+    objective   "scenes", the share of captions that hold, or "fid" with the features of `scene_features`
+    prompts     scenes to choose on, and as many others to confirm on
+    grid        spacings in radians, coarse to fine
+    guidance    scale that the student embeds
+    """
+
+    student: str
+    steps: tuple[int, ...] = STEPS
+    objective: str = OBJECTIVES[0]
+    prompts: int = 300
+    grid: tuple[float, ...] = GRID
+    guidance: float = 4.5
+
+    def __post_init__(self):
+        for steps in self.steps:
+            if steps not in STEPS:
+                raise SprintError(
+                    f"--steps {steps}: lists are searched for 2, 3 and 4 steps, which have a middle"
+                )
+        if not self.steps or len(set(self.steps)) != len(self.steps):
+            raise SprintError(f"--steps {','.join(map(str, self.steps))}: give each number once")
+        if self.objective not in OBJECTIVES:
+            raise SprintError(f"--objective {self.objective}: give one of {', '.join(OBJECTIVES)}")
+        if self.prompts < 2:
+            raise SprintError(f"--prompts {self.prompts}: give at least 2, and hundreds for a verdict")
+        falling = all(a > b for a, b in itertools.pairwise(self.grid))
+        if not self.grid or not falling or not 0.01 <= self.grid[-1] <= self.grid[0] <= 0.75:
+            raise SprintError(
+                f"--grid {','.join(map(str, self.grid))}: give spacings in radians from at most 0.75 "
+                "down to at least 0.01, coarse to fine"
+            )
+
+    def lists(self, steps: int) -> int:
+        """Lists that are scored for so many steps, at most."""
+        everywhere = math.ceil(MAX_TIME / self.grid[0])
+        return 1 + (steps - 1) * (everywhere + 2 * (len(self.grid) - 1)) + 2
+
+    @property
+    def calls(self) -> int:
+        """Forwards of the network on BATCH pictures, at most."""
+        return sum(self.lists(steps) * steps for steps in self.steps) * math.ceil(self.prompts / BATCH)
+
+
+@dataclass(frozen=True)
+class Found:
+    """For one number of steps: the best list of the search beside the default one.
+
+    searched, confirmed   figures of (default, best) on the two series; FID is lower where it is better
+    times                 what to use: `best` where it is confirmed, else `default`
+    """
+
+    default: Times
+    best: Times
+    searched: tuple[Figure, Figure]
+    confirmed: tuple[Figure, Figure]
+
+    @property
+    def gain(self) -> float:
+        """By how much the best list is better on fresh prompts."""
+        default, best = self.confirmed
+        return (best.value - default.value) * (1 if default.higher else -1)
+
+    @property
+    def holds(self) -> bool:
+        """Whether that is more than one standard error of the default's figure."""
+        return self.best != self.default and self.gain > self.confirmed[0].error
+
+    @property
+    def times(self) -> Times:
+        return self.best if self.holds else self.default
+
+
+# ---- the search itself -----------------------------------------------------------------------------------
+
+
+def greedy_search(start: Times, grid: Sequence[float], score: Callable[[Times], float]) -> Times:
+    """One middle time after the other: over all multiples of grid[0], then one finer spacing up and down.
+
+    start   times from noise to 0; the first and the last stay
+    score   of a list; higher is better, and of equal ones the earlier stays. It is called again for the best
+            list so far, so let it remember.
+    """
+    best = start
+    for spacing in grid:
+        for index in range(1, len(start) - 1):
+            trials = candidates(best, index, spacing, everywhere=spacing == grid[0])
+            best = max([best, *trials], key=score)
+    return best
+
+
+def candidates(times: Times, index: int, spacing: float, everywhere: bool) -> list[Times]:
+    """Lists with another time at `index`, strictly between its neighbours.
+
+    everywhere   all multiples of `spacing`, or else only `spacing` more and less
+    """
+    above, now, below = times[index - 1], times[index], times[index + 1]
+    if everywhere:
+        values = [k * spacing for k in range(1, math.ceil(above / spacing))]
+    else:
+        values = [now - spacing, now + spacing]
+    rounded = [round(value, 4) for value in values]
+    return [
+        (*times[:index], value, *times[index + 1 :])
+        for value in rounded
+        if above > value > below and value != round(now, 4)
+    ]
+
+
+# ---- what a list is worth ----------------------------------------------------------------------------------
+
+
+class Judge:
+    """Figures of lists of times, each drawn once and kept in a file of JSON lines."""
+
+    def __init__(self, search: Search, generator: StudentGenerator, model: str, file: Path, bar: tqdm):
+        self.search, self.generator, self.file, self.bar = search, generator, file, bar
+        protocol = [model, search.objective, search.prompts, search.guidance, torch.__version__]
+        self.key = hashlib.sha256(json.dumps(protocol).encode()).hexdigest()[:12]
+        self.lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        self.known = dict(filter(None, map(self._read, self.lines)))
+        self.scenes: dict[int, list[Scene]] = {}
+        self.features: SceneFeatures | None = None
+        self.real: GaussianStatistics | None = None
+
+    def __call__(self, times: Times, seed: int) -> Figure:
+        """On the scenes of series `seed`, picture i from noise i."""
+        place = (tuple(times), seed)
+        if place not in self.known:
+            figure = self._measure(times, seed)
+            line = {
+                "key": self.key,
+                "times": times,
+                "series": seed,
+                "value": figure.value,
+                "error": figure.error,
+            }
+            self.lines.append(json.dumps(line))
+            write_whole(self.file, "\n".join(self.lines) + "\n")
+            self.known[place] = figure
+        return self.known[place]
+
+    def _read(self, line: str) -> tuple[tuple[Times, int], Figure] | None:
+        """None for a line of another model or protocol."""
+        try:
+            row = json.loads(line)
+            if row["key"] != self.key:
+                return None
+            figure = Figure(row["value"], row["error"], higher=self.search.objective != "fid")
+            return (tuple(row["times"]), row["series"]), figure
+        except (ValueError, KeyError, TypeError) as error:
+            raise SprintError(f"{self.file}: not what search-steps wrote; give another --out") from error
+
+    def _measure(self, times: Times, seed: int) -> Figure:
+        scenes = self.scenes.setdefault(seed, [scene(seed, i) for i in range(self.search.prompts)])
+        pictures = self._draw(scenes, times)
+        if self.search.objective == "scenes":
+            return share(sum(map(holds, pictures, [s.claim for s in scenes])), len(scenes))
+        if self.features is None:
+            self.features = scene_features(self.generator.family.device)
+            real = [render(scene(REAL_SEED, i).things) for i in range(REAL_SCENES)]
+            self.real = statistics(self.features(np.stack(real)))
+        return fid_figure(self.features(pictures), self.real)
+
+    def _draw(self, scenes: list[Scene], times: Times) -> np.ndarray:
+        parts = []
+        for start in range(0, len(scenes), BATCH):
+            captions = [s.caption for s in scenes[start : start + BATCH]]
+            seeds = list(range(start, start + len(captions)))
+            parts.append(
+                self.generator.pictures(
+                    captions, seeds, guidance_scale=self.search.guidance, times=list(times)
+                )
+            )
+            self.bar.update(len(times) - 1)
+        return np.concatenate(parts)
+
+
+def statistics(features: Tensor) -> GaussianStatistics:
+    result = GaussianStatistics()
+    result.update(features)
+    return result
+
+
+def fid_figure(features: Tensor, real: GaussianStatistics) -> Figure:
+    """FID of features [N, D], and its standard deviation over resamples of the pictures (bootstrap)."""
+    generator = torch.Generator().manual_seed(0)
+    resamples = [
+        fid(statistics(features[torch.randint(len(features), (len(features),), generator=generator)]), real)
+        for _ in range(RESAMPLES)
+    ]
+    return Figure(fid(statistics(features), real), float(np.std(resamples, ddof=1)), higher=False)
+
+
+# ---- from a folder to a verdict ----------------------------------------------------------------------------
+
+
+def search_steps(search: Search, out: Path, device: str = "cpu") -> dict[int, Found]:
+    """Search for every number of steps, and write OUT/search.json.  -> what was found, by number of steps
+
+    Interrupted, the same call goes on: OUT/lists.jsonl remembers every list. Raises SprintError for a teacher,
+    and for a student of other pictures than built-in scenes.
+    """
+    generator = load_generator(search.student, device)
+    if not isinstance(generator, StudentGenerator):
+        raise SprintError(f"{search.student} is a teacher; step lists are searched for students")
+    if generator.size != SIZE:
+        raise SprintError(
+            f"{search.student} draws {generator.size} pixels; lists are scored on built-in scenes, {SIZE} pixels"
+        )
+    model = _weights_hash(search.student)
+    found, calls = {}, 0
+    with tqdm(total=search.calls, desc="searching", unit="call") as bar:
+        judge = Judge(search, generator, model, out / LISTS_FILE, bar)
+        for steps in search.steps:
+            bar.set_description(f"searching {steps} steps")
+            found[steps] = _search(judge, tuple(student_times(steps)))
+            calls += search.lists(steps) * steps * math.ceil(search.prompts / BATCH)
+            bar.update(calls - bar.n)  # lists that were known, or did not exist, cost nothing
+    _write_result(search, found, model, out)
+    return found
+
+
+def _search(judge: Judge, default: Times) -> Found:
+    def score(times: Times) -> float:
+        figure = judge(times, SEARCH_SEED)
+        return figure.value if figure.higher else -figure.value
+
+    best = greedy_search(default, judge.search.grid, score)
+    both = default, best
+    searched, confirmed = (tuple(judge(t, seed) for t in both) for seed in (SEARCH_SEED, CONFIRM_SEED))
+    return Found(default, best, searched, confirmed)
+
+
+def _weights_hash(student: str) -> str:
+    files = sorted((Path(resolve(student)) / "transformer").glob("*.safetensors"))
+    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+
+
+def _write_result(search: Search, found: dict[int, Found], model: str, out: Path) -> None:
+    record = {
+        "search": asdict(search),
+        "weights_sha256": model,
+        "series": {"searched": SEARCH_SEED, "confirmed": CONFIRM_SEED},
+        "calls_at_most": search.calls,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "steps": {
+            steps: asdict(row) | {"times": row.times, "holds": row.holds} for steps, row in found.items()
+        },
+    }
+    write_whole(out / RESULT_FILE, json.dumps(record, indent=1) + "\n")
+
+
+def table(found: dict[int, Found]) -> str:
+    """For the terminal: both lists of every number of steps, and which to use."""
+    lines = [f"{'steps':6}{'times':42}{'searched':>16}{'fresh prompts':>16}"]
+    for steps, row in found.items():
+        pairs = zip(("default", "found"), (row.default, row.best), row.searched, row.confirmed, strict=True)
+        for i, (name, times, searched, confirmed) in enumerate(pairs):
+            if i and row.best == row.default:
+                continue
+            told = f"{name:8}{show(times)}"
+            lines.append(f"{'' if i else steps!s:6}{told:42}{searched!s:>16}{confirmed!s:>16}")
+        lines.append(f"{'':6}{verdict(row)}")
+    return "\n".join(lines)
+
+
+def verdict(row: Found) -> str:
+    if row.best == row.default:
+        return "no list was better: the default stays"
+    if row.holds:
+        return f"better by {row.gain:.3f} on fresh prompts, more than one standard error: use it"
+    told = f"better by {row.gain:.3f}, less than a standard error," if row.gain > 0 else "no better"
+    return f"{told} on fresh prompts: the default stays"
+
+
+def show(times: Times) -> str:
+    return ",".join(f"{time:.4f}".rstrip("0").rstrip(".") for time in times)
+
+
+# ---- for later use -------------------------------------------------------------------------------------
+
+
+def check_adoptable(student: str | Path) -> Path:
+    """The folder itself. Raises SprintError unless sprint exported it."""
+    folder = Path(student)
+    if not (folder / INDEX_FILE).is_file() or not (folder / SETTINGS_FILE).is_file():
+        raise SprintError(f"{student} is no folder that sprint exported; --adopt writes into one")
+    return folder
+
+
+def adopt(student: str | Path, found: Mapping[int, Found]) -> Path:
+    """Make what was confirmed the student's own lists: in sprint.json, which `sprint sample` and all that
+    draws with sprint read, and in its model card, which says how diffusers is told.  -> sprint.json
+
+    For searched numbers of steps whose default stays, an earlier list of its own goes. Whole or not at all.
+    Raises SprintError for anything but an exported folder.
+    """
+    folder = check_adoptable(student)
+    settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    own = {len(times) - 1: times for times in settings.pop("times", [])}
+    own = {steps: times for steps, times in own.items() if steps not in found}
+    own |= {steps: row.times for steps, row in found.items() if row.holds}
+    if own:
+        settings["times"] = [[round(t, 6) for t in own[steps]] for steps in sorted(own)]
+    card = folder / CARD_FILE
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    with complete_or_absent(folder) as place:
+        shutil.copytree(folder, place, copy_function=os.link, dirs_exist_ok=True)
+        write_whole(place / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
+        write_whole(
+            place / CARD_FILE, text.partition(CARD_HEADING)[0].rstrip("\n") + "\n" + card_section(own)
+        )
+    return folder / SETTINGS_FILE
+
+
+def card_section(own: Mapping[int, Sequence[float]]) -> str:
+    """Markdown for the end of a student's model card; nothing without own lists.
+
+    diffusers' pipeline hands its scheduler `timesteps` without their number, which that one asks for (as of
+    0.42): the number is bound beforehand.
+    """
+    if not own:
+        return ""
+    lists = "".join(f"- {steps} steps: `{show(own[steps])}`\n" for steps in sorted(own))
+    steps = max(own)
+    return f"""
+{CARD_HEADING}
+`sprint search-steps` found these TrigFlow times better than the default ones; `sprint sample` uses them:
+
+{lists}
+diffusers takes a list so, with `settings` from above:
+
+```python
+from functools import partial
+
+pipeline.scheduler.set_timesteps = partial(pipeline.scheduler.set_timesteps, {steps})
+picture = pipeline(
+    "a red circle", num_inference_steps={steps}, timesteps={[round(t, 4) for t in own[steps]]},
+    max_timesteps=None, intermediate_timesteps=None,
+    generator=[torch.Generator().manual_seed(0)], **settings
+).images[0]
+```
+"""
