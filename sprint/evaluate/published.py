@@ -1,0 +1,58 @@
+"""SANA-Sprint's own figures (arXiv 2503.09641, Table 2), to stand beside ours.
+
+They were taken on one A100 in bf16 at 1024 px; FID and CLIP score on MJHQ-30K, latency at batch 1, throughput at
+batch 10. Only a run of the same size on the same kind of machine can be compared with them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sprint.models.presets import PRESETS
+
+SOURCE = "SANA-Sprint, arXiv 2503.09641, Table 2: A100, bf16, 1024 px, MJHQ-30K"
+FLUX_SCHNELL = "FLUX-schnell"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One row. Latency in seconds, throughput in pictures a second, FID lower is better."""
+
+    model: str
+    steps: int
+    throughput: float
+    latency: float
+    fid: float
+    clip: float
+    geneval: float
+
+
+PUBLISHED = (
+    #         model  steps throughput latency fid  clip  geneval
+    Published("0.6b", 1, 7.22, 0.21, 7.04, 28.04, 0.72),
+    Published("0.6b", 2, 6.46, 0.25, 6.54, 28.40, 0.76),
+    Published("0.6b", 4, 5.34, 0.32, 6.48, 28.45, 0.76),
+    Published("1.6b", 1, 6.71, 0.21, 7.69, 28.27, 0.76),
+    Published("1.6b", 2, 5.68, 0.24, 6.50, 28.45, 0.77),
+    Published("1.6b", 4, 5.20, 0.31, 6.54, 28.45, 0.77),
+    Published(FLUX_SCHNELL, 1, 1.58, 0.68, 7.26, 28.49, 0.69),
+    Published(FLUX_SCHNELL, 2, 0.92, 1.15, 7.75, 28.25, 0.71),
+    Published(FLUX_SCHNELL, 4, 0.50, 2.10, 7.94, 28.14, 0.71),
+)
+
+
+def published(model: str, steps: int) -> Published | None:
+    """The row of "0.6b", "1.6b" or `FLUX_SCHNELL` at so many steps; None where the paper has none."""
+    return next((row for row in PUBLISHED if (row.model, row.steps) == (model, steps)), None)
+
+
+def published_size(config: Mapping) -> str | None:
+    """The size of a Sana-Sprint student whose network has this config, as `published` takes it.
+
+    None for every other network: teachers, which embed no guidance, and sizes that the paper did not distil.
+    """
+    if not config.get("guidance_embeds"):
+        return None
+    shape = config["num_layers"], config["cross_attention_dim"]
+    sizes = {(row.depth, row.width): name for name, row in PRESETS.items()}
+    size = sizes.get(shape)
+    return size if any(row.model == size for row in PUBLISHED) else None
