@@ -54,8 +54,9 @@ def add_search_steps(verbs: argparse._SubParsersAction) -> None:
 
 def search_steps(args: argparse.Namespace) -> None:
     quiet_libraries()
-    from sprint.evaluate.search_steps import BATCH, Search, adopt, check_adoptable, show, table
+    from sprint.evaluate.search_steps import BATCH, Search, adopt, check_adoptable, table
     from sprint.evaluate.search_steps import search_steps as run
+    from sprint.export import show_times
 
     search = Search(
         args.student,
@@ -78,7 +79,7 @@ def search_steps(args: argparse.Namespace) -> None:
     if args.adopt:
         print(f"adopted: {adopt(args.student, found)}")
     elif any(row.holds for row in found.values()):
-        lists = (f"--times {show(row.times)}" for row in found.values() if row.holds)
+        lists = (f"--times {show_times(row.times)}" for row in found.values() if row.holds)
         print(f"sprint sample {args.student} {' or '.join(lists)}; --adopt makes them the student's own")
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
@@ -43,6 +43,7 @@ INDEX_FILE = "model_index.json"
 CARD_FILE = "README.md"
 SANA_SHIFT = 3.0  # of the flow times that Sana's sampler walks
 EXAMPLE_PROMPT = "a red circle"
+STEP_LISTS = "## Step lists\n"  # the last heading of a student's card, where it has lists of its own
 
 
 class Facts(TypedDict, total=False):
@@ -52,6 +53,7 @@ class Facts(TypedDict, total=False):
     teacher: str
     data: str
     prompt: str  # an example for the card
+    times: Sequence[Sequence[float]]  # a student's own step lists, at most one for a number of steps
     scores: dict[str, dict[str, float]]  # row ("student, 1 step") -> column ("scene score") -> number
 
 
@@ -215,6 +217,8 @@ def _write_about(place: Path, network: SanaTransformer2DModel, family: Family, f
     text = {"max_length": family.max_length, "instruction": family.instruction}
     size = config["sample_size"] * family.downscale
     settings = {"text": text, "size": size, "recipe": facts.get("recipe")}
+    if facts.get("times"):
+        settings["times"] = [list(times) for times in facts["times"]]
     _write_json(place / "transformer" / TRIGFLOW_FILE, clock)
     _write_json(place / SETTINGS_FILE, settings)
 
@@ -284,6 +288,41 @@ one_step.save("one_step.png")
 
 `intermediate_timesteps=None` is needed for every number of steps but two. One generator a picture, seeded by
 itself, gives the pictures of `sprint sample`.
+{step_lists({len(times) - 1: times for times in settings.times})}"""
+
+
+def show_times(times: Sequence[float]) -> str:
+    """As `sprint sample --times` takes them."""
+    return ",".join(f"{time:.4f}".rstrip("0").rstrip(".") for time in times)
+
+
+def step_lists(own: Mapping[int, Sequence[float]]) -> str:
+    """Markdown for the end of a student's model card; nothing without own lists.
+
+    diffusers' pipeline hands its scheduler `timesteps` without their number, which that one asks for (as of
+    0.42): the number is bound beforehand.
+    """
+    if not own:
+        return ""
+    lists = "".join(f"- {steps} steps: `{show_times(own[steps])}`\n" for steps in sorted(own))
+    steps = max(own)
+    return f"""
+{STEP_LISTS}
+`sprint search-steps` found these TrigFlow times better than the default ones; `sprint sample` uses them:
+
+{lists}
+diffusers takes a list so, with `settings` from above:
+
+```python
+from functools import partial
+
+pipeline.scheduler.set_timesteps = partial(pipeline.scheduler.set_timesteps, {steps})
+picture = pipeline(
+    "a red circle", num_inference_steps={steps}, timesteps={[round(t, 4) for t in own[steps]]},
+    max_timesteps=None, intermediate_timesteps=None,
+    generator=[torch.Generator().manual_seed(0)], **settings
+).images[0]
+```
 """
 
 

@@ -136,6 +136,9 @@ class Distill:
     guidance_scales: tuple[float, ...] = (4.0, 4.5, 5.0)  # drawn uniformly per sample
     consistency: Consistency = field(default_factory=Consistency)
     adversarial: Adversarial = field(default_factory=Adversarial)
+    student_times: tuple[
+        tuple[float, ...], ...
+    ] = ()  # in place of default lists, as found by `sprint search-steps`
     ema_decay: float = 0.0  # of the student's weights per generator update; 0 is off
     optimizer: Optimizer = field(default_factory=Optimizer)
 
@@ -305,7 +308,8 @@ def _nearest(key: str) -> str:
 
 def _expected(kind: type) -> str:
     if get_origin(kind) is tuple:
-        return {int: "a list of whole numbers", float: "a list of numbers"}[get_args(kind)[0]]
+        kinds = {int: "a list of whole numbers", float: "a list of numbers"}
+        return kinds.get(get_args(kind)[0], "a list of lists of numbers")
     if issubclass(kind, Enum):
         return f"one of {', '.join(kind.__members__)}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]

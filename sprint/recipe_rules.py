@@ -1,7 +1,7 @@
 """What a recipe's values must be: ranges of single keys as a table, then what must hold between keys."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
 
@@ -122,10 +122,24 @@ def _relations(recipe: Recipe) -> Iterator[tuple[bool, str]]:
         len(scales) > 0 and all(0 <= scale < math.inf for scale in scales),
         f"distill.guidance_scales = {scales}, but it takes one or more numbers of at least 0",
     )
+    yield _own_times(distill.student_times)
     yield (
         len(steps) > 0 and all(1 <= count <= 4 for count in steps),
         f"evaluate.steps = {steps}, but a student takes 1 to 4 steps",
     )
+
+
+def _own_times(lists: Sequence[Sequence[float]]) -> tuple[bool, str]:
+    """Step lists as the student's folder may hold them: at most one for each of 1 to 4 steps."""
+    from sprint.schedule import check_times
+
+    key = f"distill.student_times = {[list(times) for times in lists]}"
+    try:
+        steps = [len(check_times(list(times))) - 1 for times in lists]
+    except SprintError as error:
+        return False, f"{key}: {error}"
+    once = len(set(steps)) == len(steps) and all(count <= 4 for count in steps)
+    return once, f"{key}, but it takes one list at most for each of 1 to 4 steps"
 
 
 def _relations_of_engine(recipe: Recipe) -> Iterator[tuple[bool, str]]:

@@ -14,9 +14,10 @@ from torch import nn
 from sprint.convert.convert import convert
 from sprint.convert.load import load_teacher
 from sprint.errors import SprintError
-from sprint.export import export_student, export_teacher, load_student, write_card
-from sprint.generate import StudentGenerator, TeacherGenerator, load_generator
+from sprint.export import export_student, export_teacher, load_student, student_card, write_card
+from sprint.generate import StudentGenerator, TeacherGenerator, load_generator, read_settings
 from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.schedule import student_times
 from tests.test_generate import (
     PROMPTS,
     SEEDS,
@@ -293,3 +294,14 @@ def test_wrong_kind_of_network(tmp_path, folder, network):
         load_student(teacher)
     with pytest.raises(SprintError, match="is a student"):
         load_teacher(folder)
+
+
+def test_own_step_lists_reach_the_settings_the_card_and_the_sampler(tmp_path, network):
+    facts = {"times": [[1.5708, 0.8, 0.0]]}
+    folder = export_student(tmp_path / "student", network, None, mini_family(), facts)
+    assert read_settings(str(folder)).times == ((1.5708, 0.8, 0.0),)
+    assert load_generator(str(folder)).times(2) == [1.5708, 0.8, 0.0]
+    assert load_generator(str(folder)).times(1) == student_times(1)
+    card = write_card(folder, {"recipe": "tiny"}).read_text()
+    assert "- 2 steps: `1.5708,0.8,0`" in card
+    assert "Step lists" not in student_card("student", read_settings(str(folder))._replace(times=()), {})

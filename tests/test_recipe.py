@@ -157,6 +157,10 @@ def test_misspelt_key_names_the_nearest(small, tmp_path, wrong, nearest):
             "distill.adversarial.taps = [1, 2.5], but it takes a list of whole numbers",
         ),
         (
+            "distill.student_times=[1, 2]",
+            "distill.student_times = [1, 2], but it takes a list of lists of numbers",
+        ),
+        (
             "distill.guidance_scales=[1, [2]]",
             "distill.guidance_scales = [1, [2]], but it takes a list of numbers",
         ),
@@ -222,6 +226,15 @@ def test_missing_file_names_what_is_there(small, monkeypatch):
         ("distill.adversarial.taps=[]", "distill.adversarial.taps is empty, but its weight is not 0"),
         ("evaluate.steps=[0]", "evaluate.steps = [0], but a student takes 1 to 4 steps"),
         ("evaluate.steps=[5]", "evaluate.steps = [5], but a student takes 1 to 4 steps"),
+        (
+            "distill.student_times=[[1.5, 0.8]]",
+            "distill.student_times = [[1.5, 0.8]]: times must fall strictly and end at 0, not [1.5, 0.8]",
+        ),
+        (
+            "distill.student_times=[[1.5, 0.8, 0], [1.5, 0.7, 0]]",
+            "distill.student_times = [[1.5, 0.8, 0.0], [1.5, 0.7, 0.0]], but it takes one list at most for each of "
+            "1 to 4 steps",
+        ),
         (
             "distill.guidance_scales=[]",
             "distill.guidance_scales = [], but it takes one or more numbers of at least 0",

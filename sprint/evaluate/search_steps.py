@@ -29,7 +29,7 @@ from sprint.evaluate.fid import GaussianStatistics, fid
 from sprint.evaluate.result import Figure, share
 from sprint.evaluate.scene_features import SceneFeatures, scene_features
 from sprint.evaluate.scenes import holds
-from sprint.export import CARD_FILE, INDEX_FILE, complete_or_absent
+from sprint.export import CARD_FILE, INDEX_FILE, STEP_LISTS, complete_or_absent, show_times, step_lists
 from sprint.files import sha256, write_whole
 from sprint.generate import SETTINGS_FILE, StudentGenerator, load_generator
 from sprint.models.family import resolve
@@ -43,7 +43,6 @@ OBJECTIVES = ("scenes", "fid")
 BATCH = 50  # pictures in one call of the network
 RESAMPLES = 50  # of the pictures, for the standard error of FID
 LISTS_FILE, RESULT_FILE = "lists.jsonl", "search.json"
-CARD_HEADING = "## Step lists\n"
 
 Times = tuple[float, ...]
 
@@ -314,7 +313,7 @@ def table(found: dict[int, Found]) -> str:
         for i, (name, times, searched, confirmed) in enumerate(pairs):
             if i and row.best == row.default:
                 continue
-            told = f"{name:8}{show(times)}"
+            told = f"{name:8}{show_times(times)}"
             lines.append(f"{'' if i else steps!s:6}{told:42}{searched!s:>16}{confirmed!s:>16}")
         lines.append(f"{'':6}{verdict(row)}")
     return "\n".join(lines)
@@ -327,10 +326,6 @@ def verdict(row: Found) -> str:
         return f"better by {row.gain:.3f} on fresh prompts, more than one standard error: use it"
     told = f"better by {row.gain:.3f}, less than a standard error," if row.gain > 0 else "no better"
     return f"{told} on fresh prompts: the default stays"
-
-
-def show(times: Times) -> str:
-    return ",".join(f"{time:.4f}".rstrip("0").rstrip(".") for time in times)
 
 
 # ---- for later use -------------------------------------------------------------------------------------
@@ -363,37 +358,5 @@ def adopt(student: str | Path, found: Mapping[int, Found]) -> Path:
     with complete_or_absent(folder) as place:
         shutil.copytree(folder, place, copy_function=os.link, dirs_exist_ok=True)
         write_whole(place / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
-        write_whole(
-            place / CARD_FILE, text.partition(CARD_HEADING)[0].rstrip("\n") + "\n" + card_section(own)
-        )
+        write_whole(place / CARD_FILE, text.partition(STEP_LISTS)[0].rstrip("\n") + "\n" + step_lists(own))
     return folder / SETTINGS_FILE
-
-
-def card_section(own: Mapping[int, Sequence[float]]) -> str:
-    """Markdown for the end of a student's model card; nothing without own lists.
-
-    diffusers' pipeline hands its scheduler `timesteps` without their number, which that one asks for (as of
-    0.42): the number is bound beforehand.
-    """
-    if not own:
-        return ""
-    lists = "".join(f"- {steps} steps: `{show(own[steps])}`\n" for steps in sorted(own))
-    steps = max(own)
-    return f"""
-{CARD_HEADING}
-`sprint search-steps` found these TrigFlow times better than the default ones; `sprint sample` uses them:
-
-{lists}
-diffusers takes a list so, with `settings` from above:
-
-```python
-from functools import partial
-
-pipeline.scheduler.set_timesteps = partial(pipeline.scheduler.set_timesteps, {steps})
-picture = pipeline(
-    "a red circle", num_inference_steps={steps}, timesteps={[round(t, 4) for t in own[steps]]},
-    max_timesteps=None, intermediate_timesteps=None,
-    generator=[torch.Generator().manual_seed(0)], **settings
-).images[0]
-```
-"""

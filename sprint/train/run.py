@@ -194,6 +194,7 @@ class Run:
         stage = DistillStage(self.recipe, self.engine, adapted, self.null, self.latent_shape)
         self.train_stage(stage, log)
         student, facts = stage.result(), model_facts(self.recipe)
+        facts["times"] = self.recipe.distill.student_times
         self._finish(
             stage,
             lambda: export_student(
