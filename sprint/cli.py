@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sprint import __version__
+from sprint.cli_evaluate import add_compare, add_evaluate
+from sprint.cli_search import add_search_steps
+from sprint.cli_shared import at_least_one, device_here, numbers, quiet_libraries
 from sprint.errors import SprintError
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
@@ -24,6 +27,9 @@ Distil a flow-matching image model into one that samples in 1 to 4 steps.
   sprint cache 0.6b data.path=pictures    encode pictures and captions once, before training
   sprint sample runs/tiny/student --prompt "a red circle" --steps 1
   sprint convert teacher.safetensors      a teacher in TrigFlow form, proved lossless, reversible
+  sprint evaluate runs/tiny               draw, score, time: a table and a page, worst pictures first
+  sprint compare evaluations/a evaluations/b
+  sprint search-steps runs/tiny/student   better times for 2 to 4 steps
 """
 
 DISTILL = """\
@@ -128,21 +134,6 @@ def _warnings_as_lines() -> Iterator[None]:
         log.removeHandler(lines)
 
 
-def _quiet_libraries() -> None:
-    """No progress bars for reading and writing local files (downloads keep theirs), and errors only."""
-    logging.getLogger("DeepSpeed").addFilter(_errors_only)  # it sets its own level, and talks, on import
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-
-
-def _errors_only(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
-
-
 # ---- the parser -------------------------------------------------------------------------------------
 
 
@@ -154,6 +145,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.overrides += rest
+    args.argv = sys.argv[1:] if argv is None else argv
     return args
 
 
@@ -167,6 +159,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_cache(verbs)
     _add_sample(verbs)
     _add_convert(verbs)
+    add_evaluate(verbs)
+    add_compare(verbs)
+    add_search_steps(verbs)
     return parser
 
 
@@ -201,7 +196,7 @@ def distill(args: argparse.Namespace) -> None:
 
         print(dry_run(recipe))
         return
-    _quiet_libraries()
+    quiet_libraries()
     from sprint.train.loop import Interrupted
     from sprint.train.run import distill as run
 
@@ -225,9 +220,9 @@ def _add_cache(verbs) -> None:
     )
     _add_recipe(verb, example="data.path=pictures")
     verb.add_argument("-o", "--out", type=Path, help="folder of the cache (default caches/NAME)")
-    verb.add_argument("--count", type=_at_least_one, metavar="N", help="only the first N samples")
+    verb.add_argument("--count", type=at_least_one, metavar="N", help="only the first N samples")
     verb.add_argument(
-        "--shard-size", type=_at_least_one, default=1000, metavar="N", help="samples a shard (default 1000)"
+        "--shard-size", type=at_least_one, default=1000, metavar="N", help="samples a shard (default 1000)"
     )
     verb.add_argument(
         "--dtype", choices=("bf16", "fp32"), default="bf16", help="of what is stored (default bf16)"
@@ -247,19 +242,13 @@ def cache(args: argparse.Namespace) -> None:
     given = [override for override in args.overrides if override.partition("=")[0] not in keys]
     recipe = load_recipe(args.recipe, [*given, *implied])
     folder = args.out or Path("caches") / recipe.name
-    _quiet_libraries()
+    quiet_libraries()
     from sprint.caching import make_cache, verify_cache
 
     if args.verify:
         print(verify_cache(folder))
     else:
         print(make_cache(recipe, folder, args.count, args.shard_size, args.dtype))
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least 1")
-    return int(text)
 
 
 # ---- sample -----------------------------------------------------------------------------------------
@@ -293,12 +282,13 @@ def _add_sample(verbs) -> None:
 
 
 def sample(args: argparse.Namespace) -> None:
-    times = None if args.times is None else _numbers(args.times)
+    times = None if args.times is None else numbers(args.times)
     if args.out.exists() and not args.out.is_dir():
         raise SprintError(f"--out {args.out} is not a folder; give another one")
-    device = _device(args.device)
-    _quiet_libraries()
+    device = device_here(args.device)
+    quiet_libraries()
     from sprint.convert.convert import DTYPES
+    from sprint.evaluate.store import write_png
     from sprint.generate import StudentGenerator, load_generator
 
     generator = load_generator(args.model, device, DTYPES[args.dtype])
@@ -311,7 +301,7 @@ def sample(args: argparse.Namespace) -> None:
     with _compiler_errors():
         pictures = generator.pictures(args.prompt, seeds, steps, args.guidance, args.size, times)
     for picture, seed in zip(pictures, seeds, strict=True):
-        print(_write_png(args.out / f"{seed:06d}.png", picture))
+        print(write_png(args.out / f"{seed:06d}.png", picture))
 
 
 @contextlib.contextmanager
@@ -326,40 +316,6 @@ def _compiler_errors() -> Iterator[None]:
             raise
         reason = str(error).strip().split("\n")[0]
         raise SprintError(f"--compile does not work here: {reason}") from error
-
-
-def _write_png(path: Path, picture) -> Path:
-    """picture: uint8 [H, W, 3]"""
-    import io
-
-    from PIL import Image
-
-    from sprint.files import write_whole
-
-    png = io.BytesIO()
-    Image.fromarray(picture).save(png, "PNG")
-    return write_whole(path, png.getvalue())
-
-
-def _device(name: str | None) -> str:
-    """The name, if a tensor can live and be read there. Raises SprintError."""
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: built without CUDA
-        reason = str(error).split("\n")[0]
-        raise SprintError(f"--device {name} cannot be used here: {reason}") from error
-    return name
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise SprintError(f"--times {text}: write numbers with commas, such as 1.5708,1.3,0") from None
 
 
 # ---- convert ----------------------------------------------------------------------------------------
@@ -387,7 +343,7 @@ def _add_convert(verbs) -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
-    _quiet_libraries()
+    quiet_libraries()
     from sprint.convert.checkpoint import TIMES
     from sprint.convert.convert import convert as run
     from sprint.convert.convert import describe

@@ -1,0 +1,244 @@
+"""The page of an evaluation: its figures, how they were taken, and the pictures, worst first."""
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+
+from sprint import report_page as html
+from sprint.evaluate.grid import resize_picture
+from sprint.evaluate.result import Column, Figure, Result, Shot, Verdicts
+from sprint.files import write_whole
+
+PAGE = "index.html"
+PAGE_BYTES = 1_000_000  # of pictures on a page, as text; further rows are left out
+THUMBNAIL = 256  # pixels: larger pictures are reduced to this
+SHARES = ("scenes", "geneval")  # metrics whose figures are shares, drawn with a bar
+TITLES = {
+    "scenes": "Scenes",
+    "fid": "FID and KID",
+    "clip": "CLIP score",
+    "geneval": "GenEval",
+    "latency": "Time",
+}
+BELOW = {  # what stands under a picture, by metric
+    "scenes": "Under each: what was seen in it, and whether that is what the prompt says.",
+    "geneval": "Under each: what is wrong, if anything is.",
+    "clip": "Under each: its score.",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture, and what is said under it. `correct`: None where a metric gives scores."""
+
+    file: Path
+    link: str
+    words: str
+    correct: bool | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """The same prompt and seed, drawn in several ways."""
+
+    caption: str
+    aside: str
+    cells: Sequence[Cell]
+
+
+def write_page(folder: Path, result: Result) -> Path:
+    """-> FOLDER/index.html: one file with small pictures, each a link to the whole one."""
+    return write_whole(Path(folder) / PAGE, page_html(Path(folder), result))
+
+
+def page_html(folder: Path, result: Result) -> str:
+    rows, bars = figure_rows(result)
+    head = [("", ""), *(column_title(column) for column in result.columns)]
+    judged = [name for name in result.protocols if _verdicts(result, name)]
+    return html.page(
+        f"{result.name} · sprint evaluation",
+        [
+            html.masthead("Sprint · evaluation", result.name, _lead(result)),
+            *(
+                html.paragraph(f"{TITLES[name]} left out: {line}", "note")
+                for name, line in result.left_out.items()
+            ),
+            html.section("Figures", html.table(head, rows, bars)),
+            html.section("How they were taken", html.listing(protocol_words(result))),
+            *(_pictures(folder, result, name, PAGE_BYTES // len(judged)) for name in judged),
+            _record(result),
+        ],
+    )
+
+
+# ---- figures ----------------------------------------------------------------------------------------
+
+
+def figure_rows(result: Result) -> tuple[list[tuple[str, list[str]]], list[list[float | None]]]:
+    """Rows of the table, and the bars under its numbers."""
+    rows, bars = [], []
+    for (metric, name), figures in result.rows().items():
+        rows.append((name, [figure_text(figure) for figure in figures]))
+        bars.append([f.value if f and metric in SHARES else None for f in figures])
+    return rows, bars
+
+
+def figure_text(figure: Figure | None) -> str:
+    return "–" if figure is None else str(figure)
+
+
+def column_title(column: Column) -> tuple[str, str]:
+    return column.role.capitalize(), html.steps(column.steps)
+
+
+def protocol_words(result: Result) -> dict[str, str]:
+    """By metric's title, the facts of its protocol in one line."""
+    return {
+        TITLES[name]: "; ".join(f"{fact}: {words}" for fact, words in facts.items() if words)
+        for name, facts in result.protocols.items()
+    }
+
+
+def text_table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """For the terminal: names to the left, numbers to the right."""
+    lines = [list(head), *([name, *cells] for name, cells in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            text.rjust(w) if i else text.ljust(w)
+            for i, (text, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def result_table(result: Result) -> str:
+    return text_table(["", *(column.title for column in result.columns)], figure_rows(result)[0])
+
+
+def _lead(result: Result) -> str:
+    ways: dict[str, list[int]] = {}
+    for column in result.columns:
+        ways.setdefault(column.role, []).append(column.steps)
+    drawn = max((len(shots) for shots in result.sets.values()), default=0)
+    told = "; ".join(f"{role} at {', '.join(map(str, counts))} steps" for role, counts in ways.items())
+    return f"{told[:1].upper()}{told[1:]}." + (f" {drawn} pictures each." if drawn else "")
+
+
+# ---- pictures ---------------------------------------------------------------------------------------
+
+
+def _verdicts(result: Result, metric: str) -> dict[int, Verdicts]:
+    """By column's place, what the metric says of its pictures."""
+    found = {
+        place: c.measured[metric].verdicts for place, c in enumerate(result.columns) if metric in c.measured
+    }
+    return {place: verdicts for place, verdicts in found.items() if verdicts}
+
+
+def worst_first(result: Result, metric: str) -> list[int]:
+    """Places in the metric's set: failed in most of the student's columns first, or lowest score of theirs.
+
+    Of equally bad ones, those that the teacher gets right come first.
+    """
+    by_column = _verdicts(result, metric)
+    students = [v for place, v in by_column.items() if result.columns[place].role == "student"]
+    judged = students or list(by_column.values())
+    others = [v for v in by_column.values() if v not in judged]
+
+    def badness(i: int) -> tuple[float, ...]:
+        if judged[0].correct:
+            return sum(v.correct[i] for v in judged), -sum(v.correct[i] for v in others)
+        return (min(v.scores[i] for v in judged),)
+
+    return sorted(range(len(result.sets[judged[0].prompts])), key=badness)
+
+
+def _pictures(folder: Path, result: Result, metric: str, room: int) -> str:
+    by_column = _verdicts(result, metric)
+    columns = [result.columns[place] for place in by_column]
+    shots = result.sets[next(iter(by_column.values())).prompts]
+    order = worst_first(result, metric)
+    rows = (
+        Row(shots[i].prompt, shot_words(shots[i]), [_cell(folder, c, v, shots[i], i) for c, v in pairs])
+        for i in order
+        for pairs in [list(zip(columns, by_column.values(), strict=True))]
+    )
+    drawn, shown = picture_rows([column_title(c) for c in columns], rows, room)
+    text = f"{shown} of {len(shots)} prompts, worst first; the others are in the folders beside this page. "
+    return html.section(f"Pictures: {TITLES[metric]}", html.paragraph(text + BELOW[metric]), drawn)
+
+
+def shot_words(shot: Shot) -> str:
+    return f"{shot.group.replace('_', ' ')} · seed {shot.seed}" if shot.group else f"seed {shot.seed}"
+
+
+def _cell(folder: Path, column: Column, verdicts: Verdicts, shot: Shot, i: int) -> Cell:
+    link = f"{column.folder}/{shot.file}"
+    return Cell(folder / link, quote(link), verdict_words(verdicts, i), _correct(verdicts, i))
+
+
+def verdict_words(verdicts: Verdicts, i: int) -> str:
+    """What a metric says of picture i."""
+    return verdicts.reasons[i] if verdicts.reasons else f"{verdicts.scores[i]:.1f}"
+
+
+def _correct(verdicts: Verdicts, i: int) -> bool | None:
+    return verdicts.correct[i] if verdicts.correct else None
+
+
+def picture_rows(titles: Sequence[tuple[str, str]], rows: Iterable[Row], room: int) -> tuple[str, int]:
+    """As many rows as fit into `room` bytes.  -> HTML, how many they are"""
+    head = "".join(f"<span>{escape(a)}<small>{escape(b)}</small></span>" for a, b in titles)
+    drawn, used = [], 0
+    for row in rows:
+        cells = "".join(map(_picture, row.cells))
+        if drawn and used + len(cells) > room:
+            break
+        used += len(cells)
+        words = f"<p>{escape(row.caption)}<small>{escape(row.aside)}</small></p>"
+        drawn.append(f'<div class="row" style="align-items:start">{words}{cells}</div>')
+    top = f'<div class="row head" aria-hidden="true"><p></p>{head}</div>'
+    return f'<div class="pictures" style="--columns:{len(titles)}">{top}{"".join(drawn)}</div>', len(drawn)
+
+
+def _picture(cell: Cell) -> str:
+    mark = {True: "✓ ", False: "✗ ", None: ""}[cell.correct]
+    words = f"<small>{mark}{escape(cell.words)}</small>"
+    if not cell.file.is_file():
+        return f"<div><small>no picture</small>{words}</div>"
+    with Image.open(cell.file) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    small = max(pixels.shape[:2]) <= html.SMALL_PICTURE
+    image = (
+        Image.fromarray(pixels) if small else resize_picture(pixels, min(THUMBNAIL, max(pixels.shape[:2])))
+    )
+    data = io.BytesIO()
+    image.save(data, "WEBP", lossless=small, quality=80)
+    source = "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
+    kind = 'class="pixels" ' * small
+    return (
+        f'<div><a href="{escape(cell.link)}"><img {kind}src="{source}" width="{image.width}" '
+        f'height="{image.height}" alt="{escape(mark + cell.words)}"></a>{words}</div>'
+    )
+
+
+# ---- the record -------------------------------------------------------------------------------------
+
+
+def _record(result: Result) -> str:
+    models: Mapping[str, str] = {column.model: column.hash for column in result.columns}
+    hashes = {name: f"SHA-256 {digest[:16]}…" if digest else "not hashed" for name, digest in models.items()}
+    return html.section(
+        "To make it again",
+        html.code(result.command),
+        html.listing({**hashes, **result.settings, **result.environment, "made": result.made}),
+        html.code(result.recipe),
+    )

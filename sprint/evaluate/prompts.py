@@ -1,0 +1,91 @@
+"""Which pictures to draw: sets of prompts, each picture with a seed of its own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sprint.data.source import held_out_scenes
+from sprint.errors import NotHereError, SprintError
+from sprint.evaluate.result import Shot
+
+SCENES, GENEVAL, MJHQ, TEXT = "scenes", "geneval", "mjhq", "prompts"  # names of sets
+SCENE_COUNT = 600  # held-out scenes, as in the report of a run
+MJHQ_COUNT = 30_000
+LARGEST_SEED = 2**62
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A set of pictures to draw. `words` say what it is, in the result."""
+
+    name: str
+    words: str
+    shots: Sequence[Shot]
+
+
+def spread(total: int, count: int | None) -> list[int]:
+    """Indices of `count` of so many things, evenly over all, since sets are sorted by kind. All where None."""
+    count = total if count is None else min(count, total)
+    return [i * total // count for i in range(count)]
+
+
+def scene_prompts(count: int | None, seed: int) -> Prompts:
+    """The first held-out scenes; categories take turns."""
+    scenes = held_out_scenes(count or SCENE_COUNT)
+    shots = [Shot(s.caption, seed + i, s.claim.category) for i, s in enumerate(scenes)]
+    return Prompts(SCENES, f"{len(shots)} built-in held-out scenes{_fewer(len(shots), SCENE_COUNT)}", shots)
+
+
+def reference_prompts(path: Path, count: int | None, seed: int) -> Prompts | None:
+    """Prompts of real pictures, the first `count` of them; None where the reference has no captions."""
+    from sprint.evaluate.reference import MJHQ_PROMPTS, RealStatistics, open_reference
+
+    pictures = open_reference(path)
+    captions = [] if isinstance(pictures, RealStatistics) else [p.prompt for p in pictures if p.prompt]
+    if not captions:
+        return None
+    shots = [Shot(caption, seed + i) for i, caption in enumerate(captions[:count])]
+    if (path / MJHQ_PROMPTS).is_file():
+        return Prompts(MJHQ, f"{len(shots)} prompts of MJHQ-30K{_fewer(len(shots), MJHQ_COUNT)}", shots)
+    return Prompts(TEXT, f"{len(shots)} of {len(captions)} captions in {path.name}", shots)
+
+
+def text_prompts(file: Path, count: int | None, seed: int) -> Prompts:
+    """A prompt a line; empty lines are passed over. Raises SprintError for a file without prompts."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise SprintError(f"--prompts {file}: not a text file; give one prompt a line, in UTF-8") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise SprintError(f"--prompts {file}: no prompt in it; write one a line")
+    shots = [Shot(prompt, seed + i) for i, prompt in enumerate(prompts[:count])]
+    return Prompts(TEXT, f"{len(shots)} of {len(prompts)} prompts in {file.name}", shots)
+
+
+def named_prompts(name: str, count: int | None, seed: int) -> Prompts:
+    """What --prompts says: scenes, a folder or a text file. Raises SprintError where there is no such thing."""
+    path = Path(name).expanduser()
+    if name == SCENES:
+        return scene_prompts(count, seed)
+    if path.is_dir():
+        if found := reference_prompts(path, count, seed):
+            return found
+        raise SprintError(f"--prompts {name}: no captions in that folder")
+    if path.is_file():
+        return text_prompts(path, count, seed)
+    raise SprintError(f"--prompts {name}: no such file or folder; or say scenes")
+
+
+def needed(prompts: Prompts | None) -> Prompts:
+    """Raises NotHereError where there are none."""
+    if prompts is None:
+        raise NotHereError(
+            "no prompts to draw: give --reference FOLDER with MJHQ-30K "
+            "(hf download playgroundai/MJHQ-30K --repo-type dataset), or --prompts FILE, a prompt a line"
+        )
+    return prompts
+
+
+def _fewer(count: int, whole: int) -> str:
+    return "" if count >= whole else f", fewer than the protocol's {whole}"

@@ -1,0 +1,166 @@
+"""Pictures on disk, drawn once: a folder for each way of drawing, a PNG for each prompt and seed.
+
+A picture depends on its prompt and its seed alone, so it does not matter which process drew it, in which batch,
+or for which metric. What is there is whole; what is missing is drawn by the next run of the same command.
+"""
+
+import hashlib
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from sprint.errors import SprintError
+from sprint.evaluate.result import KEY_DIGITS, Shot
+from sprint.files import write_whole
+from sprint.generate import Generator
+from sprint.log import BAR, QUIET_INTERVAL
+
+DESCRIPTION = "drawing.json"  # in each folder: what it holds
+POLL_SECONDS = 1.0  # between looks for the pictures of other processes
+WRITERS = 4  # threads that compress PNGs while the next batch is drawn
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A way of drawing: equal ones give equal pictures, but for rounding.
+
+    model      SHA-256 of weights and text settings
+    times      TrigFlow times in radians, from at most π/2 to 0
+    guidance   scale
+    size       pixels a side
+    dtype      of the weights, "fp32" or "bf16"
+    """
+
+    model: str
+    times: tuple[float, ...]
+    guidance: float
+    size: int
+    dtype: str = "fp32"
+
+    @property
+    def steps(self) -> int:
+        return len(self.times) - 1
+
+    @property
+    def key(self) -> str:
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
+
+
+class PictureStore:
+    """The pictures of one drawing, in ROOT/STEPS-KEY."""
+
+    def __init__(self, root: Path, drawing: Drawing):
+        self.drawing = drawing
+        self.folder = Path(root) / f"{drawing.steps:02d}-{drawing.key}"
+
+    def path(self, shot: Shot) -> Path:
+        return self.folder / shot.file
+
+    def missing(self, shots: Sequence[Shot]) -> list[Shot]:
+        names = {file.name for file in self.folder.glob("*.png")}
+        return [shot for shot in shots if shot.file not in names]
+
+    def write(self, shot: Shot, picture: np.ndarray) -> Path:
+        """picture: uint8 [H, W, 3]"""
+        return write_png(self.path(shot), picture)
+
+    def read(self, shot: Shot) -> np.ndarray:
+        """-> uint8 [H, W, 3].  Raises SprintError where the file is damaged."""
+        path = self.path(shot)
+        try:
+            with Image.open(path) as picture:
+                return np.asarray(picture.convert("RGB"))
+        except (OSError, UnidentifiedImageError, SyntaxError) as error:  # SyntaxError: Pillow's broken PNG
+            raise SprintError(
+                f"{path}: damaged picture; delete it, the same command draws it again"
+            ) from error
+
+    def batches(self, shots: Sequence[Shot], size: int, what: str) -> Iterator[np.ndarray]:
+        """uint8 [B, H, W, 3] in the order of `shots`, with a progress bar that says `what`."""
+        with progress(what, len(shots)) as bar:
+            for start in range(0, len(shots), size):
+                part = shots[start : start + size]
+                yield np.stack([self.read(shot) for shot in part])
+                bar.update(len(part))
+
+    def describe(self, name: str) -> None:
+        """Say beside the pictures what they are."""
+        write_whole(self.folder / DESCRIPTION, json.dumps({"name": name} | asdict(self.drawing), indent=1))
+
+
+def write_png(path: Path, picture: np.ndarray) -> Path:
+    """picture: uint8 [H, W, 3]; whole or not at all."""
+    png = io.BytesIO()
+    Image.fromarray(picture).save(png, "PNG")
+    return write_whole(path, png.getvalue())
+
+
+def draw(
+    generator: Generator,
+    store: PictureStore,
+    shots: Sequence[Shot],
+    batch_size: int,
+    what: str,
+    rank: int = 0,
+    processes: int = 1,
+) -> int:
+    """Draw what is missing of this process's share: every `processes`-th batch.  -> how many were drawn
+
+    Batches are cut from all shots before those that are there are left out, so that processes that look at
+    different moments still divide the work in the same way.
+    """
+    batches = [shots[start : start + batch_size] for start in range(0, len(shots), batch_size)]
+    mine = [shot for batch in batches[rank::processes] for shot in batch]
+    missing = set(store.missing(mine))
+    to_do = [part for batch in batches[rank::processes] if (part := [s for s in batch if s in missing])]
+    drawing = store.drawing
+    bar = progress(what, len(mine), done=len(mine) - len(missing), show=rank == 0 and bool(missing))
+    with bar, ThreadPoolExecutor(WRITERS) as writers:
+        writing = []
+        for part in to_do:
+            prompts, seeds = [s.prompt for s in part], [s.seed for s in part]
+            pictures = generator.pictures(
+                prompts, seeds, None, drawing.guidance, drawing.size, list(drawing.times)
+            )
+            _finish(writing)
+            writing = [writers.submit(store.write, *pair) for pair in zip(part, pictures, strict=True)]
+            bar.update(len(part))
+        _finish(writing)
+    return len(missing)
+
+
+def _finish(writing: Sequence[Future]) -> None:
+    """Errors of the writers are raised here."""
+    for write in writing:
+        write.result()
+
+
+def wait_for(store: PictureStore, shots: Sequence[Shot]) -> None:
+    """Until other processes have drawn their share. torchrun stops this one where another died."""
+    while store.missing(shots):
+        time.sleep(POLL_SECONDS)
+
+
+def progress(what: str, total: int, done: int = 0, show: bool = True) -> tqdm:
+    """A bar on standard error that is gone when it is full; sparse lines where that is no terminal."""
+    return tqdm(
+        desc=what,
+        total=total,
+        initial=done,
+        unit=" pictures",
+        bar_format=BAR + ", {rate_fmt}",
+        file=sys.stderr,
+        leave=False,
+        disable=not show,
+        mininterval=0.2 if sys.stderr.isatty() else QUIET_INTERVAL,
+    )
