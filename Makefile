@@ -64,6 +64,10 @@ bench: $(READY) ## speed, memory, FLOPs and precision of the step and of samplin
 chaos: $(READY) ## kill, damage and starve runs in every way we know; nothing may be lost: some minutes
 	$(BIN)/python tools/chaos.py
 
+.PHONY: ablations
+ablations: $(READY) ## the paper's ablations on the tiny family, beside the paper: hours; ARGS=--quick for a first look
+	$(BIN)/python tools/ablations.py $(ARGS)
+
 bench-convert: $(READY) ## speed and memory of `sprint convert` against `cp`
 	$(BIN)/python tools/bench_convert.py
 

@@ -1,0 +1,402 @@
+"""The ablations' list, the rule by which a row agrees with the paper, and what is kept between starts."""
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import make_dataclass, replace
+from pathlib import Path
+from threading import Timer
+from xml.etree import ElementTree
+
+import ablation_page
+import ablation_run
+import ablations
+import numpy as np
+import pytest
+from ablation_rows import (
+    AGREES,
+    DISAGREES,
+    GROUPS,
+    WITHIN_NOISE,
+    Group,
+    Measured,
+    Paper,
+    Row,
+    chosen,
+    expectations,
+    in_words,
+    verdict,
+    verdicts,
+)
+from ablations import Job, Settings, Workers, is_done, plan, steps_done
+from accelerate.state import AcceleratorState
+
+from sprint.caching import make_cache
+from sprint.errors import SprintError
+from sprint.recipe import Data, Recipe, load_recipe
+from sprint.train.loop import Interrupted
+from sprint.train.run import Run
+
+ROOT = Path(__file__).parents[1]
+FEW = (
+    *("adapt.steps=0", "adapt.start=ones", "adapt.batch_size=4"),
+    *(
+        "distill.steps=2",
+        "distill.batch_size=4",
+        "evaluate.prompts=6",
+        "evaluate.steps=[1, 2]",
+        "evaluate.teacher_steps=2",
+        "log_every=1",
+    ),
+)
+
+
+# ---- the list ---------------------------------------------------------------------------------------
+
+
+def test_every_row_is_a_recipe_that_changes_what_it_says():
+    settings = Settings()
+    base = settings.student(Row("base"), 0)
+    for group in GROUPS:
+        assert sum(row.is_base for row in group.rows) == 1
+        for row in group.rows:
+            job = settings.student(row, 0)
+            assert (job.key == base.key) == row.is_base, row.label
+
+
+def test_the_plan_runs_the_base_once_per_seed_and_each_stage_1_once():
+    jobs = plan(GROUPS, Settings())
+    kinds = [job.kind for job in jobs.values()]
+    assert kinds.count("teacher") == 2  # with and without QK-norm; sparse time brings its own
+    assert kinds.count("sparse") == 1
+    bases = [
+        job for job in jobs.values() if job.key in {Settings().student(Row("base"), s).key for s in range(3)}
+    ]
+    assert len(bases) == 3
+    assert all(job.teacher in jobs for job in jobs.values() if job.kind == "student")
+    quick = plan(GROUPS, Settings(quick=True))
+    assert {job.recipe.seed for job in quick.values()} == {0}
+    assert {job.recipe.distill.steps for job in quick.values() if job.kind == "student"} == {160, 80}
+
+
+def test_stage_1_is_shared_by_what_it_does_not_depend_on():
+    settings = Settings()
+    base, qk = settings.teacher(Row("base")), settings.teacher(Row("off", ("adapt.qk_norm=false",)))
+    assert settings.teacher(Row("LADD", ("distill.consistency.weight=0",))).key == base.key != qk.key
+    assert Settings(quick=True).teacher(Row("base")).key == base.key
+    assert Settings(overrides=("adapt.steps=7",)).teacher(Row("base")).key != base.key
+
+
+def test_a_new_field_of_recipes_leaves_old_runs_their_names():
+    later = make_dataclass("Later", [("more", int, 0)], bases=(Recipe,))
+    recipe = load_recipe(ablations.RECIPE)
+    fields = vars(recipe)
+    assert ablations.digest(later(**fields)) == ablations.digest(recipe)
+    assert ablations.digest(later(**fields, more=1)) != ablations.digest(recipe)
+    assert ablations.digest(replace(recipe, name="other")) == ablations.digest(recipe)
+
+
+def test_half_the_steps_are_another_run():
+    settings = Settings()
+    half = settings.student(Row("half", updates=0.5), 0)
+    assert half.recipe.distill.steps * 2 == settings.student(Row("whole"), 0).recipe.distill.steps
+
+
+def test_groups_are_chosen_by_key():
+    assert [group.key for group in chosen(["time", "losses"])] == ["losses", "time"]
+    assert chosen([]) == GROUPS
+
+
+# ---- the rule ---------------------------------------------------------------------------------------
+
+
+def seeds(*values: float) -> Measured:
+    return Measured(values, (0.0,) * len(values))
+
+
+@pytest.mark.parametrize(
+    "row, expected, word",
+    [
+        (seeds(2.0, 2.1, 1.9), 1, AGREES),
+        (seeds(2.0, 2.1, 1.9), -1, DISAGREES),
+        (seeds(0.5, 0.6, 0.4), 1, DISAGREES),
+        (seeds(0.5, 0.6, 0.4), -1, AGREES),
+        (seeds(1.1, 1.2, 1.0), 1, WITHIN_NOISE),  # 0.1 apart, two standard errors are 0.163
+        (seeds(1.2, 1.3, 1.1), 1, AGREES),  # 0.2 apart
+        (seeds(2.0, 2.1, 1.9), 0, WITHIN_NOISE),  # the paper sees no difference
+    ],
+)
+def test_verdict_over_seeds(row, expected, word):
+    assert verdict(row, seeds(1.0, 1.1, 0.9), expected) == word
+
+
+def test_a_single_seed_is_no_surer_than_its_pictures_or_the_seeds_of_the_base():
+    base = seeds(1.0, 1.1, 0.9)  # spread 0.1, error 0.058
+    assert verdict(Measured((1.25,), (0.01,)), base, 1) == AGREES  # two errors: 2 · hypot(0.1, 0.058) = 0.231
+    assert verdict(Measured((1.2,), (0.01,)), base, 1) == WITHIN_NOISE
+    assert verdict(Measured((1.25,), (0.2,)), base, 1) == WITHIN_NOISE
+
+
+def test_signs_come_from_the_papers_figures_or_its_words():
+    base = Row("base", paper=Paper(8.0, 28.0))
+    worse = Row("x", ("seed=1",), paper=Paper(9.0, 27.0))
+    assert expectations(worse, base) == {"fid": 1, "score": -1}
+    mixed = Row("x", ("seed=1",), paper=Paper(9.0, 28.5))
+    assert expectations(mixed, base) == {"fid": 1, "score": 1}
+    assert expectations(Row("x", ("seed=1",), worse=True, louder=True), base) == {
+        "fid": 1,
+        "score": -1,
+        "norm": 1,
+    }
+    assert expectations(base, base) == expectations(Row("x", ("seed=1",)), base) == {}
+
+
+def test_verdicts_are_of_measures_that_both_rows_have():
+    found = verdicts(
+        {"fid": 1, "score": -1}, {"fid": seeds(2, 2, 2)}, {"fid": seeds(1, 1, 1), "score": seeds(1)}
+    )
+    assert found == {"fid": AGREES}
+
+
+def test_verdicts_in_words():
+    assert in_words({"fid": AGREES, "score": AGREES}) == "agrees"
+    words = in_words({"fid": WITHIN_NOISE, "score": WITHIN_NOISE, "norm": DISAGREES})
+    assert words == "disagrees in gradient norm; within the noise in FID and scene score"
+
+
+# ---- what is kept between starts --------------------------------------------------------------------
+
+# A worker that notes its start and does `job`'s work in two halves; the file "half" is its checkpoint.
+FAKE = """
+import json, pathlib, signal, sys, time
+root, key = pathlib.Path(sys.argv[1]), sys.argv[2]
+with open(root / "starts", "a") as starts: starts.write(key + "\\n")
+folder = root / key
+if "bad" in key: sys.exit("no such teacher")
+if not (folder / "half").exists():
+    (folder / "half").write_text("")
+    if (root / "slow").exists(): time.sleep(60)
+(folder / "result.json").write_text("{}")
+"""
+
+
+@pytest.fixture
+def fake(tmp_path):
+    """Starts a list of made-up jobs under fake workers, one at a time.  -> troubles"""
+    recipe = load_recipe(ablations.RECIPE)
+
+    def start(*keys: str, at_once: int = 1) -> dict[str, str]:
+        teachers = {key.partition("@")[2] for key in keys} - {""}
+        jobs = {key: Job(key, recipe, "teacher") for key in sorted(teachers)}
+        for key in keys:
+            jobs[key] = Job(key, recipe, "student", key.partition("@")[2])
+        return Workers(jobs, tmp_path, at_once, [sys.executable, "-c", FAKE, str(tmp_path)]).run()
+
+    return start
+
+
+def started(root: Path) -> list[str]:
+    return (root / "starts").read_text().split()
+
+
+def test_a_second_start_makes_no_run(fake, tmp_path):
+    assert fake("a@t", "b@t") == {}
+    assert started(tmp_path) == ["t", "a@t", "b@t"]  # the teacher first
+    assert fake("a@t", "b@t") == {}
+    assert len(started(tmp_path)) == 3
+    assert fake("a@t", "c@t") == {}
+    assert started(tmp_path)[3:] == ["c@t"]
+
+
+def test_a_failed_job_is_told_and_the_rest_goes_on(fake, tmp_path):
+    troubles = fake("a@bad", "b@t", at_once=2)
+    assert troubles["bad"] == "no such teacher (exit code 1)"
+    assert troubles["a@bad"] == "its teacher is not there: no such teacher (exit code 1)"
+    assert is_done(Job("b@t", load_recipe(ablations.RECIPE), "student"), tmp_path)
+
+
+def test_ctrl_c_stops_the_workers_and_the_same_command_goes_on(fake, tmp_path):
+    (tmp_path / "slow").touch()
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "a" / "half").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = Timer(0.1, interrupt)
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        fake("a")
+    timer.join()
+    assert time.monotonic() - began < 40  # the worker was ended, not waited for
+    assert not (tmp_path / "a" / "result.json").exists()
+    (tmp_path / "slow").unlink()
+    assert fake("a") == {}
+    assert started(tmp_path) == ["a", "a"]
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """Settings of two steps with a cache, and real statistics of a few scenes."""
+    settings = Settings(overrides=FEW, root=tmp_path_factory.mktemp("ablations"))
+    recipe = load_recipe(ablations.RECIPE, [f"data.path={settings.cache_folder}", *FEW])
+    recipe.data = Data(size=64)
+    make_cache(recipe, settings.cache_folder, settings.cache_samples, dtype="fp32")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sprint.evaluate.distance.REFERENCE_SCENES", 80)
+        ablation_run.real_statistics(settings.root)
+    return settings
+
+
+@pytest.fixture
+def fresh_engine():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_run_from_stage_1_to_its_scores(few, monkeypatch, fresh_engine):
+    row = Row("base")
+    teacher, job = few.teacher(row), few.student(row, 0)
+    assert ablation_run.work(teacher, few.root) == 0
+    assert set(read(few, teacher)["scores"]) == {"2"}
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "distill", stop_by(Interrupted("saved")))
+        assert ablation_run.work(job, few.root) == ablations.INTERRUPTED
+    assert not is_done(job, few.root) and steps_done(job, few.root) == 0
+    assert ablation_run.work(job, few.root) == 0
+    assert is_done(job, few.root) and steps_done(job, few.root) == 2
+    found = read(few, job)
+    assert found["failed"] is None and set(found["scores"]) == {"1", "2"}
+    assert 0 <= found["scores"]["2"]["score"] <= 1 and found["scores"]["2"]["fid_error"] > 0
+    assert found["norms"]["grad_norm"] > 0
+    with np.load(few.root / job.key / ablation_run.PICTURES) as pictures:
+        assert pictures["2"].shape == (6, 64, 64, 3)
+
+
+def test_training_that_stops_for_good_is_a_result(few, monkeypatch, fresh_engine):
+    row = Row("wild", ("distill.optimizer.lr=1",))
+    assert ablation_run.work(few.teacher(row), few.root) == 0
+    monkeypatch.setattr(Run, "distill", stop_by(SprintError("20 updates in a row")))
+    job = few.student(row, 0)
+    assert ablation_run.work(job, few.root) == 0
+    assert is_done(job, few.root) and read(few, job)["failed"] == "20 updates in a row"
+    group = Group("g", "G", "claim", (Row("base"), Row("wild", row.overrides, worse=True)))
+    (answer,) = ablation_page.collect([group], few)
+    assert answer.outcome(answer.lines[1]) == "1 of 1 runs stopped: agrees"
+
+
+def test_students_of_a_stage_1_that_failed_are_not_trained(few, monkeypatch, fresh_engine):
+    row = Row("off", ("adapt.qk_norm=false",))
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "adapt", stop_by(SprintError("20 updates in a row")))
+        assert ablation_run.work(few.teacher(row), few.root) == 0
+    assert ablation_run.work(few.student(row, 0), few.root) == 0
+    assert read(few, few.student(row, 0))["failed"] == "stage 1: 20 updates in a row"
+
+
+def stop_by(error: Exception):
+    def stop(self, log):
+        raise error
+
+    return stop
+
+
+def read(settings: Settings, job: Job) -> dict:
+    return json.loads((settings.root / job.key / ablations.RESULT).read_text())
+
+
+# ---- the page ---------------------------------------------------------------------------------------
+
+
+def finish(settings: Settings, row: Row, seed: int, score: float, fid: float) -> None:
+    """What a run leaves, made up."""
+    folder = settings.root / settings.student(row, seed).key
+    folder.mkdir(parents=True)
+    scores = {str(n): {"score": score, "score_error": 0.02, "fid": fid, "fid_error": 0.1} for n in (1, 2, 4)}
+    norms = {"grad_norm": 3.0, "grad_norm_decades": 0.01}
+    result = {
+        "key": folder.name,
+        "seed": seed,
+        "failed": None,
+        "scores": scores,
+        "norms": norms,
+        "seconds": 1.0,
+    }
+    (folder / ablations.RESULT).write_text(json.dumps(result))
+    rows = [
+        {
+            "stage": "distill",
+            "step": 2 * i + 1,
+            "phase": "G",
+            "seconds": i,
+            "grad_norm": 2.0 + i,
+            "tangent_norm": 1.0,
+        }
+        for i in range(4)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    pictures = np.full((6, 64, 64, 3), 90, np.uint8)
+    np.savez(folder / ablation_run.PICTURES, **dict.fromkeys(("1", "2", "4"), pictures))
+
+
+@pytest.fixture
+def made_up(tmp_path) -> tuple[Group, Settings]:
+    base, other = (
+        Row("base", seeds=2, paper=Paper(8.0, 28.0)),
+        Row("<b>other</b>", ("seed=9",), paper=Paper(9.0, 27.0)),
+    )
+    missing = Row("missing", ("distill.steps=3",))
+    group = Group("time", "<script>", "a & b", (other, base, missing))
+    settings = Settings(root=tmp_path)
+    finish(settings, base, 0, 0.40, 1.0)
+    finish(settings, base, 1, 0.44, 1.1)
+    finish(settings, other, 0, 0.41, 2.0)
+    return group, settings
+
+
+def test_results_are_written_with_means_spread_and_verdicts(made_up, tmp_path, capsys):
+    group, settings = made_up
+    files = ablation_page.write_results([group], settings, 2, tmp_path / "out", tmp_path / "page")
+    assert {file.name for file in files} == {
+        *("ablations.json", "ablations.html", "table.md", "ablations.png", "ablations-gradients.svg")
+    }
+    record = json.loads((tmp_path / "out" / "ablations.json").read_text())
+    other, base, missing = record["groups"][0]["rows"]
+    assert base["means"]["2"]["score"]["mean"] == pytest.approx(0.42)
+    assert base["means"]["2"]["score"]["spread"] == pytest.approx(0.0283, abs=1e-4)
+    assert other["verdicts"] == {"fid": AGREES, "score": WITHIN_NOISE}
+    assert missing["outcome"] == "not run" and missing["runs"] == [None]
+    table = (tmp_path / "page" / "table.md").read_text()
+    assert "| 0.420 ± 0.028 | 1.050 ± 0.071 |" in table and table.strip() in capsys.readouterr().out
+
+
+def test_the_page_escapes_what_it_is_given(made_up, tmp_path):
+    group, settings = made_up
+    ablation_page.write_results([group], settings, 2, tmp_path / "out", tmp_path / "page")
+    page = (tmp_path / "page" / "ablations.html").read_text()
+    drawing = (tmp_path / "out" / "ablations-gradients.svg").read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page and "a &amp; b" in page
+    ElementTree.fromstring(drawing)
+    for text in (page, drawing):
+        assert "<b>other" not in text and "&lt;b&gt;other&lt;/b&gt;" in text
+
+
+def test_a_page_of_what_is_not_there_yet(tmp_path, capsys):
+    """--page runs nothing."""
+    assert ablations.main(["--page", "--only", "time", "--runs", str(tmp_path)]) == 0
+    assert sorted(file.name for file in (tmp_path / "part").iterdir()) == [
+        *("ablations.html", "ablations.json", "table.md")
+    ]
+    assert capsys.readouterr().out.count("| not run |") == 2
+
+
+def test_a_wrong_command_is_one_line(capsys):
+    assert ablations.main(["--jobs", "0"]) == 2
+    assert capsys.readouterr().err == "ablations: --jobs 0: give at least 1\n"
+    assert ablations.main(["distil.steps=3"]) == 2
+    assert "no such key" in capsys.readouterr().err

@@ -1,0 +1,396 @@
+"""What the ablations found: figures as JSON, a page, a grid of pictures, curves, and a table for the README."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import torch
+from ablation_rows import (
+    AGREES,
+    DISAGREES,
+    RULE,
+    WITHIN_NOISE,
+    Group,
+    Measured,
+    Row,
+    expectations,
+    in_words,
+    verdicts,
+)
+from ablation_run import PICTURES, RESULT
+from ablations import RECIPE, Job, Settings
+from compare_starts import STYLE
+from measure import environment
+from PIL import Image
+
+from sprint import report_page as html
+from sprint.chart import Point, line_chart
+from sprint.data.source import held_out_scenes
+from sprint.evaluate.columns import REFERENCE_SCENES
+from sprint.evaluate.grid import picture_grid
+from sprint.evaluate.scene_features import scene_features
+from sprint.files import write_whole
+from sprint.log import METRICS, read_metrics
+from sprint.recipe import load_recipe
+from sprint.train.distill import GENERATOR, DistillStage
+
+COMPARED = "2"  # steps, as in the paper
+PROMPTS = 6  # of the pictures that are shown: one of each category
+GRID_COLOURS = 128  # of the committed grid, which has to be small
+MOST_LINES = 3  # that a chart can tell apart
+FILE = "ablations"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row with what its runs found, seed by seed. A run that is not there is None."""
+
+    row: Row
+    folders: tuple[Path, ...]
+    results: tuple[dict | None, ...]
+
+    @property
+    def scored(self) -> list[dict]:
+        return [found for found in self.results if found and found["scores"]]
+
+    @property
+    def failures(self) -> list[str]:
+        return [found["failed"] for found in self.results if found and found["failed"]]
+
+    def measured(self, steps: str = COMPARED) -> dict[str, Measured]:
+        """By measure; "norm" is the logarithm of the median gradient norm. What no run has is left out."""
+        scores = [found["scores"][steps] for found in self.scored if steps in found["scores"]]
+        norms = [found["norms"] for found in self.results if found and found["norms"]["grad_norm"]]
+        logs = tuple(math.log10(norm["grad_norm"]) for norm in norms)
+        found = {"norm": Measured(logs, tuple(norm["grad_norm_decades"] for norm in norms))} if logs else {}
+        for measure in ("fid", "score") if scores else ():
+            values, errors = zip(*((s[measure], s[f"{measure}_error"]) for s in scores), strict=True)
+            found[measure] = Measured(values, errors)
+        return found
+
+    def pictures(self, steps: str = COMPARED) -> np.ndarray | None:
+        """Of the first run that has any: uint8 [N, H, W, 3]."""
+        files = [folder / PICTURES for folder in self.folders if (folder / PICTURES).exists()]
+        if not files:
+            return None
+        with np.load(files[0], allow_pickle=False) as saved:
+            return saved[steps][:PROMPTS] if steps in saved else None
+
+    def curve(self, metric: str) -> list[Point]:
+        """(step, value) of the student's logged updates, first seed."""
+        rows = read_metrics(self.folders[0] / METRICS)
+        student = [row for row in rows if row["stage"] == DistillStage.name and row["phase"] == GENERATOR]
+        return [(row["step"], row[metric]) for row in student if row.get(metric) is not None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A group, its lines, and the line of its base."""
+
+    group: Group
+    lines: tuple[Line, ...]
+
+    @property
+    def base(self) -> Line:
+        return next(line for line in self.lines if line.row.is_base)
+
+    def verdicts(self, line: Line) -> dict[str, str]:
+        expected = expectations(line.row, self.group.base)
+        return verdicts(expected, line.measured(), self.base.measured())
+
+    def outcome(self, line: Line) -> str:
+        """In plain words."""
+        row, parts = line.row, []
+        if not any(line.results):
+            return "not run"
+        if row.is_base:
+            return "base"
+        if line.failures:
+            expected = f": {AGREES}" if row.worse or row.louder else ""
+            parts.append(f"{len(line.failures)} of {len(line.results)} runs stopped{expected}")
+        if found := self.verdicts(line):
+            parts.append(in_words(found))
+        elif not line.failures:
+            parts.append("the paper gives no figure")
+        return "; ".join(parts)
+
+
+def collect(groups: Sequence[Group], settings: Settings) -> list[Answer]:
+    """Everything that has a result.json."""
+    return [Answer(group, tuple(_line(row, settings) for row in group.rows)) for group in groups]
+
+
+def _line(row: Row, settings: Settings) -> Line:
+    jobs = [settings.student(row, seed) for seed in settings.seeds(row)]
+    return Line(row, tuple(settings.root / job.key for job in jobs), tuple(map(_read(settings), jobs)))
+
+
+def _read(settings: Settings):
+    def read(job: Job) -> dict | None:
+        file = settings.root / job.key / RESULT
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+    return read
+
+
+# ---- all that is written ----------------------------------------------------------------------------
+
+
+def write_results(
+    groups: Sequence[Group], settings: Settings, jobs: int, out: Path, page_folder: Path
+) -> list[Path]:
+    """out/ablations.json, .png and -gradients.svg; page_folder/ablations.html and table.md.  -> the files
+
+    Prints the table and the files. What has no run yet is said to be missing.
+    """
+    answers = collect(groups, settings)
+    here = environment() | ({"device": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+    teacher = _read(settings)(settings.teacher(Row("base")))
+    record = {"environment": here, "jobs": jobs} | as_data(answers, settings, teacher)
+    text = table(answers)
+    files = [
+        write_whole(out / f"{FILE}.json", json.dumps(record, indent=1, allow_nan=False) + "\n"),
+        write_whole(page_folder / f"{FILE}.html", page(answers, record)),
+        write_whole(page_folder / "table.md", text + "\n"),
+    ]
+    if (sheet := grid(answers)) is not None:
+        (out / f"{FILE}.png").parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(out / f"{FILE}.png", optimize=True)
+        files.append(out / f"{FILE}.png")
+    if drawing := gradients(answers):
+        files.append(write_whole(out / f"{FILE}-gradients.svg", drawing))
+    print(text, *files, sep="\n")
+    return files
+
+
+def as_data(answers: Sequence[Answer], settings: Settings, teacher: dict | None) -> dict:
+    """Every figure as plain data."""
+    recipe = load_recipe(RECIPE, settings.shared)
+    unique = {
+        str(f): found
+        for a in answers
+        for ln in a.lines
+        for f, found in zip(ln.folders, ln.results, strict=True)
+    }
+    return {
+        "quick": settings.quick,
+        "overrides": list(settings.overrides),
+        "steps": recipe.distill.steps,
+        "batch_size": recipe.distill.batch_size,
+        "prompts": recipe.evaluate.prompts,
+        "fid": f"against {REFERENCE_SCENES} real scenes, {scene_features().name}",
+        "rule": RULE,
+        "thread_seconds": round(sum(found["seconds"] for found in unique.values() if found), 1),
+        "teacher": teacher and teacher["scores"],
+        "groups": [
+            {
+                "key": answer.group.key,
+                "title": answer.group.title,
+                "claim": answer.group.claim,
+                "rows": [_row_data(answer, line) for line in answer.lines],
+            }
+            for answer in answers
+        ],
+    }
+
+
+def _row_data(answer: Answer, line: Line) -> dict:
+    row = line.row
+    steps = sorted({count for found in line.scored for count in found["scores"]})
+    return {
+        "label": row.label,
+        "note": row.note,
+        "overrides": list(row.overrides),
+        "paper": row.paper and {"fid": row.paper.fid, "clip": row.paper.clip},
+        "means": {count: _means(line.measured(count)) for count in steps},
+        "verdicts": answer.verdicts(line),
+        "outcome": answer.outcome(line),
+        "runs": [
+            found and {key: found[key] for key in ("key", "seed", "failed", "scores", "norms", "seconds")}
+            for found in line.results
+        ],
+    }
+
+
+def _means(measured: Mapping[str, Measured]) -> dict:
+    return {
+        name: {"mean": m.mean, "spread": m.spread} for name, m in measured.items() if name in ("fid", "score")
+    }
+
+
+# ---- as tables --------------------------------------------------------------------------------------
+
+HEAD = (
+    ("", ""),
+    ("scene score", "2 steps"),
+    ("FID", "2 steps"),
+    ("score", "1 step"),
+    ("score", "4 steps"),
+    ("FID", "1 step"),
+    ("FID", "4 steps"),
+    ("gradient norm", "median"),
+    ("the paper", "FID / CLIP"),
+    ("ours and the paper", "in direction"),
+)
+
+
+def cells(answer: Answer, line: Line) -> list[str]:
+    """What stands behind a row's name, under `HEAD`."""
+    at = {steps: line.measured(steps) for steps in ("1", "2", "4")}
+    order = (("score", "2"), ("fid", "2"), ("score", "1"), ("score", "4"), ("fid", "1"), ("fid", "4"))
+    paper, norm = line.row.paper, at["2"].get("norm")
+    return [
+        *(mean_and_spread(at[steps].get(measure)) for measure, steps in order),
+        html.number(10**norm.mean if norm else None, ".3g"),
+        f"{paper.fid:.2f} / {paper.clip:.2f}" if paper else "–",
+        answer.outcome(line),
+    ]
+
+
+def mean_and_spread(found: Measured | None) -> str:
+    if found is None:
+        return "–"
+    return f"{found.mean:.3f}" + (f" ± {found.spread:.3f}" if found.spread is not None else "")
+
+
+def table(answers: Sequence[Answer]) -> str:
+    """Markdown, as the README has it: without FID at 1 and 4 steps."""
+    keep = [0, 1, 2, 3, 4, 7, 8, 9]
+    head = [", ".join(filter(None, HEAD[n])) for n in keep]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for answer in answers:
+        lines.append(f"| **{answer.group.title}** |" + " |" * (len(head) - 1))
+        for line in answer.lines:
+            row = [line.row.label, *cells(answer, line)]
+            lines.append("| " + " | ".join(row[n] for n in keep) + " |")
+    return "\n".join(lines)
+
+
+# ---- the page ---------------------------------------------------------------------------------------
+
+
+def page(answers: Sequence[Answer], record: dict) -> str:
+    """One self-contained file."""
+    here = record["environment"]
+    facts = {
+        "Each run": f"{record['steps']} updates of {record['batch_size']} samples",
+        "Scores": f"{record['prompts']} held-out prompts; mean ± standard deviation over seeds",
+        "FID": record["fid"],
+        "Seeds": "change noise and times; teacher, pictures and prompts are the same for all",
+        "Device": f"{here['device']} ({here['cpu']}), {record['jobs']} runs at once",
+        "Time": f"{html.duration(record['thread_seconds'])} of all runs together",
+        "Versions": ", ".join(f"{name} {version}" for name, version in here["versions"].items()),
+        "Commit": here["commit"],
+    }
+    lead = (
+        "The paper's ablations on the built-in tiny family: the same teacher, the same number of steps, one thing "
+        "changed at a time."
+    )
+    sections = [
+        html.masthead("Ablations", "What each part of the recipe does", lead),
+        _summary(answers, record),
+        *(_section(answer) for answer in answers),
+        html.section("How the rows are compared", html.paragraph(RULE)),
+        html.section("The record", html.listing(facts), html.code(here["command"])),
+    ]
+    return html.page("sprint: ablations", sections)
+
+
+def _summary(answers: Sequence[Answer], record: dict) -> str:
+    counts = Counter(word for a in answers for line in a.lines for word in a.verdicts(line).values())
+    total = counts.total()
+    figures = [(f"{counts[word]}", word, f"of {total}") for word in (AGREES, DISAGREES, WITHIN_NOISE)]
+    teacher = record["teacher"] or {}
+    figures += [
+        (f"{found['score']:.3f}", "teacher's scene score", f"{steps} steps, FID {found['fid']:.3f}")
+        for steps, found in teacher.items()
+    ]
+    return html.figures(figures)
+
+
+def _section(answer: Answer) -> str:
+    notes = [f"{line.row.label}: {line.row.note}." for line in answer.lines if line.row.note]
+    stopped = [f"{line.row.label}: {failure}" for line in answer.lines for failure in line.failures]
+    rows = [(line.row.label, cells(answer, line)) for line in answer.lines]
+    shown = [(line, pictures) for line in answer.lines if (pictures := line.pictures()) is not None]
+    captions = [scene.caption for scene in held_out_scenes(PROMPTS)]
+    drawn = html.picture_table(
+        [(line.row.label, "2 steps") for line, _ in shown],
+        captions[: min((len(p) for _, p in shown), default=0)],
+        [pictures for _, pictures in shown],
+    )
+    return html.section(
+        answer.group.title,
+        html.paragraph(f"The paper: {answer.group.claim}"),
+        html.table(HEAD, rows),
+        *(html.paragraph(text, "aside") for text in (*notes, *stopped)),
+        drawn if shown else "",
+        html.charts(_charts(answer)),
+    )
+
+
+def _charts(answer: Answer) -> list[str]:
+    if len(answer.lines) > MOST_LINES:
+        return []
+    drawn = []
+    for metric, title in (("grad_norm", "Gradient norm of the student"), ("tangent_norm", "Tangent norm")):
+        lines = {line.row.label: line.curve(metric) for line in answer.lines}
+        lines = {name: points for name, points in lines.items() if any(y > 0 for _, y in points)}
+        if lines:
+            drawn.append(html.chart(title, lines, "step", "norm", log_y=True, note="First seed."))
+    return drawn
+
+
+# ---- small figures for the repository ---------------------------------------------------------------
+
+
+def grid(answers: Sequence[Answer]) -> Image.Image | None:
+    """A row for each prompt, a column for each row of the list, the base once; None where nothing was drawn."""
+    titles, columns = [], []
+    for answer in answers:
+        for line in answer.lines:
+            base = line.row.is_base
+            title = ("base", "2 steps") if base else (line.row.label, answer.group.key)
+            pictures = line.pictures()
+            if title in titles or pictures is None:
+                continue
+            titles.insert(0 if base else len(titles), title)
+            columns.insert(0 if base else len(columns), pictures)
+    if not columns:
+        return None
+    count = min(map(len, columns))
+    captions = [scene.caption for scene in held_out_scenes(count)]
+    return picture_grid(titles, captions, [c[:count] for c in columns]).quantize(GRID_COLOURS)
+
+
+def gradients(answers: Sequence[Answer]) -> str:
+    """Gradient and tangent norm of dense and sparse time and of no QK-norm, as an SVG file; "" without runs."""
+    wanted = {"time": "{} time", "qk-norm": "QK-norm {}"}
+    named: dict[str, Line] = {}
+    for answer in answers:
+        for line in answer.lines:
+            if answer.group.key in wanted and (not line.row.is_base or answer.group.key == "time"):
+                named[wanted[answer.group.key].format(line.row.label)] = line
+    named = dict(sorted(named.items(), key=lambda item: not item[1].row.is_base))
+    panels, keys = [], []
+    for metric, label in (("grad_norm", "gradient norm"), ("tangent_norm", "tangent norm")):
+        lines = {name: points for name, line in named.items() if (points := line.curve(metric))}
+        if not lines:
+            return ""
+        drawing = line_chart(lines, "step", label, log_y=True)
+        panels.append(drawing.replace("<svg ", f'<svg y="{32 + 290 * len(panels)}" height="280" ', 1))
+        keys = list(lines)
+    key = "".join(
+        f'<line class="line-{n}" x1="{58 + 145 * n}" x2="{82 + 145 * n}" y1="16" y2="16"/>'
+        f'<text x="{90 + 145 * n}" y="20">{escape(name)}</text>'
+        for n, name in enumerate(keys)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 520 606" width="780">'
+        f"<style>{STYLE}</style>{key}{''.join(panels)}</svg>\n"
+    )

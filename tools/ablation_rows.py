@@ -1,0 +1,261 @@
+"""The ablations as data: which keys a row changes, what the paper measured there, and when ours agrees.
+
+Source of the paper's figures: SANA-Sprint (arXiv 2503.09641), FID and CLIP score of 2-step students.
+Read by `ablations.py` and `ablation_page.py`.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+NOISE = 2.0  # standard errors of a difference below which it says nothing
+AGREES, DISAGREES, WITHIN_NOISE = "agrees", "disagrees", "within the noise"
+RULE = (
+    "Each row is set against the base row of its group, at 2 steps: the sign of the difference in FID against the "
+    "paper's in FID, in scene score against the paper's in CLIP score. A difference below "
+    f"{NOISE:g} standard errors is within the noise. A row's error is the standard error over its seeds; with one seed "
+    "that within its run (binomial for the score, bootstrap over pictures for FID, over updates for norms) or the "
+    "base's spread over seeds, whichever is larger. Gradient norms are compared by the logarithm of a run's median."
+)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """FID and CLIP score at 2 steps."""
+
+    fid: float
+    clip: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of training.
+
+    seeds    how many of 0, 1, 2, …
+    worse    the paper says, without a figure of FID or CLIP, that this is worse than the base
+    louder   … that its gradients are larger
+    sparse   time is fed to the networks as 1000 · t, in stage 1 too
+    updates  the share of the others' steps that it is trained for
+    """
+
+    label: str
+    overrides: tuple[str, ...] = ()
+    seeds: int = 1
+    paper: Paper | None = None
+    worse: bool = False
+    louder: bool = False
+    sparse: bool = False
+    updates: float = 1.0
+    note: str = ""
+
+    @property
+    def is_base(self) -> bool:
+        return not (self.overrides or self.sparse or self.updates != 1)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that answer one question; the base is among them."""
+
+    key: str
+    title: str
+    claim: str
+    rows: tuple[Row, ...]
+
+    @property
+    def base(self) -> Row:
+        return next(row for row in self.rows if row.is_base)
+
+
+BASE_SEEDS = 3
+WEIGHT = "distill.adversarial.weight"
+CONSISTENCY, ADVERSARIAL = "distill.consistency", "distill.adversarial"
+
+
+def _base(label: str, fid: float | None = None, clip: float | None = None) -> Row:
+    return Row(label, seeds=BASE_SEEDS, paper=None if fid is None else Paper(fid, clip))
+
+
+GROUPS = (
+    Group(
+        "losses",
+        "Losses",
+        "sCM and LADD together are better than either alone.",
+        (
+            Row("sCM only", (f"{WEIGHT}=0",), 3, Paper(8.93, 27.51), note="every step is the student's"),
+            Row(
+                "sCM, half steps",
+                (f"{WEIGHT}=0",),
+                3,
+                Paper(8.93, 27.51),
+                updates=0.5,
+                note="as many updates of the student as with both losses",
+            ),
+            Row("LADD only", (f"{CONSISTENCY}.weight=0",), 3, Paper(12.20, 27.00)),
+            _base("both", 8.11, 28.02),
+        ),
+    ),
+    Group(
+        "balance",
+        "Weight of sCM : LADD",
+        "1 : 0.5 has the best FID; 1 : 1 a CLIP score slightly above it.",
+        (
+            Row("1 : 1", (f"{WEIGHT}=1",), paper=Paper(8.81, 27.93)),
+            _base("1 : 0.5", 8.43, 27.85),
+            Row("1 : 0.1", (f"{WEIGHT}=0.1",), paper=Paper(8.90, 27.76)),
+        ),
+    ),
+    Group(
+        "max-time",
+        "Share of LADD's samples that start from pure noise",
+        "More is better, up to 70%.",
+        (
+            Row("0%", (f"{ADVERSARIAL}.max_time_probability=0",), 3, Paper(9.44, 27.65)),
+            _base("50%", 8.32, 27.94),
+            Row("70%", (f"{ADVERSARIAL}.max_time_probability=0.7",), 3, Paper(8.11, 28.02)),
+        ),
+    ),
+    Group(
+        "guidance",
+        "Guidance embedding",
+        "A student that is told the guidance scale is better.",
+        (
+            Row(
+                "off",
+                ("distill.guidance_scales=[4.5]",),
+                3,
+                Paper(9.23, 27.15),
+                note="one scale in training, so that the embedder is a constant",
+            ),
+            _base("on", 8.72, 28.09),
+        ),
+    ),
+    Group(
+        "qk-norm",
+        "QK-norm",
+        "Without it gradients are larger and training is unstable.",
+        (
+            Row("off", ("adapt.qk_norm=false",), worse=True, louder=True, note="stage 1 of its own"),
+            _base("on"),
+        ),
+    ),
+    Group(
+        "time",
+        "Dense and sparse time",
+        "Sparse time (1000 · t) gives gradient norms above 10³ and collapses.",
+        (
+            Row(
+                "sparse", worse=True, louder=True, sparse=True, note="stage 1 of its own; nothing is exported"
+            ),
+            _base("dense"),
+        ),
+    ),
+    Group(
+        "tangent-norm",
+        "Tangent normalisation",
+        "Part of sCM: without it training is unstable.",
+        (Row("off", (f"{CONSISTENCY}.normalise_tangent=false",), worse=True), _base("on")),
+    ),
+    Group(
+        "warm-up",
+        "Tangent warm-up",
+        "Part of sCM: without it the first updates are unstable.",
+        (Row("off", (f"{CONSISTENCY}.tangent_warmup_updates=1",), worse=True, note="1 update"), _base("on")),
+    ),
+    Group(
+        "density",
+        "Time densities: mean of sCM's, mean of the discriminator's",
+        "The text says 0.0 for sCM, the public configuration 0.2; neither gives figures.",
+        (
+            Row("sCM 0.0", (f"{CONSISTENCY}.time.mean=0.0",)),
+            _base("0.2 and -0.6"),
+            Row("sCM 0.8", (f"{CONSISTENCY}.time.mean=0.8",)),
+            Row("LADD -1.2", (f"{ADVERSARIAL}.time.mean=-1.2",)),
+            Row("LADD 0.0", (f"{ADVERSARIAL}.time.mean=0.0",)),
+        ),
+    ),
+)
+
+
+# ---- ours beside the paper's ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One figure of a row: a value for each seed, and each value's error from within its run alone."""
+
+    values: tuple[float, ...]
+    errors: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds, if there are several."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def error(self, spread_of_base: float | None) -> float:
+        """Of the mean, as `RULE` says."""
+        if self.spread is not None:
+            return self.spread / math.sqrt(len(self.values))
+        return max(self.errors[0], spread_of_base or 0.0)
+
+
+def verdict(row: Measured, base: Measured, expected: int) -> str:
+    """Whether ours differs in the paper's direction.
+
+    expected   1 where the paper's row is above its base, −1 where below, 0 where equal
+    """
+    difference = row.mean - base.mean
+    noise = math.hypot(row.error(base.spread), base.error(base.spread))
+    if abs(difference) <= NOISE * noise or expected == 0:
+        return WITHIN_NOISE
+    return AGREES if difference * expected > 0 else DISAGREES
+
+
+def expectations(row: Row, base: Row) -> dict[str, int]:
+    """By measure ("fid", "score", "norm") the sign of the paper's difference from the base."""
+    signs = {}
+    if row.is_base:
+        return signs
+    if row.paper and base.paper:
+        signs |= {
+            "fid": _sign(row.paper.fid - base.paper.fid),
+            "score": _sign(row.paper.clip - base.paper.clip),
+        }
+    elif row.worse:
+        signs |= {"fid": 1, "score": -1}
+    return signs | ({"norm": 1} if row.louder else {})
+
+
+NAMES = {"fid": "FID", "score": "scene score", "norm": "gradient norm"}
+
+
+def verdicts(
+    expected: Mapping[str, int], row: Mapping[str, Measured], base: Mapping[str, Measured]
+) -> dict[str, str]:
+    """`verdict` of every measure that the paper speaks of and both rows have."""
+    return {m: verdict(row[m], base[m], sign) for m, sign in expected.items() if m in row and m in base}
+
+
+def in_words(found: Mapping[str, str]) -> str:
+    """{"fid": "agrees", "score": "within the noise"} -> "agrees in FID; within the noise in scene score"; the word
+    alone where all measures have it."""
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    by_word = {
+        word: [NAMES[m] for m in found if found[m] == word] for word in (AGREES, DISAGREES, WITHIN_NOISE)
+    }
+    return "; ".join(f"{word} in {' and '.join(names)}" for word, names in by_word.items() if names)
+
+
+def chosen(keys: Sequence[str]) -> tuple[Group, ...]:
+    """The groups of these keys, in their own order; all without keys."""
+    return tuple(group for group in GROUPS if not keys or group.key in keys)
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)

@@ -1,0 +1,342 @@
+"""The paper's ablations on the tiny family: every row of `ablation_rows.py` trained, scored and set beside the paper.
+
+    python tools/ablations.py --quick
+    python tools/ablations.py --jobs 2 --only losses max-time
+    python tools/ablations.py distill.steps=200
+
+Runs lie in runs/ablations/, each in a folder named by its recipe's hash, and several rows may share one. What has a
+result.json is done; the same command goes on with the rest, inside a run too. To repeat a run delete its folder.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+
+from ablation_rows import BASE_SEEDS, GROUPS, Group, Row, chosen
+from tqdm import tqdm
+
+from sprint.errors import SprintError
+from sprint.log import BAR, METRICS, QUIET_INTERVAL, read_metrics
+from sprint.recipe import Data, DataKind, Recipe, load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "recipes" / "ablations.yaml"
+RUNS = Path("runs") / "ablations"
+RESULT, WORKER_LOG = "result.json", "worker.log"
+QUICK = ("distill.steps=160", "evaluate.prompts=60")
+BESIDE_THE_POINT = ("name", "needs", "save_every", "log_every")  # of a recipe: the result is the same
+POLL = 0.5  # seconds between looks at the workers
+INTERRUPTED = 130  # exit code
+
+
+# ---- what is to be done -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, or the stage 1 that several share.
+
+    key       its folder's name
+    teacher   key of the job whose teacher it distils; "" where it has a stage 1 of its own
+    kind      "teacher" (stage 1), "student" (stage 2), or "sparse" (both, with sparse time)
+    """
+
+    key: str
+    recipe: Recipe
+    kind: str
+    teacher: str = ""
+
+    @property
+    def steps(self) -> int:
+        adapt, distill = self.recipe.adapt.steps, self.recipe.distill.steps
+        return {"teacher": adapt, "student": distill, "sparse": adapt + distill}[self.kind]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the whole list is run with. overrides come after those of --quick and before a row's."""
+
+    quick: bool = False
+    overrides: tuple[str, ...] = ()
+    root: Path = RUNS
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        return (*(QUICK if self.quick else ()), *self.overrides)
+
+    @cached_property
+    def cache_samples(self) -> int:
+        """As many as the longest of the two stages takes; --quick shares them."""
+        recipe = load_recipe(RECIPE, self.overrides)
+        stages = (recipe.adapt, recipe.distill)
+        return max(stage.steps * stage.batch_size for stage in stages)
+
+    @property
+    def cache_folder(self) -> Path:
+        return self.root / f"cache-{self.cache_samples}"
+
+    def seeds(self, row: Row) -> range:
+        return range(1 if self.quick else row.seeds)
+
+    def student(self, row: Row, seed: int) -> Job:
+        overrides = (*self.shared, f"data.path={self.cache_folder}", f"seed={seed}", *row.overrides)
+        if row.sparse:
+            return _job("sparse", overrides, row.updates)
+        return _job("student", overrides, row.updates, self.teacher(row).key)
+
+    def teacher(self, row: Row) -> Job:
+        """Stage 1 of a row, of seed 0 for all seeds; what concerns stage 2 and --quick does not change it."""
+        mine = (o for o in (*self.overrides, *row.overrides) if not o.startswith("distill."))
+        return _job("teacher", (f"data.path={self.cache_folder}", *mine))
+
+
+@cache
+def _job(kind: str, overrides: tuple[str, ...], updates: float = 1.0, teacher: str = "") -> Job:
+    recipe = load_recipe(RECIPE, overrides)
+    steps = round(recipe.distill.steps * updates)
+    recipe = replace(recipe, distill=replace(recipe.distill, steps=steps))
+    prefix, suffix = ("teacher-" if kind == "teacher" else ""), ("-sparse" if kind == "sparse" else "")
+    key = prefix + digest(recipe) + suffix
+    return Job(key, replace(recipe, name=key), kind, teacher)
+
+
+def digest(recipe: Recipe) -> str:
+    """Twelve hex digits of what differs from a recipe's defaults, but for names and the rhythm of the log.
+
+    Unlike `recipe_hash` it stays when recipes gain a field: old runs count on, also while a list is at work.
+    """
+    plain = type(recipe)()
+    settings = replace(recipe, **{key: getattr(plain, key) for key in BESIDE_THE_POINT})
+    changed = dict(_differences(asdict(settings), asdict(plain)))
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _differences(value: dict, default: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted keys and values that are not the defaults."""
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _differences(inner, default[key], f"{prefix}{key}.")
+        elif inner != default[key]:
+            yield prefix + key, inner
+
+
+def plan(groups: Sequence[Group], settings: Settings) -> dict[str, Job]:
+    """Every job once, by key: stages 1 first, then first seeds of all rows, then the second ones."""
+    rows = [row for group in groups for row in group.rows]
+    teachers = [settings.teacher(row) for row in rows if not row.sparse]
+    students = [
+        settings.student(row, seed)
+        for seed in range(BASE_SEEDS)
+        for row in rows
+        if seed in settings.seeds(row)
+    ]
+    return {job.key: job for job in (*teachers, *students)}
+
+
+def is_done(job: Job, root: Path) -> bool:
+    return (root / job.key / RESULT).exists()
+
+
+def steps_done(job: Job, root: Path) -> int:
+    """As its log says; what is done is done whole, also where the run stopped early."""
+    if is_done(job, root):
+        return job.steps
+    rows = read_metrics(root / job.key / METRICS)
+    last = {row["stage"]: row["step"] for row in rows}
+    return min(job.steps, sum(last.values()))
+
+
+# ---- all of it --------------------------------------------------------------------------------------
+
+
+def prepare(settings: Settings) -> None:
+    """The cache that all runs read, and the statistics of real scenes, where they are not there yet."""
+    from ablation_run import real_statistics
+
+    from sprint.caching import make_cache
+    from sprint.data.cache import CACHE
+
+    if not (settings.cache_folder / CACHE).exists():
+        recipe = load_recipe(RECIPE, [f"data.path={settings.cache_folder}", *settings.overrides])
+        data = Data(DataKind.scenes, size=recipe.data.size, seed=recipe.data.seed)
+        text = make_cache(
+            replace(recipe, data=data), settings.cache_folder, settings.cache_samples, dtype="fp32"
+        )
+        print(text, file=sys.stderr)
+    real_statistics(settings.root)
+
+
+class Workers:
+    """Processes of one thread that take jobs from a list, each once its teacher is there.
+
+    command   starts a worker; a job's key is put after it
+    """
+
+    def __init__(self, jobs: dict[str, Job], root: Path, at_once: int, command: Sequence[str]):
+        self.jobs, self.root, self.at_once, self.command = jobs, root, at_once, command
+        self.waiting = [job for job in jobs.values() if not is_done(job, root)]
+        self.running: dict[subprocess.Popen, Job] = {}
+        self.troubles: dict[str, str] = {}  # by key, the line with which a worker ended
+
+    def run(self) -> dict[str, str]:
+        """All jobs.  -> troubles by key.  Ctrl-C and SIGTERM stop the workers, which save, and go on upwards as
+        KeyboardInterrupt."""
+        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            with self._bar() as bar:
+                while self._start() or self.running:
+                    time.sleep(POLL)
+                    self._collect()
+                    self._show(bar)
+        finally:
+            self._stop()
+            signal.signal(signal.SIGTERM, previous)
+        return self.troubles
+
+    def _start(self) -> bool:
+        """Fill the free places.  -> whether a job was started"""
+        started = False
+        for job in [*self.waiting]:
+            if len(self.running) >= self.at_once:
+                break
+            if job.teacher in self.troubles:
+                self.troubles[job.key] = f"its teacher is not there: {self.troubles[job.teacher]}"
+                self.waiting.remove(job)
+            elif not job.teacher or is_done(self.jobs[job.teacher], self.root):
+                self.waiting.remove(job)
+                self.running[self._process(job)] = job
+                started = True
+        return started
+
+    def _process(self, job: Job) -> subprocess.Popen:
+        folder = self.root / job.key
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / WORKER_LOG, "a", encoding="utf-8") as log:
+            return subprocess.Popen(
+                [*self.command, job.key],
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+                start_new_session=True,  # a terminal's Ctrl-C is for this process alone, which tells them
+            )
+
+    def _collect(self) -> None:
+        for process, job in [*self.running.items()]:
+            if process.poll() is not None:
+                del self.running[process]
+                if not is_done(job, self.root):
+                    said = (self.root / job.key / WORKER_LOG).read_text(encoding="utf-8", errors="replace")
+                    line = (said.strip().splitlines() or ["said nothing"])[-1]
+                    self.troubles[job.key] = f"{line} (exit code {process.returncode})"
+
+    def _stop(self) -> None:
+        for process in self.running:
+            process.terminate()
+        for process in self.running:
+            process.wait()
+
+    def _bar(self) -> tqdm:
+        return tqdm(
+            desc="ablations",
+            total=sum(job.steps for job in self.jobs.values()),
+            initial=sum(steps_done(job, self.root) for job in self.jobs.values()),
+            bar_format=BAR,
+            file=sys.stderr,
+            mininterval=0.2 if sys.stderr.isatty() else QUIET_INTERVAL,
+        )
+
+    def _show(self, bar: tqdm) -> None:
+        done = sum(is_done(job, self.root) for job in self.jobs.values())
+        bar.set_description_str(f"ablations, {done} of {len(self.jobs)} runs", refresh=False)
+        bar.update(sum(steps_done(job, self.root) for job in self.jobs.values()) - bar.n)
+
+
+def default_jobs() -> int:
+    import torch
+
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+
+
+def run_list(
+    groups: Sequence[Group], settings: Settings, at_once: int, arguments: Sequence[str]
+) -> dict[str, str]:
+    """Everything that is missing.  -> troubles by key. Raises SprintError where nothing can begin."""
+    prepare(settings)
+    command = [sys.executable, str(Path(__file__).resolve()), *arguments, "--work"]
+    return Workers(plan(groups, settings), settings.root, at_once, command).run()
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of recipes/ablations.yaml, for all rows"
+    )
+    parser.add_argument("--quick", action="store_true", help="1 seed, 160 steps, 60 prompts")
+    parser.add_argument(
+        "--jobs", type=int, help="runs at once, a thread each (default: CPU cores; 1 on a GPU)"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="GROUP", choices=[group.key for group in GROUPS], help="some groups"
+    )
+    parser.add_argument("--runs", type=Path, default=RUNS, help=f"where runs are kept (default {RUNS})")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="where results go (default tools/results; of a part of the list the runs' folder)",
+    )
+    parser.add_argument("--page", action="store_true", help="run nothing; write what has been found so far")
+    parser.add_argument("--work", metavar="KEY", help=argparse.SUPPRESS)
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    if args.jobs is not None and args.jobs < 1:
+        print(f"ablations: --jobs {args.jobs}: give at least 1", file=sys.stderr)
+        return 2
+    groups = chosen(args.only or ())
+    settings = Settings(args.quick, tuple(args.overrides), args.runs)
+    partial = args.quick or args.only or args.overrides
+    page_folder = args.runs / ("quick" if args.quick else "part") if partial else args.runs
+    out = args.out or (page_folder if partial else ROOT / "tools" / "results")
+    try:
+        if args.work:
+            from ablation_run import work
+
+            job = plan(groups, settings).get(args.work)
+            if job is None:
+                raise SprintError(
+                    f"{args.work}: no such run; the list has changed since it was begun: start again"
+                )
+            return work(job, settings.root)
+        passed_on = [*args.overrides, "--runs", str(args.runs), *(["--quick"] if args.quick else [])]
+        jobs = args.jobs or default_jobs()
+        troubles = {} if args.page else run_list(groups, settings, jobs, passed_on)
+    except SprintError as error:
+        print(f"ablations: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ablations: stopped; what was done is kept, the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    for key, line in troubles.items():
+        print(f"ablations: {key}: {line}; see {args.runs / key / WORKER_LOG}", file=sys.stderr)
+    from ablation_page import write_results
+
+    out = page_folder if troubles and not args.out else out  # the repository holds whole lists alone
+    write_results(groups, settings, jobs, out, page_folder)
+    return 1 if troubles else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
