@@ -9,7 +9,8 @@ from sprint.errors import SprintError
 SEARCH_STEPS = """\
 Search the times at which a student takes its 2, 3 or 4 steps, one after the other, on held-out scenes that
 no report scores. The best list meets the default one on fresh prompts, and is used only if it is better there by
-more than one standard error. Interrupted, the same command goes on where it stopped.
+more than two standard errors of the difference, with the same captions and noise for both lists. The first time
+stays as it is. Interrupted, the same command goes on where it stopped.
 
   sprint search-steps runs/tiny/student                         2, 3 and 4 steps, by the scene score
   sprint search-steps runs/tiny/student --steps 2 --prompts 600

@@ -10,3 +10,7 @@ class NotHereError(SprintError):
 
     One metric cannot be measured then; the others can.
     """
+
+
+class Diverged(SprintError):
+    """Training found no finite gradient any more: what came of the settings, and no trouble of the machine's."""

@@ -287,7 +287,7 @@ one_step.save("one_step.png")
 ```
 
 `intermediate_timesteps=None` is needed for every number of steps but two. One generator a picture, seeded by
-itself, gives the pictures of `sprint sample`.
+itself, gives the pictures of `sprint sample` at the default times.
 {step_lists({len(times) - 1: times for times in settings.times})}"""
 
 
@@ -308,10 +308,11 @@ def step_lists(own: Mapping[int, Sequence[float]]) -> str:
     steps = max(own)
     return f"""
 {STEP_LISTS}
-`sprint search-steps` found these TrigFlow times better than the default ones; `sprint sample` uses them:
+This student's own TrigFlow times, which `sprint sample` and everything that draws with sprint use in place of the
+default ones of the code above:
 
 {lists}
-diffusers takes a list so, with `settings` from above:
+diffusers takes them so, with `settings` from above:
 
 ```python
 from functools import partial

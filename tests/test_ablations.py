@@ -34,8 +34,8 @@ from ablations import Job, Settings, Workers, is_done, plan, steps_done
 from accelerate.state import AcceleratorState
 
 from sprint.caching import make_cache
-from sprint.errors import SprintError
-from sprint.recipe import Data, Recipe, load_recipe
+from sprint.errors import Diverged, SprintError
+from sprint.recipe import Data, Recipe, load_recipe, recipe_text
 from sprint.train.loop import Interrupted
 from sprint.train.run import Run
 
@@ -104,6 +104,22 @@ def test_half_the_steps_are_another_run():
     assert half.recipe.distill.steps * 2 == settings.student(Row("whole"), 0).recipe.distill.steps
 
 
+def test_another_teacher_text_or_data_has_a_cache_of_its_own():
+    assert Settings().cache_folder == ablations.RUNS / "cache-11520"
+    assert (
+        Settings(overrides=("data.size=64", "distill.ema_decay=0.9")).cache_folder == Settings().cache_folder
+    )
+    long = Settings(overrides=("text.max_length=40",)).cache_folder
+    other = Settings(overrides=("data.seed=1",)).cache_folder
+    assert len({long, other, Settings().cache_folder}) == 3 and long.name.startswith("cache-11520-")
+
+
+@pytest.mark.parametrize("override", ["seed=1", "name=mine", "data.path=elsewhere"])
+def test_what_the_list_sets_itself_is_refused(override, capsys):
+    assert ablations.main([override, "--page"]) == 2
+    assert capsys.readouterr().err.startswith(f"ablations: {override}: the list sets")
+
+
 def test_groups_are_chosen_by_key():
     assert [group.key for group in chosen(["time", "losses"])] == ["losses", "time"]
     assert chosen([]) == GROUPS
@@ -123,8 +139,10 @@ def seeds(*values: float) -> Measured:
         (seeds(2.0, 2.1, 1.9), -1, DISAGREES),
         (seeds(0.5, 0.6, 0.4), 1, DISAGREES),
         (seeds(0.5, 0.6, 0.4), -1, AGREES),
-        (seeds(1.1, 1.2, 1.0), 1, WITHIN_NOISE),  # 0.1 apart, two standard errors are 0.163
-        (seeds(1.2, 1.3, 1.1), 1, AGREES),  # 0.2 apart
+        (seeds(1.2, 1.3, 1.1), 1, WITHIN_NOISE),  # 0.2 apart; 4 degrees of freedom: 2.776 · 0.0816 = 0.227
+        (seeds(1.25, 1.35, 1.15), 1, AGREES),
+        (seeds(1.24, 1.24, 1.24), 1, WITHIN_NOISE),  # 2 degrees of freedom: 4.303 · 0.0577 = 0.248
+        (seeds(1.26, 1.26, 1.26), 1, AGREES),
         (seeds(2.0, 2.1, 1.9), 0, WITHIN_NOISE),  # the paper sees no difference
     ],
 )
@@ -134,9 +152,12 @@ def test_verdict_over_seeds(row, expected, word):
 
 def test_a_single_seed_is_no_surer_than_its_pictures_or_the_seeds_of_the_base():
     base = seeds(1.0, 1.1, 0.9)  # spread 0.1, error 0.058
-    assert verdict(Measured((1.25,), (0.01,)), base, 1) == AGREES  # two errors: 2 · hypot(0.1, 0.058) = 0.231
-    assert verdict(Measured((1.2,), (0.01,)), base, 1) == WITHIN_NOISE
-    assert verdict(Measured((1.25,), (0.2,)), base, 1) == WITHIN_NOISE
+    assert verdict(Measured((1.52,), (0.01,)), base, 1) == AGREES  # 4.303 · hypot(0.1, 0.058) = 0.497
+    assert verdict(Measured((1.48,), (0.01,)), base, 1) == WITHIN_NOISE
+    assert verdict(Measured((1.39,), (0.2,)), base, 1) == WITHIN_NOISE
+    single = Measured((1.0,), (0.1,))
+    assert verdict(Measured((1.29,), (0.1,)), single, 1) == AGREES  # 1.96 · hypot(0.1, 0.1) = 0.277
+    assert verdict(Measured((1.27,), (0.1,)), single, 1) == WITHIN_NOISE
 
 
 def test_signs_come_from_the_papers_figures_or_its_words():
@@ -151,6 +172,12 @@ def test_signs_come_from_the_papers_figures_or_its_words():
         "norm": 1,
     }
     assert expectations(base, base) == expectations(Row("x", ("seed=1",)), base) == {}
+    assert expectations(replace(worse, comparable=False), base) == {}
+
+
+def test_rows_that_are_not_the_papers_get_no_verdict():
+    without = {row.label: row.paper for group in GROUPS for row in group.rows if not row.comparable}
+    assert without == {"sCM only": None, "one scale, 4.5": Paper(9.23, 27.15)}
 
 
 def test_verdicts_are_of_measures_that_both_rows_have():
@@ -247,9 +274,9 @@ def few(tmp_path_factory):
     recipe.data = Data(size=64)
     make_cache(recipe, settings.cache_folder, settings.cache_samples, dtype="fp32")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("sprint.evaluate.distance.REFERENCE_SCENES", 80)
+        patched.setattr(ablation_run, "REFERENCE_SCENES", 80)
         ablation_run.real_statistics(settings.root)
-    return settings
+        yield settings
 
 
 @pytest.fixture
@@ -276,24 +303,57 @@ def test_a_run_from_stage_1_to_its_scores(few, monkeypatch, fresh_engine):
     assert found["norms"]["grad_norm"] > 0
     with np.load(few.root / job.key / ablation_run.PICTURES) as pictures:
         assert pictures["2"].shape == (6, 64, 64, 3)
+    assert found["network"].startswith("scene network ") and found["made_by"]["versions"]["torch"]
+
+    with monkeypatch.context() as patched:  # the same student, looked at through another network
+        patched.setattr(Run, "distill", stop_by(AssertionError("trained again")))
+        result = few.root / job.key / ablations.RESULT
+        result.write_text(json.dumps(found | {"network": "another", "scores": {"2": {}}}))
+        assert not is_done(job, few.root) and ablation_run.work(job, few.root) == 0
+    assert read(few, job)["scores"] == found["scores"] and read(few, job)["network"] == found["network"]
+
+
+def test_a_changed_default_does_not_take_over_old_runs(tmp_path):
+    job = Settings(root=tmp_path).student(Row("base"), 0)
+    folder = tmp_path / job.key
+    folder.mkdir()
+    (folder / ablations.RESULT).write_text("{}")
+    assert is_done(job, tmp_path)  # of before there were recipes beside results
+    now = replace(job.recipe, needs="", log_every=99)
+    (folder / "recipe.yaml").write_text(recipe_text(now).replace("  student_times: []\n", ""))
+    assert is_done(job, tmp_path)  # a key that came later
+    (folder / "recipe.yaml").write_text(recipe_text(replace(now, timeout=5)))
+    assert not is_done(job, tmp_path)
+    with pytest.raises(SprintError, match=r"made with other settings \(timeout\); delete it"):
+        ablation_run.work(job, tmp_path)
 
 
 def test_training_that_stops_for_good_is_a_result(few, monkeypatch, fresh_engine):
     row = Row("wild", ("distill.optimizer.lr=1",))
     assert ablation_run.work(few.teacher(row), few.root) == 0
-    monkeypatch.setattr(Run, "distill", stop_by(SprintError("20 updates in a row")))
+    monkeypatch.setattr(Run, "distill", stop_by(Diverged("20 updates in a row")))
     job = few.student(row, 0)
     assert ablation_run.work(job, few.root) == 0
     assert is_done(job, few.root) and read(few, job)["failed"] == "20 updates in a row"
     group = Group("g", "G", "claim", (Row("base"), Row("wild", row.overrides, worse=True)))
     (answer,) = ablation_page.collect([group], few)
     assert answer.outcome(answer.lines[1]) == "1 of 1 runs stopped: agrees"
+    assert answer.words(answer.lines[1]) == [AGREES]
+
+
+def test_other_troubles_are_no_result(few, monkeypatch, fresh_engine):
+    row = Row("full disk", ("distill.optimizer.lr=0.5",))
+    assert ablation_run.work(few.teacher(row), few.root) == 0
+    monkeypatch.setattr(Run, "distill", stop_by(SprintError("cannot write: No space left on device")))
+    with pytest.raises(SprintError, match="No space left"):
+        ablation_run.work(few.student(row, 0), few.root)
+    assert not is_done(few.student(row, 0), few.root)
 
 
 def test_students_of_a_stage_1_that_failed_are_not_trained(few, monkeypatch, fresh_engine):
     row = Row("off", ("adapt.qk_norm=false",))
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "adapt", stop_by(SprintError("20 updates in a row")))
+        patched.setattr(Run, "adapt", stop_by(Diverged("20 updates in a row")))
         assert ablation_run.work(few.teacher(row), few.root) == 0
     assert ablation_run.work(few.student(row, 0), few.root) == 0
     assert read(few, few.student(row, 0))["failed"] == "stage 1: 20 updates in a row"
@@ -355,7 +415,12 @@ def made_up(tmp_path) -> tuple[Group, Settings]:
     settings = Settings(root=tmp_path)
     finish(settings, base, 0, 0.40, 1.0)
     finish(settings, base, 1, 0.44, 1.1)
-    finish(settings, other, 0, 0.41, 2.0)
+    finish(settings, other, 0, 0.41, 2.6)
+    teacher = tmp_path / settings.teacher(base).key
+    teacher.mkdir()
+    here = {"commit": "abc", "versions": {"torch": "2"}, "device": "a CPU"}
+    result = {"failed": None, "scores": {}, "seconds": 5.0, "network": "scene network 1", "made_by": here}
+    (teacher / ablations.RESULT).write_text(json.dumps(result))
     return group, settings
 
 
@@ -371,6 +436,11 @@ def test_results_are_written_with_means_spread_and_verdicts(made_up, tmp_path, c
     assert base["means"]["2"]["score"]["spread"] == pytest.approx(0.0283, abs=1e-4)
     assert other["verdicts"] == {"fid": AGREES, "score": WITHIN_NOISE}
     assert missing["outcome"] == "not run" and missing["runs"] == [None]
+    assert record["made_by"] == {
+        "commit, versions and device not recorded; feature network not recorded": 3,
+        "commit abc; torch 2; a CPU; scene network 1": 1,
+    }
+    assert record["thread_seconds"] == 3.0 + 5.0  # with stage 1
     table = (tmp_path / "page" / "table.md").read_text()
     assert "| 0.420 ± 0.028 | 1.050 ± 0.071 |" in table and table.strip() in capsys.readouterr().out
 
@@ -395,8 +465,25 @@ def test_a_page_of_what_is_not_there_yet(tmp_path, capsys):
     assert capsys.readouterr().out.count("| not run |") == 2
 
 
+def test_a_row_without_its_base(tmp_path):
+    settings, row = Settings(root=tmp_path), Row("other", ("distill.ema_decay=0.9",), worse=True)
+    finish(settings, row, 0, 0.4, 1.0)
+    (answer,) = ablation_page.collect([Group("g", "G", "claim", (Row("base"), row))], settings)
+    assert answer.outcome(answer.lines[1]) == "base not run"
+
+
+def test_only_a_whole_list_goes_to_the_repository(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ablations, "ROOT", tmp_path / "repository")
+    assert ablations.main(["--page", "--runs", str(tmp_path / "runs")]) == 0
+    assert (tmp_path / "runs" / "ablations.json").exists() and not (tmp_path / "repository").exists()
+    monkeypatch.setattr(ablations, "is_done", lambda job, root: True)
+    assert ablations.main(["--page", "--runs", str(tmp_path / "runs")]) == 0
+    assert (tmp_path / "repository" / "tools" / "results" / "ablations.json").exists()
+
+
 def test_a_wrong_command_is_one_line(capsys):
     assert ablations.main(["--jobs", "0"]) == 2
     assert capsys.readouterr().err == "ablations: --jobs 0: give at least 1\n"
-    assert ablations.main(["distil.steps=3"]) == 2
-    assert "no such key" in capsys.readouterr().err
+    for command in (["distil.steps=3"], ["distil.steps=3", "--page"]):
+        assert ablations.main(command) == 2
+        assert "no such key" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from sprint.errors import SprintError
+from sprint.errors import Diverged, SprintError
 from sprint.models.view import FlowVelocity
 from sprint.recipe import Optimizer, OptimizerKind
 from sprint.sharding import Read, Tensors, Whole
@@ -147,7 +147,7 @@ def test_twenty_skipped_in_a_row_stop_the_run(engine):
         stage.update(step, bad).read(engine)
     means = stage.update(99, bad)  # reads nothing, so says nothing
     for _ in range(2):
-        with pytest.raises(SprintError, match="20 updates in a row without a finite gradient"):
+        with pytest.raises(Diverged, match="20 updates in a row without a finite gradient"):
             means.read(engine)
 
 

@@ -304,4 +304,5 @@ def test_own_step_lists_reach_the_settings_the_card_and_the_sampler(tmp_path, ne
     assert load_generator(str(folder)).times(1) == student_times(1)
     card = write_card(folder, {"recipe": "tiny"}).read_text()
     assert "- 2 steps: `1.5708,0.8,0`" in card
+    assert "found these" not in card and "`sprint sample` at the default times" in card
     assert "Step lists" not in student_card("student", read_settings(str(folder))._replace(times=()), {})

@@ -1,5 +1,6 @@
 """What the ablations found: figures as JSON, a page, a grid of pictures, curves, and a table for the README."""
 
+import io
 import json
 import math
 from collections import Counter
@@ -13,6 +14,7 @@ import torch
 from ablation_rows import (
     AGREES,
     DISAGREES,
+    NOT_COMPARABLE,
     RULE,
     WITHIN_NOISE,
     Group,
@@ -23,7 +25,7 @@ from ablation_rows import (
     verdicts,
 )
 from ablation_run import PICTURES, RESULT
-from ablations import RECIPE, Job, Settings
+from ablations import RECIPE, Job, Settings, feature_network, is_done
 from compare_starts import STYLE
 from measure import environment
 from PIL import Image
@@ -33,7 +35,6 @@ from sprint.chart import Point, line_chart
 from sprint.data.source import held_out_scenes
 from sprint.evaluate.columns import REFERENCE_SCENES
 from sprint.evaluate.grid import picture_grid
-from sprint.evaluate.scene_features import scene_features
 from sprint.files import write_whole
 from sprint.log import METRICS, read_metrics
 from sprint.recipe import load_recipe
@@ -41,6 +42,7 @@ from sprint.train.distill import GENERATOR, DistillStage
 
 COMPARED = "2"  # steps, as in the paper
 PROMPTS = 6  # of the pictures that are shown: one of each category
+NOT_RECORDED = "not recorded"  # of what results of earlier versions do not tell
 GRID_COLOURS = 128  # of the committed grid, which has to be small
 MOST_LINES = 3  # that a chart can tell apart
 FILE = "ablations"
@@ -103,6 +105,10 @@ class Answer:
         expected = expectations(line.row, self.group.base)
         return verdicts(expected, line.measured(), self.base.measured())
 
+    def words(self, line: Line) -> list[str]:
+        """Every verdict that `outcome` tells; runs that stopped agree where the paper expects it."""
+        return [AGREES] * self._stopped_as_expected(line) + [*self.verdicts(line).values()]
+
     def outcome(self, line: Line) -> str:
         """In plain words."""
         row, parts = line.row, []
@@ -111,17 +117,23 @@ class Answer:
         if row.is_base:
             return "base"
         if line.failures:
-            expected = f": {AGREES}" if row.worse or row.louder else ""
+            expected = f": {AGREES}" if self._stopped_as_expected(line) else ""
             parts.append(f"{len(line.failures)} of {len(line.results)} runs stopped{expected}")
         if found := self.verdicts(line):
             parts.append(in_words(found))
+        elif not row.comparable:
+            parts.append(NOT_COMPARABLE)
         elif not line.failures:
-            parts.append("the paper gives no figure")
+            asked = expectations(row, self.group.base)
+            parts.append("base not run" if asked else "the paper gives no figure")
         return "; ".join(parts)
+
+    def _stopped_as_expected(self, line: Line) -> bool:
+        return bool(line.failures) and line.row.comparable and (line.row.worse or line.row.louder)
 
 
 def collect(groups: Sequence[Group], settings: Settings) -> list[Answer]:
-    """Everything that has a result.json."""
+    """Everything that is done."""
     return [Answer(group, tuple(_line(row, settings) for row in group.rows)) for group in groups]
 
 
@@ -132,8 +144,9 @@ def _line(row: Row, settings: Settings) -> Line:
 
 def _read(settings: Settings):
     def read(job: Job) -> dict | None:
-        file = settings.root / job.key / RESULT
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        if not is_done(job, settings.root):
+            return None
+        return json.loads((settings.root / job.key / RESULT).read_text(encoding="utf-8"))
 
     return read
 
@@ -150,8 +163,7 @@ def write_results(
     """
     answers = collect(groups, settings)
     here = environment() | ({"device": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
-    teacher = _read(settings)(settings.teacher(Row("base")))
-    record = {"environment": here, "jobs": jobs} | as_data(answers, settings, teacher)
+    record = {"environment": here, "jobs": jobs} | as_data(answers, settings)
     text = table(answers)
     files = [
         write_whole(out / f"{FILE}.json", json.dumps(record, indent=1, allow_nan=False) + "\n"),
@@ -159,33 +171,29 @@ def write_results(
         write_whole(page_folder / "table.md", text + "\n"),
     ]
     if (sheet := grid(answers)) is not None:
-        (out / f"{FILE}.png").parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(out / f"{FILE}.png", optimize=True)
-        files.append(out / f"{FILE}.png")
+        png = io.BytesIO()
+        sheet.save(png, "PNG", optimize=True)
+        files.append(write_whole(out / f"{FILE}.png", png.getvalue()))
     if drawing := gradients(answers):
         files.append(write_whole(out / f"{FILE}-gradients.svg", drawing))
     print(text, *files, sep="\n")
     return files
 
 
-def as_data(answers: Sequence[Answer], settings: Settings, teacher: dict | None) -> dict:
+def as_data(answers: Sequence[Answer], settings: Settings) -> dict:
     """Every figure as plain data."""
-    recipe = load_recipe(RECIPE, settings.shared)
-    unique = {
-        str(f): found
-        for a in answers
-        for ln in a.lines
-        for f, found in zip(ln.folders, ln.results, strict=True)
-    }
+    recipe, teacher = load_recipe(RECIPE, settings.shared), _read(settings)(settings.teacher(Row("base")))
+    found = _all_results(answers, settings)
     return {
         "quick": settings.quick,
         "overrides": list(settings.overrides),
         "steps": recipe.distill.steps,
         "batch_size": recipe.distill.batch_size,
         "prompts": recipe.evaluate.prompts,
-        "fid": f"against {REFERENCE_SCENES} real scenes, {scene_features().name}",
+        "fid": f"against {REFERENCE_SCENES} real scenes, {feature_network()}",
         "rule": RULE,
-        "thread_seconds": round(sum(found["seconds"] for found in unique.values() if found), 1),
+        "thread_seconds": round(sum(result["seconds"] for result in found), 1),
+        "made_by": dict(Counter(map(made_by, found))),
         "teacher": teacher and teacher["scores"],
         "groups": [
             {
@@ -197,6 +205,28 @@ def as_data(answers: Sequence[Answer], settings: Settings, teacher: dict | None)
             for answer in answers
         ],
     }
+
+
+def _all_results(answers: Sequence[Answer], settings: Settings) -> list[dict]:
+    """Of every run once, those of stage 1 among them."""
+    lines = [line for answer in answers for line in answer.lines]
+    found = {
+        folder: result for line in lines for folder, result in zip(line.folders, line.results, strict=True)
+    }
+    teachers = {
+        settings.teacher(line.row).key: settings.teacher(line.row) for line in lines if not line.row.sparse
+    }
+    found |= {settings.root / key: _read(settings)(job) for key, job in teachers.items()}
+    return [result for result in found.values() if result]
+
+
+def made_by(result: Mapping) -> str:
+    """What a run's figures depend on beside its recipe, in words."""
+    here, network = result.get("made_by"), result.get("network", f"feature network {NOT_RECORDED}")
+    if here is None:
+        return f"commit, versions and device {NOT_RECORDED}; {network}"
+    versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
+    return f"commit {here['commit']}; {versions}; {here['device']}; {network}"
 
 
 def _row_data(answer: Answer, line: Line) -> dict:
@@ -283,9 +313,10 @@ def page(answers: Sequence[Answer], record: dict) -> str:
         "FID": record["fid"],
         "Seeds": "change noise and times; teacher, pictures and prompts are the same for all",
         "Device": f"{here['device']} ({here['cpu']}), {record['jobs']} runs at once",
-        "Time": f"{html.duration(record['thread_seconds'])} of all runs together",
-        "Versions": ", ".join(f"{name} {version}" for name, version in here["versions"].items()),
-        "Commit": here["commit"],
+        "Time": f"{html.duration(record['thread_seconds'])} of all runs together, stages 1 among them",
+        "Versions of this page": ", ".join(f"{name} {version}" for name, version in here["versions"].items()),
+        "Commit of this page": here["commit"],
+        "Runs made by": "; ".join(f"{count}: {by}" for by, count in record["made_by"].items()) or "none yet",
     }
     lead = (
         "The paper's ablations on the built-in tiny family: the same teacher, the same number of steps, one thing "
@@ -302,7 +333,7 @@ def page(answers: Sequence[Answer], record: dict) -> str:
 
 
 def _summary(answers: Sequence[Answer], record: dict) -> str:
-    counts = Counter(word for a in answers for line in a.lines for word in a.verdicts(line).values())
+    counts = Counter(word for answer in answers for line in answer.lines for word in answer.words(line))
     total = counts.total()
     figures = [(f"{counts[word]}", word, f"of {total}") for word in (AGREES, DISAGREES, WITHIN_NOISE)]
     teacher = record["teacher"] or {}

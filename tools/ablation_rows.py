@@ -9,14 +9,20 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-NOISE = 2.0  # standard errors of a difference below which it says nothing
+# 97.5% quantiles of Student's t by degrees of freedom; in between the lower number counts
+STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 8: 2.306, 10: 2.228, 20: 2.086}
+STUDENT_T |= {30: 2.042, 60: 2.000, math.inf: 1.960}
+ROUNDING = 1e-6  # of degrees of freedom
 AGREES, DISAGREES, WITHIN_NOISE = "agrees", "disagrees", "within the noise"
+NOT_COMPARABLE = "not comparable"
 RULE = (
     "Each row is set against the base row of its group, at 2 steps: the sign of the difference in FID against the "
-    "paper's in FID, in scene score against the paper's in CLIP score. A difference below "
-    f"{NOISE:g} standard errors is within the noise. A row's error is the standard error over its seeds; with one seed "
-    "that within its run (binomial for the score, bootstrap over pictures for FID, over updates for norms) or the "
-    "base's spread over seeds, whichever is larger. Gradient norms are compared by the logarithm of a run's median."
+    "paper's in FID, in scene score against the paper's in CLIP score. A difference inside its 95% interval by "
+    "Student's t, with Welch's degrees of freedom, is within the noise. A row's error is the standard error over its "
+    "seeds; with one seed that within its run (binomial for the score, bootstrap over pictures for FID, over updates "
+    "for norms) or the base's spread over seeds, whichever is larger. Errors of one seed are unpaired, though prompts "
+    "and noise are the same for all rows: that is cautious. All groups share the same base runs, so their verdicts "
+    "are not independent. Gradient norms are compared by the logarithm of a run's median."
 )
 
 
@@ -37,6 +43,7 @@ class Row:
     louder   … that its gradients are larger
     sparse   time is fed to the networks as 1000 · t, in stage 1 too
     updates  the share of the others' steps that it is trained for
+    comparable   whether it is what the paper's row is; if not there is no verdict
     """
 
     label: str
@@ -47,6 +54,7 @@ class Row:
     louder: bool = False
     sparse: bool = False
     updates: float = 1.0
+    comparable: bool = True
     note: str = ""
 
     @property
@@ -83,7 +91,13 @@ GROUPS = (
         "Losses",
         "sCM and LADD together are better than either alone.",
         (
-            Row("sCM only", (f"{WEIGHT}=0",), 3, Paper(8.93, 27.51), note="every step is the student's"),
+            Row(
+                "sCM only",
+                (f"{WEIGHT}=0",),
+                3,
+                comparable=False,
+                note="every step is the student's: twice its updates with both losses, so no verdict",
+            ),
             Row(
                 "sCM, half steps",
                 (f"{WEIGHT}=0",),
@@ -122,11 +136,13 @@ GROUPS = (
         "A student that is told the guidance scale is better.",
         (
             Row(
-                "off",
+                "one scale, 4.5",
                 ("distill.guidance_scales=[4.5]",),
                 3,
                 Paper(9.23, 27.15),
-                note="one scale in training, so that the embedder is a constant",
+                comparable=False,
+                note="trained for the one scale that it is scored at: a specialist, whose embedder is a constant; "
+                "the paper does not say how its row was trained and scored, so its figures get no verdict",
             ),
             _base("on", 8.72, 28.09),
         ),
@@ -197,11 +213,15 @@ class Measured:
         """Standard deviation over seeds, if there are several."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
-    def error(self, spread_of_base: float | None) -> float:
-        """Of the mean, as `RULE` says."""
-        if self.spread is not None:
-            return self.spread / math.sqrt(len(self.values))
-        return max(self.errors[0], spread_of_base or 0.0)
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of `error`; one run's comes from many pictures or updates."""
+        return len(self.values) - 1 if len(self.values) > 1 else math.inf
+
+    @property
+    def error(self) -> float:
+        """Of the mean: over seeds, of a single one within its run."""
+        return self.errors[0] if self.spread is None else self.spread / math.sqrt(len(self.values))
 
 
 def verdict(row: Measured, base: Measured, expected: int) -> str:
@@ -210,16 +230,29 @@ def verdict(row: Measured, base: Measured, expected: int) -> str:
     expected   1 where the paper's row is above its base, −1 where below, 0 where equal
     """
     difference = row.mean - base.mean
-    noise = math.hypot(row.error(base.spread), base.error(base.spread))
-    if abs(difference) <= NOISE * noise or expected == 0:
+    if abs(difference) <= _uncertainty(row, base) or expected == 0:
         return WITHIN_NOISE
     return AGREES if difference * expected > 0 else DISAGREES
+
+
+def _uncertainty(row: Measured, base: Measured) -> float:
+    """Half of the difference's 95% interval, as `RULE` says."""
+    if row.spread is None and base.spread is not None and base.spread > row.error:
+        return _quantile(base.freedom) * math.hypot(base.spread, base.error)  # one estimate behind both
+    variances = row.error**2, base.error**2
+    scatter = sum(v**2 / m.freedom for v, m in zip(variances, (row, base), strict=True))
+    freedom = sum(variances) ** 2 / scatter if scatter else math.inf  # Welch and Satterthwaite
+    return _quantile(freedom) * math.sqrt(sum(variances))
+
+
+def _quantile(freedom: float) -> float:
+    return STUDENT_T[max(known for known in STUDENT_T if known <= max(freedom, 1) + ROUNDING)]
 
 
 def expectations(row: Row, base: Row) -> dict[str, int]:
     """By measure ("fid", "score", "norm") the sign of the paper's difference from the base."""
     signs = {}
-    if row.is_base:
+    if row.is_base or not row.comparable:
         return signs
     if row.paper and base.paper:
         signs |= {

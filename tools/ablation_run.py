@@ -7,23 +7,21 @@ import shutil
 import statistics
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from ablations import INTERRUPTED, RESULT, Job, is_done
+from ablations import INTERRUPTED, RESULT, Job, feature_network, is_done, other_settings
 from diffusers.utils import logging
+from measure import environment
 from safetensors.torch import load, save
-from torch import Tensor
 
 from sprint.convert.load import load_teacher
 from sprint.data.source import SHOWN, held_out_scenes
-from sprint.errors import SprintError
-from sprint.evaluate.columns import draw_column
-from sprint.evaluate.distance import real_scene_features
-from sprint.evaluate.distance import statistics as gaussian
-from sprint.evaluate.fid import GaussianStatistics, fid
+from sprint.errors import Diverged, SprintError
+from sprint.evaluate.columns import REFERENCE_SCENES, REFERENCE_SEED, draw_column
+from sprint.evaluate.columns import real_statistics as statistics_of
+from sprint.evaluate.fid import GaussianStatistics, fid, resampled_fid
 from sprint.evaluate.result import share
 from sprint.evaluate.scene_features import scene_features
 from sprint.evaluate.scenes import score
@@ -45,12 +43,16 @@ TEACHER_FOLDER, STUDENT_FOLDER = "teacher", "student"
 
 
 def work(job: Job, root: Path) -> int:
-    """-> exit code. Training that stops for good is a result: its line is kept, and what it logged.
+    """-> exit code. Training that diverges is a result: its line is kept, and what it logged.
 
-    Raises SprintError for a job that could not begin.
+    Raises SprintError for any other trouble: nothing is recorded then, and the next start tries again.
     """
     if is_done(job, root):
         return 0
+    if changed := other_settings(job, root / job.key):
+        raise SprintError(
+            f"{root / job.key}: made with other settings ({', '.join(changed)}); delete it to make it anew"
+        )
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     try:
@@ -70,17 +72,26 @@ def work(job: Job, root: Path) -> int:
         "scores": scores,
         "norms": norms(rows),
         "seconds": round(seconds, 1),  # of training and scoring, breaks left out
+        "network": feature_network(),
+        "made_by": made_by(),
     }
     write_whole(folder / RESULT, json.dumps(result, indent=1) + "\n")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return 0
 
 
+def made_by() -> dict:
+    """What figures depend on beside the recipe: device, versions and commit."""
+    here = environment()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else here["cpu"]
+    return {"device": device, "versions": here["versions"], "commit": here["commit"]}
+
+
 # ---- training ---------------------------------------------------------------------------------------
 
 
 def _train(job: Job, root: Path) -> tuple[Generator | None, str | None]:
-    """-> what draws with the result, or the line with which training failed"""
+    """-> what draws with the result, or the line with which training diverged"""
     if job.teacher:
         failed = json.loads((root / job.teacher / RESULT).read_text(encoding="utf-8"))["failed"]
         if failed:
@@ -90,7 +101,7 @@ def _train(job: Job, root: Path) -> tuple[Generator | None, str | None]:
     train = {"teacher": _teacher, "student": _student, "sparse": _sparse}[job.kind]
     try:
         return train(run), None
-    except SprintError as error:
+    except Diverged as error:
         return None, str(error)
 
 
@@ -151,13 +162,12 @@ def score_steps(generator: Generator, job: Job, folder: Path, root: Path) -> dic
             generator, role, count, scenes, settings.guidance_scale, settings.batch_size
         )
         features = network(pictures)
-        distance = partial(_distance, features, real)
         found = score(pictures, [scene.claim for scene in scenes])
         scores[str(count)] = {
             "score": found["mean_over_samples"],
             "score_error": _binomial(found["mean_over_samples"], found["n"]),
-            "fid": distance(),
-            "fid_error": bootstrap_error(distance, len(features)),
+            "fid": fid(GaussianStatistics.of(features), real),
+            "fid_error": statistics.stdev(resampled_fid(features, real, RESAMPLES)),
             "categories": {
                 name: row | {"error": _binomial(row["share"], row["n"])}
                 for name, row in found["categories"].items()
@@ -174,23 +184,13 @@ def _binomial(p: float, count: int) -> float:
     return share(round(p * count), count).error
 
 
-def _distance(features: Tensor, real: GaussianStatistics, indices: Tensor | None = None) -> float:
-    return fid(gaussian(features if indices is None else features[indices]), real)
-
-
-def bootstrap_error(distance, count: int, resamples: int = RESAMPLES) -> float:
-    """Standard deviation of `distance` over sets of pictures drawn anew, with replacement, from the `count`."""
-    draw = torch.Generator().manual_seed(0)
-    sets = (torch.randint(count, (count,), generator=draw) for _ in range(resamples))
-    return statistics.stdev(distance(indices) for indices in sets)
-
-
 def real_statistics(root: Path) -> GaussianStatistics:
     """Of the real scenes in the scene network's features; computed once and kept."""
     network = scene_features()
-    file = root / f"real-{network.name.split()[-1]}.safetensors"
+    series = f"{network.name.split()[-1]}-{REFERENCE_SEED}-{REFERENCE_SCENES}"
+    file = root / f"real-{series}.safetensors"
     if not file.exists():
-        found = gaussian(real_scene_features(network))
+        found = statistics_of(network, REFERENCE_SCENES)
         write_whole(file, save({name: tensor.contiguous() for name, tensor in found.tensors().items()}))
     return GaussianStatistics.of_tensors(load(file.read_bytes()))
 

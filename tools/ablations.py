@@ -5,7 +5,8 @@
     python tools/ablations.py distill.steps=200
 
 Runs lie in runs/ablations/, each in a folder named by its recipe's hash, and several rows may share one. What has a
-result.json is done; the same command goes on with the rest, inside a run too. To repeat a run delete its folder.
+result.json is done; the same command goes on with the rest, inside a run too. To repeat a run delete its folder. A
+run scored with another feature network is scored anew; one made with other settings has to be deleted first.
 """
 
 import argparse
@@ -21,12 +22,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
+import yaml
 from ablation_rows import BASE_SEEDS, GROUPS, Group, Row, chosen
 from tqdm import tqdm
 
 from sprint.errors import SprintError
 from sprint.log import BAR, METRICS, QUIET_INTERVAL, read_metrics
-from sprint.recipe import Data, DataKind, Recipe, load_recipe
+from sprint.recipe import Data, DataKind, Recipe, load_recipe, recipe_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "ablations.yaml"
@@ -34,6 +36,7 @@ RUNS = Path("runs") / "ablations"
 RESULT, WORKER_LOG = "result.json", "worker.log"
 QUICK = ("distill.steps=160", "evaluate.prompts=60")
 BESIDE_THE_POINT = ("name", "needs", "save_every", "log_every")  # of a recipe: the result is the same
+OF_THE_LIST = ("name", "seed", "data.path")  # keys that the list sets itself
 POLL = 0.5  # seconds between looks at the workers
 INTERRUPTED = 130  # exit code
 
@@ -69,6 +72,13 @@ class Settings:
     overrides: tuple[str, ...] = ()
     root: Path = RUNS
 
+    def __post_init__(self):
+        """Raises SprintError for keys that are not to be given."""
+        for override in self.overrides:
+            key = override.partition("=")[0]
+            if key in OF_THE_LIST:
+                raise SprintError(f"{override}: the list sets {key} itself; leave it out")
+
     @property
     def shared(self) -> tuple[str, ...]:
         return (*(QUICK if self.quick else ()), *self.overrides)
@@ -80,9 +90,12 @@ class Settings:
         stages = (recipe.adapt, recipe.distill)
         return max(stage.steps * stage.batch_size for stage in stages)
 
-    @property
+    @cached_property
     def cache_folder(self) -> Path:
-        return self.root / f"cache-{self.cache_samples}"
+        """Named by its samples; another teacher, text or data than the recipe's adds a digest."""
+        made_of, plain = (_cache_facts(load_recipe(RECIPE, o)) for o in (self.overrides, ()))
+        name = f"cache-{self.cache_samples}"
+        return self.root / (name if made_of == plain else f"{name}-{_sha256(made_of)[:8]}")
 
     def seeds(self, row: Row) -> range:
         return range(1 if self.quick else row.seeds)
@@ -97,6 +110,11 @@ class Settings:
         """Stage 1 of a row, of seed 0 for all seeds; what concerns stage 2 and --quick does not change it."""
         mine = (o for o in (*self.overrides, *row.overrides) if not o.startswith("distill."))
         return _job("teacher", (f"data.path={self.cache_folder}", *mine))
+
+
+def _cache_facts(recipe: Recipe) -> dict:
+    """What a cache depends on, but for its length."""
+    return {key: asdict(recipe)[key] for key in ("teacher", "teacher_family", "text", "data")}
 
 
 @cache
@@ -117,7 +135,11 @@ def digest(recipe: Recipe) -> str:
     plain = type(recipe)()
     settings = replace(recipe, **{key: getattr(plain, key) for key in BESIDE_THE_POINT})
     changed = dict(_differences(asdict(settings), asdict(plain)))
-    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
+    return _sha256(changed)[:12]
+
+
+def _sha256(value: dict) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _differences(value: dict, default: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -143,13 +165,47 @@ def plan(groups: Sequence[Group], settings: Settings) -> dict[str, Job]:
 
 
 def is_done(job: Job, root: Path) -> bool:
-    return (root / job.key / RESULT).exists()
+    """Whether its result is there, of these settings, and of this feature network where it has scores."""
+    file = root / job.key / RESULT
+    if not file.exists() or other_settings(job, file.parent):
+        return False
+    found = json.loads(file.read_text(encoding="utf-8"))
+    recorded = found.get("network")
+    return not found.get("scores") or recorded is None or recorded == feature_network()
+
+
+def other_settings(job: Job, folder: Path) -> list[str]:
+    """Keys that the run in `folder` has and the job too, with other values: a default changed since, which
+    `digest` cannot see. Empty where there is no run."""
+    file = folder / "recipe.yaml"
+    if not file.exists():
+        return []
+    before, now = (
+        dict(_leaves(yaml.safe_load(text)))
+        for text in (file.read_text(encoding="utf-8"), recipe_text(job.recipe))
+    )
+    both = (key for key in now if key in before and key.partition(".")[0] not in BESIDE_THE_POINT)
+    return [key for key in both if before[key] != now[key]]
+
+
+def _leaves(settings: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+@cache
+def feature_network() -> str:
+    """Name of the network that FID is measured with."""
+    from sprint.evaluate.scene_features import scene_features
+
+    return scene_features().name
 
 
 def steps_done(job: Job, root: Path) -> int:
-    """As its log says; what is done is done whole, also where the run stopped early."""
-    if is_done(job, root):
-        return job.steps
+    """As its log says."""
     rows = read_metrics(root / job.key / METRICS)
     last = {row["stage"]: row["step"] for row in rows}
     return min(job.steps, sum(last.values()))
@@ -183,7 +239,8 @@ class Workers:
 
     def __init__(self, jobs: dict[str, Job], root: Path, at_once: int, command: Sequence[str]):
         self.jobs, self.root, self.at_once, self.command = jobs, root, at_once, command
-        self.waiting = [job for job in jobs.values() if not is_done(job, root)]
+        self.done = {key for key, job in jobs.items() if is_done(job, root)}
+        self.waiting = [job for job in jobs.values() if job.key not in self.done]
         self.running: dict[subprocess.Popen, Job] = {}
         self.troubles: dict[str, str] = {}  # by key, the line with which a worker ended
 
@@ -211,7 +268,7 @@ class Workers:
             if job.teacher in self.troubles:
                 self.troubles[job.key] = f"its teacher is not there: {self.troubles[job.teacher]}"
                 self.waiting.remove(job)
-            elif not job.teacher or is_done(self.jobs[job.teacher], self.root):
+            elif not job.teacher or job.teacher in self.done:
                 self.waiting.remove(job)
                 self.running[self._process(job)] = job
                 started = True
@@ -233,7 +290,9 @@ class Workers:
         for process, job in [*self.running.items()]:
             if process.poll() is not None:
                 del self.running[process]
-                if not is_done(job, self.root):
+                if is_done(job, self.root):
+                    self.done.add(job.key)
+                else:
                     said = (self.root / job.key / WORKER_LOG).read_text(encoding="utf-8", errors="replace")
                     line = (said.strip().splitlines() or ["said nothing"])[-1]
                     self.troubles[job.key] = f"{line} (exit code {process.returncode})"
@@ -248,22 +307,30 @@ class Workers:
         return tqdm(
             desc="ablations",
             total=sum(job.steps for job in self.jobs.values()),
-            initial=sum(steps_done(job, self.root) for job in self.jobs.values()),
+            initial=self._steps(),
             bar_format=BAR,
             file=sys.stderr,
             mininterval=0.2 if sys.stderr.isatty() else QUIET_INTERVAL,
         )
 
     def _show(self, bar: tqdm) -> None:
-        done = sum(is_done(job, self.root) for job in self.jobs.values())
-        bar.set_description_str(f"ablations, {done} of {len(self.jobs)} runs", refresh=False)
-        bar.update(sum(steps_done(job, self.root) for job in self.jobs.values()) - bar.n)
+        bar.set_description_str(f"ablations, {len(self.done)} of {len(self.jobs)} runs", refresh=False)
+        bar.update(self._steps() - bar.n)
+
+    def _steps(self) -> int:
+        """What is done is done whole, also where the run stopped early."""
+        return sum(
+            job.steps if job.key in self.done else steps_done(job, self.root) for job in self.jobs.values()
+        )
 
 
 def default_jobs() -> int:
     import torch
 
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    if torch.cuda.is_available():
+        return 1
+    mine = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(mine(0)) if mine else os.cpu_count() or 1
 
 
 def run_list(
@@ -293,7 +360,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         type=Path,
-        help="where results go (default tools/results; of a part of the list the runs' folder)",
+        help="where results go (default: tools/results once the whole list is done, else the runs' folder)",
     )
     parser.add_argument("--page", action="store_true", help="run nothing; write what has been found so far")
     parser.add_argument("--work", metavar="KEY", help=argparse.SUPPRESS)
@@ -305,23 +372,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.jobs is not None and args.jobs < 1:
         print(f"ablations: --jobs {args.jobs}: give at least 1", file=sys.stderr)
         return 2
-    groups = chosen(args.only or ())
-    settings = Settings(args.quick, tuple(args.overrides), args.runs)
+    groups, jobs = chosen(args.only or ()), args.jobs or default_jobs()
     partial = args.quick or args.only or args.overrides
     page_folder = args.runs / ("quick" if args.quick else "part") if partial else args.runs
-    out = args.out or (page_folder if partial else ROOT / "tools" / "results")
     try:
+        settings = Settings(args.quick, tuple(args.overrides), args.runs)
+        planned = plan(groups, settings)
         if args.work:
             from ablation_run import work
 
-            job = plan(groups, settings).get(args.work)
+            job = planned.get(args.work)
             if job is None:
                 raise SprintError(
                     f"{args.work}: no such run; the list has changed since it was begun: start again"
                 )
             return work(job, settings.root)
         passed_on = [*args.overrides, "--runs", str(args.runs), *(["--quick"] if args.quick else [])]
-        jobs = args.jobs or default_jobs()
         troubles = {} if args.page else run_list(groups, settings, jobs, passed_on)
     except SprintError as error:
         print(f"ablations: {error}", file=sys.stderr)
@@ -333,7 +399,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ablations: {key}: {line}; see {args.runs / key / WORKER_LOG}", file=sys.stderr)
     from ablation_page import write_results
 
-    out = page_folder if troubles and not args.out else out  # the repository holds whole lists alone
+    whole = not partial and all(is_done(job, settings.root) for job in planned.values())
+    out = args.out or (ROOT / "tools" / "results" if whole else page_folder)
     write_results(groups, settings, jobs, out, page_folder)
     return 1 if troubles else 0
 

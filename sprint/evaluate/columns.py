@@ -7,6 +7,7 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,17 +31,10 @@ def batches(scenes: list[Scene], size: int) -> Iterator[list[Scene]]:
         yield scenes[start : start + size]
 
 
-def picture_statistics(pictures: np.ndarray, network: FeatureNetwork) -> GaussianStatistics:
-    """uint8 [N, H, W, 3] -> mean and covariance of their features"""
-    statistics = GaussianStatistics()
-    statistics.update(network(pictures))
-    return statistics
-
-
 def real_statistics(network: FeatureNetwork, count: int, seed: int = REFERENCE_SEED) -> GaussianStatistics:
-    """Of real scenes that nobody trained on."""
-    drawn = (render(scene(seed, i).things) for i in range(count))
-    return picture_statistics(np.stack(list(drawn)), network)
+    """Of the first real scenes of a series, `REFERENCE_SEED`'s or another that nobody trained on."""
+    drawn = [render(scene(seed, i).things) for i in range(count)]
+    return GaussianStatistics.of(network(np.stack(drawn)))
 
 
 def draw_column(
@@ -81,7 +75,7 @@ def evaluate_column(
         scores=Scores(
             result["mean_over_samples"], {name: row["share"] for name, row in result["categories"].items()}
         ),
-        fid=fid(picture_statistics(pictures, network), real),
+        fid=fid(GaussianStatistics.of(network(pictures)), real),
         pictures=list(pictures[:SHOWN]),
     )
 
@@ -89,12 +83,31 @@ def evaluate_column(
 # ---- kept between runs of the same command --------------------------------------------------------
 
 
-def save_column(column: Column, folder: Path) -> None:
-    """Numbers as JSON, pictures as PNG rows in one .npz; the JSON is written last."""
+@dataclass(frozen=True)
+class Origin:
+    """What a column's pictures and figures came from.
+
+    model     SHA-256 of weights and text settings
+    times     TrigFlow times in radians
+    network   name of the one behind FID
+    """
+
+    model: str
+    times: tuple[float, ...]
+    network: str
+
+    def plain(self) -> dict:
+        return asdict(self) | {"times": list(self.times)}
+
+
+def save_column(column: Column, folder: Path, origin: Origin) -> None:
+    """Numbers as JSON, pictures in one .npz; the JSON is written last."""
     packed = io.BytesIO()
     np.savez_compressed(packed, pictures=np.stack(column.pictures))
+    (folder / f"{column.key}.json").unlink(missing_ok=True)  # of other pictures
     write_whole(folder / f"{column.key}.npz", packed.getvalue())
     numbers = {
+        "origin": origin.plain(),
         "seconds_per_picture": column.seconds_per_picture,
         "overall": column.scores.overall,
         "categories": dict(column.scores.categories),
@@ -103,13 +116,15 @@ def save_column(column: Column, folder: Path) -> None:
     write_whole(folder / f"{column.key}.json", json.dumps(numbers, indent=1))
 
 
-def load_column(role: Role, steps: int, folder: Path) -> Column | None:
-    """What `save_column` kept; None if it is not there."""
+def load_column(role: Role, steps: int, folder: Path, origin: Origin) -> Column | None:
+    """What `save_column` kept; None if it is not there, or came from something else."""
     empty = Column(role, steps)
     numbers_file = folder / f"{empty.key}.json"
     if not numbers_file.exists():
         return None
     numbers = json.loads(numbers_file.read_text())
+    if numbers.get("origin") != origin.plain():
+        return None
     with np.load(folder / f"{empty.key}.npz") as saved:
         pictures = list(saved["pictures"])
     return Column(

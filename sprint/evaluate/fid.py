@@ -13,6 +13,8 @@ from torch import Tensor
 from sprint.errors import SprintError
 from sprint.evaluate.features import finite
 
+PART = 1000  # features that are taken to float64 at once
+
 
 class Gaussian(Protocol):
     """What FID needs of a set of pictures, however it came about. Both float64, on the CPU."""
@@ -42,6 +44,14 @@ class GaussianStatistics:
         if len(x):
             mean = x.mean(0)
             self.merge(GaussianStatistics(len(x), mean, (x - mean).T @ (x - mean)))
+
+    @classmethod
+    def of(cls, features_ND: Tensor) -> "GaussianStatistics":
+        """Of one set of features. Raises SprintError as `update`."""
+        whole = cls()
+        for part in features_ND.split(PART):
+            whole.update(part)
+        return whole
 
     def merge(self, other: "GaussianStatistics") -> None:
         """Adds another set's statistics; the other is left as it is."""
@@ -92,6 +102,17 @@ def fid(a: Gaussian, b: Gaussian) -> float:
             f"FID: features of {len(cov_a)} and of {len(cov_b)} numbers; take both from one network"
         )
     return frechet_distance(a.mean, cov_a, b.mean, cov_b)
+
+
+def resampled_fid(features: Tensor, real: Gaussian, resamples: int) -> list[float]:
+    """FID of sets of as many rows of `features` [N, D], drawn with replacement (bootstrap).  -> [resamples]
+
+    Their standard deviation is FID's standard error. The rows depend on N alone, so that the lists of two ways of
+    drawing the same pictures can be compared set by set.
+    """
+    draw = torch.Generator().manual_seed(0)
+    sets = (torch.randint(len(features), (len(features),), generator=draw) for _ in range(resamples))
+    return [fid(GaussianStatistics.of(features[rows]), real) for rows in sets]
 
 
 def frechet_distance(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor) -> float:

@@ -1,9 +1,11 @@
 """At which times should a student take its 2, 3 or 4 steps? One time is searched after the other.
 
 SANA-Sprint (Table 7) fixes one time and goes on to the next. So do we, from the default list, first over all
-multiples of a coarse spacing and then around the best by finer ones. Lists are chosen on one series of built-in
-scenes, all with the same noise, and the winner meets the default on another: the best of many lists is partly
-lucky where it was chosen, and is not where it is confirmed. Neither series is what a report scores.
+multiples of a coarse spacing and then around the best by finer ones; but the paper searches the first time too, and
+here that stays at the default list's. Lists are chosen on one series of built-in scenes, and the winner meets the
+default on another, of other noise: the best of many lists is partly lucky where it was chosen, and is not where it is
+confirmed. There it has to be better by two standard errors of the difference, taken picture by picture, since both
+lists draw the same captions from the same noise. Neither series, nor its noise, is what a report scores.
 """
 
 import hashlib
@@ -22,26 +24,30 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sprint.data.scenes import SIZE, Scene, render, scene
+from sprint.data.scenes import SIZE, Scene, scene
 from sprint.data.source import HELD_OUT_SEED
 from sprint.errors import SprintError
-from sprint.evaluate.fid import GaussianStatistics, fid
+from sprint.evaluate.columns import real_statistics
+from sprint.evaluate.fid import GaussianStatistics, fid, resampled_fid
 from sprint.evaluate.result import Figure, share
+from sprint.evaluate.run import model_hash
 from sprint.evaluate.scene_features import SceneFeatures, scene_features
 from sprint.evaluate.scenes import holds
 from sprint.export import CARD_FILE, INDEX_FILE, STEP_LISTS, complete_or_absent, show_times, step_lists
-from sprint.files import sha256, write_whole
+from sprint.files import write_whole
 from sprint.generate import SETTINGS_FILE, StudentGenerator, load_generator
-from sprint.models.family import resolve
 from sprint.schedule import MAX_TIME, student_times
 
 SEARCH_SEED, CONFIRM_SEED, REAL_SEED = (HELD_OUT_SEED + k for k in (101, 102, 103))  # series of scenes
 REAL_SCENES = 3000  # behind FID
+NOISE_OF_A_SERIES = 10**6  # seeds that a series has to itself; reports take the first ones
+NOISE = 2.0  # standard errors by which a list has to be better
 STEPS = (2, 3, 4)  # numbers of steps that have a middle time, and that a student has a default list for
 GRID = (0.2, 0.1, 0.05)  # radians: spacings, coarse to fine
 OBJECTIVES = ("scenes", "fid")
 BATCH = 50  # pictures in one call of the network
 RESAMPLES = 50  # of the pictures, for the standard error of FID
+LINE_START = b'{"key"'
 LISTS_FILE, RESULT_FILE = "lists.jsonl", "search.json"
 
 Times = tuple[float, ...]
@@ -101,6 +107,7 @@ class Found:
     """For one number of steps: the best list of the search beside the default one.
 
     searched, confirmed   figures of (default, best) on the two series; FID is lower where it is better
+    error                 standard error of the difference between the confirmed ones, picture by picture
     times                 what to use: `best` where it is confirmed, else `default`
     """
 
@@ -108,6 +115,7 @@ class Found:
     best: Times
     searched: tuple[Figure, Figure]
     confirmed: tuple[Figure, Figure]
+    error: float
 
     @property
     def gain(self) -> float:
@@ -117,8 +125,8 @@ class Found:
 
     @property
     def holds(self) -> bool:
-        """Whether that is more than one standard error of the default's figure."""
-        return self.best != self.default and self.gain > self.confirmed[0].error
+        """Whether that is more than `NOISE` standard errors of the difference."""
+        return self.best != self.default and self.gain > NOISE * self.error
 
     @property
     def times(self) -> Times:
@@ -131,7 +139,7 @@ class Found:
 def greedy_search(start: Times, grid: Sequence[float], score: Callable[[Times], float]) -> Times:
     """One middle time after the other: over all multiples of grid[0], then one finer spacing up and down.
 
-    start   times from noise to 0; the first and the last stay
+    start   times from noise to 0; the first and the last stay (the paper moves the first one too)
     score   of a list; higher is better, and of equal ones the earlier stays. It is called again for the best
             list so far, so let it remember.
     """
@@ -164,63 +172,79 @@ def candidates(times: Times, index: int, spacing: float, everywhere: bool) -> li
 # ---- what a list is worth ----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A list's figure, and the parts by which two lists of one series are compared.
+
+    parts   "scenes": 1 or 0 for every picture; "fid": FID of resamples of the pictures, the same for every list
+    """
+
+    figure: Figure
+    parts: tuple[float, ...]
+
+
+def paired_error(a: Judged, b: Judged) -> float:
+    """Standard error of the difference between two figures of the same captions and noise.
+
+    Shares: of the mean of the pictures' differences, as in McNemar's test. FID: the deviation of the resamples'.
+    """
+    spread = float(np.std(np.subtract(a.parts, b.parts), ddof=1))
+    return spread / math.sqrt(len(a.parts)) if a.figure.higher else spread
+
+
 class Judge:
-    """Figures of lists of times, each drawn once and kept in a file of JSON lines."""
+    """Lists of times, each drawn once and kept in a file of JSON lines."""
 
     def __init__(self, search: Search, generator: StudentGenerator, model: str, file: Path, bar: tqdm):
         self.search, self.generator, self.file, self.bar = search, generator, file, bar
-        protocol = [model, search.objective, search.prompts, search.guidance, torch.__version__]
-        self.key = hashlib.sha256(json.dumps(protocol).encode()).hexdigest()[:12]
-        self.lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        self.known = dict(filter(None, map(self._read, self.lines)))
-        self.scenes: dict[int, list[Scene]] = {}
         self.features: SceneFeatures | None = None
+        if search.objective == "fid":
+            self.features = scene_features(generator.family.device)
+        network = self.features and self.features.name
+        protocol = [model, network, search.objective, search.prompts, search.guidance, torch.__version__]
+        self.key = hashlib.sha256(json.dumps(protocol).encode()).hexdigest()[:12]
+        self.known = dict(filter(None, map(self._read, _whole_lines(file))))
+        self.scenes: dict[int, list[Scene]] = {}
         self.real: GaussianStatistics | None = None
 
-    def __call__(self, times: Times, seed: int) -> Figure:
-        """On the scenes of series `seed`, picture i from noise i."""
-        place = (tuple(times), seed)
+    def __call__(self, times: Times, series: int) -> Judged:
+        """On the scenes of a series, each from its own noise, which no other series has."""
+        place = (tuple(times), series)
         if place not in self.known:
-            figure = self._measure(times, seed)
-            line = {
-                "key": self.key,
-                "times": times,
-                "series": seed,
-                "value": figure.value,
-                "error": figure.error,
-            }
-            self.lines.append(json.dumps(line))
-            write_whole(self.file, "\n".join(self.lines) + "\n")
-            self.known[place] = figure
+            judged = self._measure(times, series)
+            line = {"key": self.key, "times": times, "series": series, **asdict(judged)}
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.file, "a", encoding="utf-8") as lines:
+                lines.write(json.dumps(line) + "\n")
+            self.known[place] = judged
         return self.known[place]
 
-    def _read(self, line: str) -> tuple[tuple[Times, int], Figure] | None:
+    def _read(self, line: str) -> tuple[tuple[Times, int], Judged] | None:
         """None for a line of another model or protocol."""
         try:
             row = json.loads(line)
             if row["key"] != self.key:
                 return None
-            figure = Figure(row["value"], row["error"], higher=self.search.objective != "fid")
-            return (tuple(row["times"]), row["series"]), figure
+            judged = Judged(Figure(**row["figure"]), tuple(row["parts"]))
+            return (tuple(row["times"]), row["series"]), judged
         except (ValueError, KeyError, TypeError) as error:
             raise SprintError(f"{self.file}: not what search-steps wrote; give another --out") from error
 
-    def _measure(self, times: Times, seed: int) -> Figure:
-        scenes = self.scenes.setdefault(seed, [scene(seed, i) for i in range(self.search.prompts)])
-        pictures = self._draw(scenes, times)
-        if self.search.objective == "scenes":
-            return share(sum(map(holds, pictures, [s.claim for s in scenes])), len(scenes))
+    def _measure(self, times: Times, series: int) -> Judged:
+        scenes = self.scenes.setdefault(series, [scene(series, i) for i in range(self.search.prompts)])
+        pictures = self._draw(scenes, times, first_seed=(series - HELD_OUT_SEED) * NOISE_OF_A_SERIES)
         if self.features is None:
-            self.features = scene_features(self.generator.family.device)
-            real = [render(scene(REAL_SEED, i).things) for i in range(REAL_SCENES)]
-            self.real = statistics(self.features(np.stack(real)))
-        return fid_figure(self.features(pictures), self.real)
+            verdicts = tuple(map(int, map(holds, pictures, [s.claim for s in scenes])))
+            return Judged(share(sum(verdicts), len(verdicts)), verdicts)
+        if self.real is None:
+            self.real = real_statistics(self.features, REAL_SCENES, REAL_SEED)
+        return judged_by_fid(self.features(pictures), self.real)
 
-    def _draw(self, scenes: list[Scene], times: Times) -> np.ndarray:
+    def _draw(self, scenes: list[Scene], times: Times, first_seed: int) -> np.ndarray:
         parts = []
         for start in range(0, len(scenes), BATCH):
             captions = [s.caption for s in scenes[start : start + BATCH]]
-            seeds = list(range(start, start + len(captions)))
+            seeds = list(range(first_seed + start, first_seed + start + len(captions)))
             parts.append(
                 self.generator.pictures(
                     captions, seeds, guidance_scale=self.search.guidance, times=list(times)
@@ -230,20 +254,22 @@ class Judge:
         return np.concatenate(parts)
 
 
-def statistics(features: Tensor) -> GaussianStatistics:
-    result = GaussianStatistics()
-    result.update(features)
-    return result
-
-
-def fid_figure(features: Tensor, real: GaussianStatistics) -> Figure:
+def judged_by_fid(features: Tensor, real: GaussianStatistics) -> Judged:
     """FID of features [N, D], and its standard deviation over resamples of the pictures (bootstrap)."""
-    generator = torch.Generator().manual_seed(0)
-    resamples = [
-        fid(statistics(features[torch.randint(len(features), (len(features),), generator=generator)]), real)
-        for _ in range(RESAMPLES)
-    ]
-    return Figure(fid(statistics(features), real), float(np.std(resamples, ddof=1)), higher=False)
+    resamples = resampled_fid(features, real, RESAMPLES)
+    error = float(np.std(resamples, ddof=1))
+    return Judged(Figure(fid(GaussianStatistics.of(features), real), error, higher=False), tuple(resamples))
+
+
+def _whole_lines(file: Path) -> list[str]:
+    """Of a file that lines are appended to; half of ours, of a program that was killed, is cut off."""
+    if not file.is_file():
+        return []
+    text = file.read_bytes()
+    whole, end, rest = text.rpartition(b"\n")
+    if rest and rest[: len(LINE_START)] == LINE_START[: len(rest)]:
+        write_whole(file, text := whole + end)
+    return text.decode(errors="replace").splitlines()
 
 
 # ---- from a folder to a verdict ----------------------------------------------------------------------------
@@ -262,7 +288,7 @@ def search_steps(search: Search, out: Path, device: str = "cpu") -> dict[int, Fo
         raise SprintError(
             f"{search.student} draws {generator.size} pixels; lists are scored on built-in scenes, {SIZE} pixels"
         )
-    model = _weights_hash(search.student)
+    model = model_hash(search.student)
     found, calls = {}, 0
     with tqdm(total=search.calls, desc="searching", unit="call") as bar:
         judge = Judge(search, generator, model, out / LISTS_FILE, bar)
@@ -271,30 +297,29 @@ def search_steps(search: Search, out: Path, device: str = "cpu") -> dict[int, Fo
             found[steps] = _search(judge, tuple(student_times(steps)))
             calls += search.lists(steps) * steps * math.ceil(search.prompts / BATCH)
             bar.update(calls - bar.n)  # lists that were known, or did not exist, cost nothing
-    _write_result(search, found, model, out)
+    _write_result(search, found, model, judge.features and judge.features.name, out)
     return found
 
 
 def _search(judge: Judge, default: Times) -> Found:
     def score(times: Times) -> float:
-        figure = judge(times, SEARCH_SEED)
+        figure = judge(times, SEARCH_SEED).figure
         return figure.value if figure.higher else -figure.value
 
     best = greedy_search(default, judge.search.grid, score)
     both = default, best
     searched, confirmed = (tuple(judge(t, seed) for t in both) for seed in (SEARCH_SEED, CONFIRM_SEED))
-    return Found(default, best, searched, confirmed)
+    figures = (tuple(judged.figure for judged in pair) for pair in (searched, confirmed))
+    return Found(default, best, *figures, paired_error(*confirmed))
 
 
-def _weights_hash(student: str) -> str:
-    files = sorted((Path(resolve(student)) / "transformer").glob("*.safetensors"))
-    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
-
-
-def _write_result(search: Search, found: dict[int, Found], model: str, out: Path) -> None:
+def _write_result(
+    search: Search, found: dict[int, Found], model: str, network: str | None, out: Path
+) -> None:
     record = {
         "search": asdict(search),
-        "weights_sha256": model,
+        "model_sha256": model,
+        "feature_network": network,
         "series": {"searched": SEARCH_SEED, "confirmed": CONFIRM_SEED},
         "calls_at_most": search.calls,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -323,8 +348,8 @@ def verdict(row: Found) -> str:
     if row.best == row.default:
         return "no list was better: the default stays"
     if row.holds:
-        return f"better by {row.gain:.3f} on fresh prompts, more than one standard error: use it"
-    told = f"better by {row.gain:.3f}, less than a standard error," if row.gain > 0 else "no better"
+        return f"better by {row.gain:.3f} ± {row.error:.3f} on fresh prompts: use it"
+    told = f"better by {row.gain:.3f} ± {row.error:.3f}, too little," if row.gain > 0 else "no better"
     return f"{told} on fresh prompts: the default stays"
 
 
@@ -356,7 +381,15 @@ def adopt(student: str | Path, found: Mapping[int, Found]) -> Path:
     card = folder / CARD_FILE
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     with complete_or_absent(folder) as place:
-        shutil.copytree(folder, place, copy_function=os.link, dirs_exist_ok=True)
+        shutil.copytree(folder, place, copy_function=_link, dirs_exist_ok=True)
         write_whole(place / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
         write_whole(place / CARD_FILE, text.partition(STEP_LISTS)[0].rstrip("\n") + "\n" + step_lists(own))
     return folder / SETTINGS_FILE
+
+
+def _link(source: str, target: str) -> None:
+    """The same file under another name; a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

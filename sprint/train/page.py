@@ -47,15 +47,18 @@ def peak_memory() -> int:
 
 
 def evaluate_run(recipe: Recipe, folder: Path) -> tuple[list[Column], float]:
-    """Every column, drawn once and kept in folder/evaluation.  -> columns, FID of real against real"""
+    """Every column, kept in folder/evaluation and drawn anew only for another model, other times or another
+    feature network.  -> columns, FID of real against real"""
     from sprint.evaluate.columns import (
         REFERENCE_SCENES,
+        Origin,
         evaluate_column,
         load_column,
         real_floor,
         real_statistics,
         save_column,
     )
+    from sprint.evaluate.run import model_hash
     from sprint.evaluate.scene_features import scene_features
 
     settings, kept = recipe.evaluate, folder / "evaluation"
@@ -65,16 +68,21 @@ def evaluate_run(recipe: Recipe, folder: Path) -> tuple[list[Column], float]:
     scenes = held_out_scenes(settings.prompts)
     network = scene_features(device)
     real = real_statistics(network, REFERENCE_SCENES)
+    hashes = {
+        generator: model_hash(str(folder / name))
+        for generator, name in ((teacher, "teacher"), (student, "student"))
+    }
     wanted = [(teacher, Role.teacher, settings.teacher_steps), (teacher, Role.undistilled, 1)]
     wanted += [(student, Role.student, steps) for steps in settings.steps]
     columns = []
     for generator, role, steps in wanted:
-        column = load_column(role, steps, kept)
+        origin = Origin(hashes[generator], tuple(generator.times(steps)), network.name)
+        column = load_column(role, steps, kept, origin)
         if column is None:
             column = evaluate_column(
                 generator, role, steps, scenes, network, real, settings.guidance_scale, settings.batch_size
             )
-            save_column(column, kept)
+            save_column(column, kept, origin)
         columns.append(column)
     return columns, real_floor(network, real, settings.prompts)
 
@@ -97,7 +105,7 @@ def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
         began = time.monotonic()
         columns, floor = evaluate_run(recipe, folder)
         notes = [
-            f"FID in this space is {floor:.3f} for as many other real scenes: no generator can do better.",
+            f"As many other real scenes have an FID of {floor:.3f} in this space.",
             "Seconds per picture: text encoder, network and autoencoder, "
             f"in batches of {recipe.evaluate.batch_size}.",
         ]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sprint.engine import Engine
-from sprint.errors import SprintError
+from sprint.errors import Diverged
 from sprint.optim import learning_rate_schedule
 from sprint.sharding import Read, Tensors, Whole
 
@@ -86,13 +86,13 @@ class Means:
     def read(self, engine: Engine) -> dict[str, float]:
         """All of them, averaged over processes: the one place that waits for the device.
 
-        Raises SprintError if this update was at least the `PATIENCE`-th in a row without a finite gradient.
+        Raises Diverged if this update was at least the `PATIENCE`-th in a row without a finite gradient.
         Only logged updates are read, so a run may go on for 2 · `log_every` steps before it hears of it.
         """
         values = [value.to(engine.device).float() for value in (*self.sums.values(), self.skipped_in_a_row)]
         *means, in_a_row = engine.average(torch.stack(values)).tolist()
         if in_a_row >= PATIENCE:
-            raise SprintError(
+            raise Diverged(
                 f"{in_a_row:.0f} updates in a row without a finite gradient; "
                 "lower the learning rate, and give the run another name"
             )
