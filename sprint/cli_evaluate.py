@@ -12,7 +12,8 @@ METRICS = "scenes, fid, clip, geneval, latency"
 EVALUATE = """\
 Draw with a model and measure: a table, OUT/result.json and OUT/index.html with the pictures, worst first.
 Pictures are drawn once for each prompt and seed; interrupted, the same command goes on where it stopped.
-A metric whose weights are not here is left out with a line that says what to fetch.
+A metric whose weights are not here is left out with a line that says what to fetch. Figures of an earlier run
+in the same OUT stay where model, prompts, seeds and guidance are the same.
 
   sprint evaluate runs/tiny                                      student at 1, 2 and 4 steps, teacher at 20
   sprint evaluate runs/tiny/student --steps 1 --metrics scenes --count 60
@@ -59,7 +60,9 @@ def add_evaluate(verbs) -> None:
         "--batch-size", type=at_least_one, help="pictures drawn together (50 at 64 px, else 10)"
     )
     verb.add_argument(
-        "--reference", type=Path, help="real pictures for FID: MJHQ-30K, a folder or statistics"
+        "--reference",
+        type=Path,
+        help="real pictures for FID: MJHQ-30K, a folder or statistics (earlier runs': evaluations/.reference)",
     )
     verb.add_argument(
         "--inception-weights", help="local copy of FID's Inception (default: torch hub's cache)"
@@ -82,14 +85,16 @@ def evaluate(args: argparse.Namespace) -> None:
     quiet_libraries()
     from sprint.caching import Place
     from sprint.evaluate.metrics import Choices
+    from sprint.evaluate.models import evaluation_name
     from sprint.evaluate.page import PAGE, result_table
-    from sprint.evaluate.run import KEPT, Options, evaluation_name
+    from sprint.evaluate.run import KEPT, KEPT_REAL, Options
     from sprint.evaluate.run import evaluate as run
 
     device = device_here(args.device or str(Place.of_this_process().device))
     out = args.out or Path("evaluations") / evaluation_name(args.model)
     choices = Choices(
         kept=out / KEPT,
+        kept_real=out.parent / KEPT_REAL,
         count=args.count,
         seed=args.seed,
         reference=args.reference,

@@ -37,9 +37,10 @@ def test_a_run_from_command_to_comparison(sprint, here, run_folder, no_clip, mon
     argv = ["evaluate", run_folder, "--metrics", "scenes,fid,clip", "--count", "3", "--steps", "2"]
     code, out, err = sprint(*argv)
     assert code == 0, err
-    assert [line.split()[0] for line in out.splitlines()[1:-2]] == [
+    assert [line.split()[0] for line in out.splitlines()[1:-3]] == [
         "scene", "single", "two", "counting", "FID", "KID",
     ]  # fmt: skip
+    assert out.splitlines()[-3] == "clip is left out: CLIP is not here; fetch it with `hf download clip`"
     assert re.split(r"\s{2,}", out.splitlines()[0].strip()) == ["student, 2 steps", "teacher, 20 steps"]
     assert out.endswith("result: evaluations/mini/result.json\npage: evaluations/mini/index.html\n")
     assert "sprint: clip is left out: CLIP is not here; fetch it with `hf download clip`\n" in err
@@ -81,7 +82,13 @@ def test_geneval_without_its_prompts(refusal, here, run_folder):
         (["MODEL", "--out", "full"], "--out full: holds notes.txt and no evaluation"),
         (["MODEL", "--teacher", "MODEL"], "a teacher is needed here"),
         (["MODEL", "--device", "nowhere"], "--device nowhere cannot be used here"),
-        (["MODEL", "--reference", "missing"], "missing: no such file or folder"),
+        (["MODEL", "--reference", "missing"], "--reference missing: no such file or folder"),
+        (
+            ["MODEL", "--clip-model", "a/mistyped/path"],
+            "--clip-model a/mistyped/path: no such file or folder",
+        ),
+        (["MODEL", "--geneval-metadata", "missing.jsonl"], "--geneval-metadata missing.jsonl: no such file"),
+        (["MODEL", "--teacher", "TEACHER", "--out", "full"], "--out full: holds notes.txt and no evaluation"),
         (["empty"], "no model in folder empty"),
     ],
 )
@@ -90,8 +97,8 @@ def test_wrong_input_is_one_line_before_anything_is_drawn(refusal, here, run_fol
     (here / "empty").mkdir()
     for file in ("notes.txt", "full/notes.txt"):
         (here / file).write_text("a note")
-    model = str(run_folder / "student")
-    assert words in refusal("evaluate", *(model if arg == "MODEL" else arg for arg in argv))
+    names = {"MODEL": str(run_folder / "student"), "TEACHER": str(run_folder / "teacher")}
+    assert words in refusal("evaluate", *(names.get(arg, arg) for arg in argv))
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,24 @@ def test_the_table_of_the_terminal():
     ]
 
 
+def test_published_figures_stand_beside_ours_with_their_source(tmp_path):
+    beside = Column(
+        "published", 1, "a paper", measured={"fid": Measured({"FID": Figure(7.04, **LOWER)})}, called="0.6b"
+    )
+    found = result(column(), published=[beside], source="published: a paper", left_out={"clip": "fetch it"})
+    lines = result_table(found).splitlines()
+    assert lines[0].split("  ")[-1] == "published 0.6b, 1 step" and lines[2].endswith(
+        "3.000                   7.040"
+    )
+    assert lines[3:] == ["published: a paper", "clip is left out: fetch it"]
+    text = page_html(tmp_path, found)
+    assert "Published 0.6b" in text and "published: a paper." in text and "7.040" in text
+
+
+def test_a_note_stands_behind_a_figure():
+    assert str(Figure(16.0, spec=".1f", note="quartiles 15.0 to 238.0")) == "16.0 (quartiles 15.0 to 238.0)"
+
+
 # ---- several ----------------------------------------------------------------------------------------
 
 
@@ -194,6 +212,32 @@ def test_equal_names_are_told_apart_by_folder(tmp_path):
         with_pictures(tmp_path / name, result(column()))
     labels = [side.label for side in compare_file._sides([str(tmp_path / "a"), str(tmp_path / "b")])]
     assert labels == ["a", "b"]
+
+
+def test_two_models_of_one_role_are_held_against_their_own_kind(tmp_path):
+    """The first evaluation has two teachers: their figures differ, and the second has one of them."""
+    a, b = (
+        dataclasses.replace(column("teacher", 20, fid=f), called=name) for f, name in ((1.0, "a"), (2.0, "b"))
+    )
+    with_pictures(tmp_path / "both", result(a, b, name="both"))
+    with_pictures(
+        tmp_path / "one", result(dataclasses.replace(a, measured=column(fid=2.5).measured), name="one")
+    )
+    text = compare([str(tmp_path / "both"), str(tmp_path / "one")], tmp_path / "compare.html")
+    assert re.split(r"\s{2,}", text.splitlines()[1].strip()) == [
+        "teacher a, 20 steps",
+        "teacher b, 20 steps",
+        "teacher a, 20 steps",
+    ]
+    page = (tmp_path / "compare.html").read_text()
+    assert "+1.500" in page and "+0.500" not in page
+
+
+def test_a_damaged_picture_is_named(sides, tmp_path):
+    file = tmp_path / "after" / "pictures" / "student-1" / SHOTS[1].file
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(SprintError, match=f"{file}: damaged picture"):
+        compare(sides, tmp_path / "compare.html")
 
 
 def test_one_result_is_nothing_to_compare(sides, tmp_path):

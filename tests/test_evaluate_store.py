@@ -1,6 +1,7 @@
 """Pictures that are drawn once, by whichever process, and found again."""
 
 import dataclasses
+import json
 import threading
 import time
 
@@ -52,6 +53,7 @@ def store(tmp_path):
         ("guidance", 5.0),
         ("size", 16),
         ("dtype", "bf16"),
+        ("sampling", store_file.SAMPLING + 1),
     ],
 )
 def test_every_part_of_a_drawing_has_its_own_folder(tmp_path, field, value):
@@ -110,6 +112,36 @@ def test_waiting_for_other_processes(store, monkeypatch):
     began = time.monotonic()
     wait_for(store, SHOTS)
     assert store.path(SHOTS[9]).is_file() and time.monotonic() - began >= 0.09
+
+
+def test_it_is_said_what_is_awaited(store, monkeypatch, caplog):
+    monkeypatch.setattr(store_file, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(store_file, "SILENT_SECONDS", 0.05)
+    late = threading.Timer(0.2, store.write, (SHOTS[0], colour_of("late 0", 0)))
+    late.start()
+    wait_for(store, SHOTS[:1])
+    assert caplog.messages == [f"waiting for 1 pictures of other processes in {store.folder}"]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda png: png[:-20], lambda png: b"", lambda png: png[:50] + b"?" + png[51:]]
+)
+def test_a_damaged_picture_is_drawn_again(store, caplog, damage):
+    draw(Painter(), store, SHOTS[:3], 4, "drawing")
+    path = store.path(SHOTS[1])
+    path.write_bytes(damage(path.read_bytes()))
+    again = Painter()
+    assert draw(again, store, SHOTS[:3], 4, "drawing") == 1
+    assert again.drawn == [(SHOTS[1].prompt, SHOTS[1].seed)]
+    assert np.array_equal(store.read(SHOTS[1]), colour_of(*SHOTS[1][:2]))
+    assert caplog.messages == [f"{path}: damaged picture; it is drawn again"]
+
+
+def test_a_folder_says_what_drew_it(store):
+    store.describe("runs/tiny")
+    about = json.loads((store.folder / "drawing.json").read_text())
+    assert (about["name"], about["size"], about["sampling"]) == ("runs/tiny", 8, store_file.SAMPLING)
+    assert "torch" in about["versions"]
 
 
 def test_a_damaged_picture_is_named(store):

@@ -15,6 +15,7 @@ from sprint.evaluate.page import (
     TITLES,
     Cell,
     Row,
+    column_title,
     figure_text,
     picture_rows,
     shot_words,
@@ -28,7 +29,9 @@ BEST = " *"  # after the best figure of a row
 NOISE = 2.0  # standard errors within which a difference may be chance
 STANDARD_ERRORS = ("scenes", "geneval", "clip")  # metrics whose ± is a standard error
 ALIKE = ("seeds", "guidance", "dtype")  # settings that decide what is drawn
-Key = tuple[str, int]  # role and steps: columns that are held against each other
+Key = tuple[
+    str, int
+]  # role, with a name where it repeats, and steps: columns that are held against each other
 Figures = Sequence[Figure | None]
 
 
@@ -42,13 +45,13 @@ class Side:
 
     @property
     def columns(self) -> dict[Key, Column]:
-        return {(column.role, column.steps): column for column in self.result.columns}
+        return {(column.who, column.steps): column for column in self.result.columns}
 
 
 def compare(paths: Sequence[str], page: Path) -> str:
     """Write the page.  -> table, differences in protocol and the page's name, for the terminal
 
-    Raises SprintError for fewer than two results, and for what is no result.
+    Raises SprintError for fewer than two results, for what is no result, and for a damaged picture.
     """
     if len(paths) < 2:
         raise SprintError("compare takes two results or more; `sprint evaluate` makes them")
@@ -177,7 +180,7 @@ def _differences(first: Side, other: Side) -> str:
         f"{other.label} less {first.label}, where both have the column. Noise: within {NOISE:g} standard errors of "
         "the two, as if their pictures were independent; for the same prompts and seeds that is cautious."
     )
-    head = [("", ""), *((a.role.capitalize(), html.steps(a.steps)) for a, _ in pairs)]
+    head = [("", ""), *(column_title(a) for a, _ in pairs)]
     drawn = [html.paragraph(text), html.table(head, rows)] if rows else []
     return html.section(f"Differences: {other.label} less {first.label}", *drawn)
 

@@ -5,7 +5,7 @@ Numbers, order and arithmetic are those of the authors' program (github.com/djgh
 from a detector and colours from a classifier, whichever the caller has.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -210,7 +210,7 @@ def summary(tasks: Sequence[Task], verdicts: Sequence[Verdict]) -> dict:
         },
         "images": sum(v.correct for v in verdicts) / len(verdicts),
         "prompts": sum(any(correct) for correct in by_task.values()) / len(by_task),
-        "official": _is_official(by_task),
+        "official": is_official(tasks),
         "by_prompt": [
             {"prompt": task.prompt, "tag": task.tag, "correct": sum(correct), "pictures": len(correct)}
             for task, correct in by_task.items()
@@ -218,6 +218,7 @@ def summary(tasks: Sequence[Task], verdicts: Sequence[Verdict]) -> dict:
     }
 
 
-def _is_official(by_task: Mapping[Task, Sequence[bool]]) -> bool:
-    counts = {tag: sum(task.tag == tag for task in by_task) for tag in PROMPTS}
-    return counts == PROMPTS and all(len(correct) == PICTURES for correct in by_task.values())
+def is_official(tasks: Sequence[Task]) -> bool:
+    """Whether these are as many prompts of each category as the official ones, each standing there `PICTURES` times."""
+    times = Counter(tasks)
+    return Counter(task.tag for task in times) == PROMPTS and set(times.values()) == {PICTURES}

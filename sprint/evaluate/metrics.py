@@ -18,15 +18,12 @@ from sprint.data.source import held_out_scenes
 from sprint.errors import NotHereError, SprintError
 from sprint.evaluate.clip_score import VIT_L_14, ClipScorer
 from sprint.evaluate.geneval import GenEval, read_metadata
-from sprint.evaluate.geneval_rules import PICTURES
-from sprint.evaluate.latency import Contender, Spread, measure_together
+from sprint.evaluate.geneval_rules import PICTURES, PROMPTS, is_official, summary
 from sprint.evaluate.prompts import GENEVAL, SCENES, Prompts, needed, scene_prompts, spread
 from sprint.evaluate.result import Figure, Measured, Shot, Verdicts, share
 from sprint.evaluate.store import PictureStore
 
 AT_ONCE = 50  # pictures read and scored together
-BATCHES, ROUNDS, WARMUP = (1, 10), 10, 3  # of latency
-PARTS = ("text", "network", "decoder")
 BINOMIAL = "± is the binomial standard error, pictures taken as independent"
 
 
@@ -34,7 +31,7 @@ BINOMIAL = "± is the binomial standard error, pictures taken as independent"
 class Choices:
     """What a user may choose about metrics; None where nothing was chosen.
 
-    kept               folder for what need not be computed twice
+    kept               folder for what need not be computed twice; `kept_real`: of real pictures, for every model
     count              pictures of each set, instead of all
     seed               of a set's first picture; the next ones count up
     reference          real pictures, which FID compares with
@@ -43,6 +40,7 @@ class Choices:
     """
 
     kept: Path
+    kept_real: Path
     count: int | None = None
     seed: int = 0
     reference: Path | None = None
@@ -162,7 +160,7 @@ class ClipScore:
 
     name, size = "clip", None
 
-    def __init__(self, choices: Choices, prompts: Prompts | None, fetch: bool = True):
+    def __init__(self, choices: Choices, prompts: Prompts | NotHereError, fetch: bool = True):
         """fetch   whether the hub may be asked for weights that are not on this machine"""
         self.choices, self.prompts, self.fetch = choices, prompts, fetch
 
@@ -171,7 +169,7 @@ class ClipScore:
 
     def open(self) -> None:
         name = self.choices.clip_model or VIT_L_14
-        here = Path(name).is_dir() or isinstance(try_to_load_from_cache(name, "config.json"), str)
+        here = Path(name).exists() or isinstance(try_to_load_from_cache(name, "config.json"), str)
         if not here and not self.fetch:
             raise NotHereError(
                 f"no CLIP here; fetch it with `hf download {name}`, or ask for it with --metrics clip"
@@ -215,7 +213,7 @@ class GenEvalScore:
         self.tasks = [every[i] for i in chosen for _ in range(PICTURES)]
         seeds = [self.choices.seed + PICTURES * i + k for i in chosen for k in range(PICTURES)]
         shots = [Shot(task.prompt, seed, task.tag) for task, seed in zip(self.tasks, seeds, strict=True)]
-        words = f"{PICTURES} for each of {len(chosen)} prompts of GenEval's {len(every)}"
+        words = f"{PICTURES} for each of {len(chosen)} prompts of {len(every)}"
         self.prompts = Prompts(GENEVAL, words, shots)
         return self.prompts
 
@@ -226,66 +224,33 @@ class GenEvalScore:
     def protocol(self) -> dict[str, str]:
         return {
             "pictures": self.prompts.words,
+            "prompts": self._official(),
             "networks": self.judge.protocol,
             "error": BINOMIAL,
         }
+
+    def _official(self) -> str:
+        prompts, tags = len(set(self.tasks)), len({task.tag for task in self.tasks})
+        if is_official(self.tasks):
+            return f"official {prompts} × {PICTURES}"
+        return f"not official: {prompts} prompt{'s' * (prompts != 1)}, {tags} of {len(PROMPTS)} tags"
 
     def measure(self, drawn: Drawn) -> Measured:
         verdicts = []
         for batch in drawn.batches("GenEval"):
             verdicts += self.judge(batch, self.tasks[len(verdicts) : len(verdicts) + len(batch)])
-        correct = [verdict.correct for verdict in verdicts]
-        groups = by_group(drawn.prompts.shots, correct)
-        figures = {"GenEval": mean_of(list(groups.values()))} | groups
+        found = summary(self.tasks, verdicts)
+        tags = {tag: share(row["correct"], row["pictures"]) for tag, row in found["tags"].items()}
+        correct, prompts = [verdict.correct for verdict in verdicts], found["by_prompt"]
+        figures = {
+            "GenEval": Figure(found["overall"], error_of_mean(list(tags.values()))),
+            **{f"GenEval: {tag.replace('_', ' ')}": figure for tag, figure in tags.items()},
+            "GenEval: of all pictures": share(sum(correct), len(correct)),
+            "GenEval: of prompts, one right": share(sum(p["correct"] > 0 for p in prompts), len(prompts)),
+        }
         return Measured(figures, Verdicts(GENEVAL, correct, reasons=[verdict.reason for verdict in verdicts]))
 
 
-def mean_of(figures: Sequence[Figure]) -> Figure:
-    """The mean of independent figures, which is GenEval's overall score."""
-    error = math.sqrt(sum(figure.error**2 for figure in figures)) / len(figures)
-    return Figure(fmean(figure.value for figure in figures), error)
-
-
-# ---- latency ----------------------------------------------------------------------------------------
-
-
-class Timing:
-    """How long a picture takes and where the time goes. It looks at no pictures: models take turns, batch by batch."""
-
-    name = "latency"
-
-    def __init__(self, prompts: Prompts | None):
-        self.prompts = prompts or scene_prompts(max(BATCHES), 0)
-        self.device = ""
-
-    def protocol(self) -> dict[str, str]:
-        one, many = BATCHES
-        return {
-            "calls": f"batch {one} for latency, {many} for throughput; {ROUNDS} rounds after {WARMUP} of warm-up",
-            "figures": "medians over the rounds; ± is half the distance between quartiles",
-            "prompts": self.prompts.words,
-            "device": self.device,
-        }
-
-    def measure(self, contenders: Sequence[Contender], teacher: int | None) -> list[Measured]:
-        """Figures for each contender; `teacher`: the place of the one that the others are held against."""
-        texts = [shot.prompt for shot in self.prompts.shots[: max(BATCHES)]]
-        found = measure_together(contenders, texts, BATCHES, ROUNDS, WARMUP)
-        single, together = found[: len(contenders)], found[len(contenders) :]
-        self.device = single[0].device
-        measured = []
-        for place, (one, many) in enumerate(zip(single, together, strict=True)):
-            figures = {"latency, ms": _middle(one.spread("whole"), 1000, ".1f")}
-            figures |= {f"{part}, ms": _middle(one.spread(part), 1000, ".1f") for part in PARTS}
-            figures["pictures a second"] = Figure(many.pictures_per_second, spec=".1f")
-            if teacher is not None and place != teacher:
-                figures["faster than the teacher"] = _middle(
-                    one.times_faster_than(single[teacher]), 1, ".1f", True
-                )
-            measured.append(Measured(figures))
-        return measured
-
-
-def _middle(spread: Spread, scale: float, spec: str, higher: bool = False) -> Figure:
-    """The median of a latency.Spread with half the distance between its quartiles."""
-    return Figure(scale * spread.median, scale * (spread.quartile_3 - spread.quartile_1) / 2, higher, spec)
+def error_of_mean(figures: Sequence[Figure]) -> float:
+    """The standard error of the mean of independent figures."""
+    return math.hypot(*(figure.error for figure in figures)) / len(figures)

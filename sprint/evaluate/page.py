@@ -2,17 +2,17 @@
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
 from PIL import Image
 
 from sprint import report_page as html
 from sprint.evaluate.grid import resize_picture
+from sprint.evaluate.png import read_png
 from sprint.evaluate.result import Column, Figure, Result, Shot, Verdicts
 from sprint.files import write_whole
 
@@ -59,8 +59,9 @@ def write_page(folder: Path, result: Result) -> Path:
 
 
 def page_html(folder: Path, result: Result) -> str:
+    """Raises SprintError that names a picture that is damaged."""
     rows, bars = figure_rows(result)
-    head = [("", ""), *(column_title(column) for column in result.columns)]
+    head = [("", ""), *(column_title(column) for column in (*result.columns, *result.published))]
     judged = [name for name in result.protocols if _verdicts(result, name)]
     return html.page(
         f"{result.name} · sprint evaluation",
@@ -70,7 +71,7 @@ def page_html(folder: Path, result: Result) -> str:
                 html.paragraph(f"{TITLES[name]} left out: {line}", "note")
                 for name, line in result.left_out.items()
             ),
-            html.section("Figures", html.table(head, rows, bars)),
+            html.section("Figures", html.table(head, rows, bars), _source(result)),
             html.section("How they were taken", html.listing(protocol_words(result))),
             *(_pictures(folder, result, name, PAGE_BYTES // len(judged)) for name in judged),
             _record(result),
@@ -82,9 +83,9 @@ def page_html(folder: Path, result: Result) -> str:
 
 
 def figure_rows(result: Result) -> tuple[list[tuple[str, list[str]]], list[list[float | None]]]:
-    """Rows of the table, and the bars under its numbers."""
+    """Rows of the table, published columns last, and the bars under its numbers."""
     rows, bars = [], []
-    for (metric, name), figures in result.rows().items():
+    for (metric, name), figures in result.rows([*result.columns, *result.published]).items():
         rows.append((name, [figure_text(figure) for figure in figures]))
         bars.append([f.value if f and metric in SHARES else None for f in figures])
     return rows, bars
@@ -95,7 +96,11 @@ def figure_text(figure: Figure | None) -> str:
 
 
 def column_title(column: Column) -> tuple[str, str]:
-    return column.role.capitalize(), html.steps(column.steps)
+    return column.who[:1].upper() + column.who[1:], html.steps(column.steps)
+
+
+def _source(result: Result) -> str:
+    return html.paragraph(f"{result.source}.", "note") if result.source else ""
 
 
 def protocol_words(result: Result) -> dict[str, str]:
@@ -120,13 +125,16 @@ def text_table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -
 
 
 def result_table(result: Result) -> str:
-    return text_table(["", *(column.title for column in result.columns)], figure_rows(result)[0])
+    """For the terminal: the figures, where published ones are from, and what was left out."""
+    head = ["", *(column.title for column in (*result.columns, *result.published))]
+    left_out = [f"{name} is left out: {line}" for name, line in result.left_out.items()]
+    return "\n".join([text_table(head, figure_rows(result)[0]), *filter(None, [result.source]), *left_out])
 
 
 def _lead(result: Result) -> str:
     ways: dict[str, list[int]] = {}
     for column in result.columns:
-        ways.setdefault(column.role, []).append(column.steps)
+        ways.setdefault(column.who, []).append(column.steps)
     drawn = max((len(shots) for shots in result.sets.values()), default=0)
     told = "; ".join(f"{role} at {', '.join(map(str, counts))} steps" for role, counts in ways.items())
     return f"{told[:1].upper()}{told[1:]}." + (f" {drawn} pictures each." if drawn else "")
@@ -214,8 +222,7 @@ def _picture(cell: Cell) -> str:
     words = f"<small>{mark}{escape(cell.words)}</small>"
     if not cell.file.is_file():
         return f"<div><small>no picture</small>{words}</div>"
-    with Image.open(cell.file) as picture:
-        pixels = np.asarray(picture.convert("RGB"))
+    pixels = read_png(cell.file)
     small = max(pixels.shape[:2]) <= html.SMALL_PICTURE
     image = (
         Image.fromarray(pixels) if small else resize_picture(pixels, min(THUMBNAIL, max(pixels.shape[:2])))
@@ -234,11 +241,16 @@ def _picture(cell: Cell) -> str:
 
 
 def _record(result: Result) -> str:
-    models: Mapping[str, str] = {column.model: column.hash for column in result.columns}
-    hashes = {name: f"SHA-256 {digest[:16]}…" if digest else "not hashed" for name, digest in models.items()}
+    models = {column.model: _model_words(column) for column in result.columns}
     return html.section(
         "To make it again",
         html.code(result.command),
-        html.listing({**hashes, **result.settings, **result.environment, "made": result.made}),
+        html.listing({**models, **result.settings, **result.environment, "made": result.made}),
         html.code(result.recipe),
     )
+
+
+def _model_words(column: Column) -> str:
+    """Its hash, and size and dtype where they are told."""
+    digest = f"SHA-256 {column.hash[:16]}…" if column.hash else "not hashed"
+    return ", ".join(filter(None, [digest, f"{column.size} px" if column.size else "", column.dtype]))

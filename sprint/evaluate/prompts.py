@@ -36,14 +36,15 @@ def scene_prompts(count: int | None, seed: int) -> Prompts:
     return Prompts(SCENES, f"{len(shots)} built-in held-out scenes{_fewer(len(shots), SCENE_COUNT)}", shots)
 
 
-def reference_prompts(path: Path, count: int | None, seed: int) -> Prompts | None:
-    """Prompts of real pictures, the first `count` of them; None where the reference has no captions."""
+def reference_prompts(path: Path, count: int | None, seed: int) -> Prompts:
+    """Prompts of real pictures, the first `count` of them. Raises NotHereError where there are none."""
     from sprint.evaluate.reference import MJHQ_PROMPTS, RealStatistics, open_reference
 
     pictures = open_reference(path)
     captions = [] if isinstance(pictures, RealStatistics) else [p.prompt for p in pictures if p.prompt]
     if not captions:
-        return None
+        what = "statistics, which have no prompts" if isinstance(pictures, RealStatistics) else "no captions"
+        raise NotHereError(f"{path}: {what}; give --prompts FILE, a prompt a line")
     shots = [Shot(caption, seed + i) for i, caption in enumerate(captions[:count])]
     if (path / MJHQ_PROMPTS).is_file():
         return Prompts(MJHQ, f"{len(shots)} prompts of MJHQ-30K{_fewer(len(shots), MJHQ_COUNT)}", shots)
@@ -53,7 +54,7 @@ def reference_prompts(path: Path, count: int | None, seed: int) -> Prompts | Non
 def text_prompts(file: Path, count: int | None, seed: int) -> Prompts:
     """A prompt a line; empty lines are passed over. Raises SprintError for a file without prompts."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise SprintError(f"--prompts {file}: not a text file; give one prompt a line, in UTF-8") from error
     prompts = [line.strip() for line in lines if line.strip()]
@@ -69,21 +70,23 @@ def named_prompts(name: str, count: int | None, seed: int) -> Prompts:
     if name == SCENES:
         return scene_prompts(count, seed)
     if path.is_dir():
-        if found := reference_prompts(path, count, seed):
-            return found
-        raise SprintError(f"--prompts {name}: no captions in that folder")
+        return reference_prompts(path, count, seed)
     if path.is_file():
         return text_prompts(path, count, seed)
     raise SprintError(f"--prompts {name}: no such file or folder; or say scenes")
 
 
-def needed(prompts: Prompts | None) -> Prompts:
-    """Raises NotHereError where there are none."""
-    if prompts is None:
-        raise NotHereError(
-            "no prompts to draw: give --reference FOLDER with MJHQ-30K "
-            "(hf download playgroundai/MJHQ-30K --repo-type dataset), or --prompts FILE, a prompt a line"
-        )
+def no_prompts() -> NotHereError:
+    return NotHereError(
+        "no prompts to draw: give --reference FOLDER with MJHQ-30K "
+        "(hf download playgroundai/MJHQ-30K --repo-type dataset), or --prompts FILE, a prompt a line"
+    )
+
+
+def needed(prompts: Prompts | NotHereError) -> Prompts:
+    """The set, or raises why there is none."""
+    if isinstance(prompts, NotHereError):
+        raise prompts
     return prompts
 
 

@@ -4,7 +4,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from sprint.files import write_whole
 
 FILE = "result.json"
 FORMAT = 1  # of the file; another number is refused
+SPEC = re.compile(r"\.\d[fg]")  # how figures may be printed
 KEY_DIGITS = 12  # hex digits of SHA-256 in the names of files
 
 
@@ -34,22 +36,23 @@ class Shot(NamedTuple):
 class Figure:
     """One number of a table.
 
-    error    one standard error of `value`, from the number of pictures alone
+    error    what stands after ±, if anything; what it is, the metric's protocol says
     higher   whether more is better
-    spec     how it is printed
+    spec     how numbers are printed
+    note     words behind them
     """
 
     value: float
     error: float | None = None
     higher: bool = True
     spec: str = ".3f"
+    note: str = ""
 
     def __str__(self) -> str:
         if not math.isfinite(self.value):
             return "–"
-        return f"{self.value:{self.spec}}" + (
-            f" ± {self.error:{self.spec}}" if self.error is not None else ""
-        )
+        error = "" if self.error is None else f" ± {self.error:{self.spec}}"
+        return f"{self.value:{self.spec}}{error}" + (f" ({self.note})" if self.note else "")
 
 
 def share(correct: int, count: int) -> Figure:
@@ -81,9 +84,11 @@ class Column:
     """One model at one number of steps.
 
     role       "student", "teacher", or the name of another model
-    model      where it lies; `hash`: SHA-256 of its weights and text settings
+    model      where it lies; `hash`: its `model_hash`, empty for what we do not draw with
     times      TrigFlow times in radians
     folder     of its pictures, relative to result.json; empty where only time was measured
+    called     tells it from another model of the same role; empty where there is none
+    size       pixels a side;  dtype: of the weights;  batch: pictures drawn together
     """
 
     role: str
@@ -93,21 +98,31 @@ class Column:
     times: Sequence[float] = ()
     folder: str = ""
     measured: Mapping[str, Measured] = field(default_factory=dict)
+    called: str = ""
+    size: int = 0
+    dtype: str = ""
+    batch: int = 0
+
+    @property
+    def who(self) -> str:
+        return f"{self.role} {self.called}".rstrip()
 
     @property
     def title(self) -> str:
-        return f"{self.role}, {self.steps} step{'s' * (self.steps != 1)}"
+        return f"{self.who}, {self.steps} step{'s' * (self.steps != 1)}"
 
 
 @dataclass(frozen=True)
 class Result:
     """An evaluation.
 
-    sets        what was drawn, by name
+    sets        what was drawn, by name;  used: by metric, the name of the one it looked at
     protocols   by metric, how it was measured: facts by name; two figures compare where these agree
     left_out    by metric, why it was not measured
     settings    seed, guidance, batch size, … of the drawing
     recipe      YAML of the training run, if it is known
+    command     a line for each that brought figures
+    published   columns of others' figures, to stand beside ours;  source: where they are from
     """
 
     name: str
@@ -120,17 +135,19 @@ class Result:
     recipe: str = ""
     command: str = ""
     made: str = ""  # when, ISO 8601
+    used: Mapping[str, str] = field(default_factory=dict)
+    published: Sequence[Column] = ()
+    source: str = ""
 
-    def rows(self) -> dict[tuple[str, str], list[Figure | None]]:
-        """The table: (metric, figure's name) -> a figure or None for each column."""
-        names = [
-            (metric, name) for c in self.columns for metric, m in c.measured.items() for name in m.figures
-        ]
+    def rows(self, columns: Sequence[Column] | None = None) -> dict[tuple[str, str], list[Figure | None]]:
+        """The table: (metric, figure's name) -> a figure or None for each column, our own if none are given."""
+        columns = self.columns if columns is None else columns
+        names = [(metric, name) for c in columns for metric, m in c.measured.items() for name in m.figures]
         order = {metric: place for place, metric in enumerate(self.protocols)}
         unique = sorted(dict.fromkeys(names), key=lambda name: order.get(name[0], len(order)))
         return {
             (metric, name): [
-                c.measured[metric].figures.get(name) if metric in c.measured else None for c in self.columns
+                c.measured[metric].figures.get(name) if metric in c.measured else None for c in columns
             ]
             for metric, name in unique
         }
@@ -154,24 +171,74 @@ def read_result(path: str | Path) -> Result:
         data = json.loads(file.read_text(encoding="utf-8"))
         if data.pop("format") != FORMAT:
             raise SprintError(f"{file}: another version of sprint wrote it; evaluate again")
-        data["columns"] = [_column(column) for column in data["columns"]]
-        data["sets"] = {name: [Shot(*shot) for shot in shots] for name, shots in data["sets"].items()}
-        return Result(**data)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SprintError(f"{file}: not a result of `sprint evaluate`") from error
+        return _result(data)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = f" ({error})" if isinstance(error, TypeError) else ""
+        raise SprintError(f"{file}: not a result of `sprint evaluate`{reason}") from error
+
+
+def _result(data: dict) -> Result:
+    """From what JSON gives. Raises TypeError, and others, where that is no result."""
+    columns = [_column(column) for column in data.pop("columns")]
+    published = [_column(column) for column in data.pop("published", [])]
+    sets = {name: [_shot(*shot) for shot in shots] for name, shots in data.pop("sets").items()}
+    texts = [data.get(name, "") for name in ("name", "recipe", "command", "made", "source")]
+    groups = [*data["protocols"].values(), *(data[name] for name in ("left_out", "settings", "environment"))]
+    for facts in (*groups, data.get("used", {}), dict(enumerate(texts))):
+        _check("facts", facts.values(), str)
+    result = Result(**data, columns=columns, published=published, sets=sets)
+    if not columns:
+        raise TypeError("no columns")
+    for column in columns:
+        for metric, measured in column.measured.items():
+            _check_verdicts(metric, measured.verdicts, sets)
+    return result
+
+
+def _shot(prompt: str, seed: int, group: str = "") -> Shot:
+    _check("prompts", [prompt, group], str)
+    _check("seeds", [seed], int)
+    return Shot(prompt, seed, group)
 
 
 def _column(data: dict) -> Column:
     measured = {}
     for metric, parts in data.pop("measured").items():
-        figures = {name: Figure(**_number(figure)) for name, figure in parts["figures"].items()}
-        verdicts = parts["verdicts"] and Verdicts(**parts["verdicts"])
-        measured[metric] = Measured(figures, verdicts)
-    return Column(**data, measured=measured)
+        figures = {name: _figure(**figure) for name, figure in parts["figures"].items()}
+        measured[metric] = Measured(figures, parts["verdicts"] and Verdicts(**parts["verdicts"]))
+    column = Column(**data, measured=measured)
+    words = [column.role, column.model, column.hash, column.folder, column.called, column.dtype]
+    _check("a column's names", words, str)
+    _check("a column's counts", [column.steps, column.size, column.batch], int)
+    _check("times", column.times, (int, float))
+    return column
 
 
-def _number(figure: dict) -> dict:
-    return figure if figure["value"] is not None else figure | {"value": math.nan}
+def _figure(value: float | None, error: float | None, higher: bool, spec: str, note: str = "") -> Figure:
+    _check("figures", [x for x in (value, error) if x is not None], (int, float))
+    _check("a figure's words", [spec, note], str)
+    if not SPEC.fullmatch(spec):
+        raise TypeError(f"no number is printed as {spec!r}")
+    return Figure(math.nan if value is None else value, error, bool(higher), spec, note)
+
+
+def _check_verdicts(metric: str, verdicts: Verdicts | None, sets: Mapping[str, Sequence[Shot]]) -> None:
+    if not verdicts:
+        return
+    count = len(sets[verdicts.prompts])
+    for values, kind in ((verdicts.correct, bool), (verdicts.scores, (int, float)), (verdicts.reasons, str)):
+        _check(f"{metric}: verdicts", values, kind)
+        if len(values) not in (0, count):
+            raise TypeError(f"{metric}: {len(values)} verdicts of {count} pictures")
+    if not verdicts.correct and not verdicts.scores:
+        raise TypeError(f"{metric}: verdicts without right or wrong and without scores")
+
+
+def _check(what: str, values: Iterable, kind: type | tuple[type, ...]) -> None:
+    """Raises TypeError for a value of another kind."""
+    for value in values:
+        if not isinstance(value, kind):
+            raise TypeError(f"{what}: {value!r} cannot be")
 
 
 def _plain(value):

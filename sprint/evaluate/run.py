@@ -4,11 +4,9 @@ Everything that can be wrong or missing is looked for before the first picture i
 (torchrun) share the drawing; the first one scores.
 """
 
-import contextlib
-import hashlib
-import json
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,31 +14,39 @@ from pathlib import Path
 import torch
 
 from sprint.caching import Place
-from sprint.convert.checkpoint import understand
 from sprint.convert.convert import DTYPES
-from sprint.convert.load import understand_teacher
-from sprint.data.cache import family_weights, hash_files
-from sprint.data.scenes import SIZE as SCENE_SIZE
 from sprint.errors import NotHereError, SprintError
 from sprint.evaluate.distance import FrechetDistance
-from sprint.evaluate.latency import FLUX, contender, flux_contender
-from sprint.evaluate.metrics import Choices, ClipScore, Drawn, GenEvalScore, Metric, SceneScore, Timing
-from sprint.evaluate.page import PAGE, write_page
-from sprint.evaluate.prompts import SCENES, Prompts, named_prompts, reference_prompts
-from sprint.evaluate.result import FILE, Column, Result, write_result
+from sprint.evaluate.earlier import open_out, with_earlier
+from sprint.evaluate.metrics import Choices, ClipScore, Drawn, GenEvalScore, Metric, SceneScore
+from sprint.evaluate.models import Model, evaluation_name, find_models, model_hash, recipe_of
+from sprint.evaluate.page import write_page
+from sprint.evaluate.prompts import (
+    SCENES,
+    Prompts,
+    named_prompts,
+    no_prompts,
+    reference_prompts,
+    scene_prompts,
+)
+from sprint.evaluate.published import FLUX_SCHNELL, SOURCE, Published, published
+from sprint.evaluate.result import Column, Figure, Measured, Result, write_result
 from sprint.evaluate.store import Drawing, PictureStore, draw, wait_for
-from sprint.generate import STUDENT_STEPS, load_generator, read_settings
-from sprint.models.family import resolve
+from sprint.evaluate.timing import Timing, first_line, time_columns
+from sprint.generate import load_generator
 from sprint.train.page import environment
 
 log = logging.getLogger(__name__)
 LATENCY = Timing.name
 METRICS = ("scenes", "fid", "clip", "geneval", LATENCY)  # in the order of the table
 LEFT_OUT = "%s is left out: %s"
-STUDENT, TEACHER = "student", "teacher"
-STUDENT_DEFAULT, TEACHER_DEFAULT = (1, 2, 4), (20,)  # steps
 SMALL_BATCH, LARGE_BATCH = 50, 10  # pictures drawn together: as small as scenes, and others
-PICTURES, KEPT = "pictures", "features"  # folders beside result.json
+PICTURES, KEPT, KEPT_REAL = (
+    "pictures",
+    "features",
+    ".reference",
+)  # folders: beside result.json, and beside OUT
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # OWNER/NAME
 
 
 @dataclass(frozen=True)
@@ -65,123 +71,101 @@ class Options:
     command: str = ""
 
 
-@dataclass(frozen=True)
-class Model:
-    """One set of weights. `size`: pixels a side where its sprint.json tells."""
+@dataclass
+class Way:
+    """One model at one number of steps: its column, and its pictures."""
 
-    path: str
-    role: str
-    steps: Sequence[int]
-    size: int | None
-
-    @property
-    def small(self) -> bool:
-        """Whether it draws pictures of the built-in scenes' size, which only their family does."""
-        return self.size == SCENE_SIZE
+    column: Column
+    store: PictureStore
 
 
 @dataclass
-class Way:
-    """One model at one number of steps: its column, and its pictures where there are any."""
+class Work:
+    """What is known before anything is drawn; `left_out` grows."""
 
-    column: Column
-    store: PictureStore | None
+    options: Options
+    models: Sequence[Model]
+    names: Sequence[str]  # of metrics
+    prompts: Prompts | NotHereError
+    recipe: str
+    earlier: Result | None
+    left_out: dict[str, str]
+    sets: dict[str, Prompts]
+
+    def leave_out(self, name: str, error: Exception) -> None:
+        self.left_out[name] = first_line(error)
+        log.warning(LEFT_OUT, name, self.left_out[name])
 
 
 def evaluate(options: Options) -> Result | None:
-    """Draw what is missing, score, and write OUT/result.json and OUT/index.html.
+    """Draw what is missing, score, and write OUT/result.json and OUT/index.html, before times are taken and after.
 
     -> the result; None in a process that only draws. Raises SprintError for wrong input, before anything is
     drawn, and where nothing at all can be measured.
     """
     place = Place.of_this_process()
-    models = find_models(options)
+    check_paths(options.choices)
+    models = find_models(options.model, options.teacher, options.steps)
     names = _metric_names(options, models)
     prompts = _main_prompts(options, models)
     metrics = _make_metrics(names, options, models, prompts)
-    _check_out(options.out)
+    recipe = recipe_of(options.model)
+    earlier = open_out(options.out, PICTURES, models[0]) if place.rank == 0 else None
     left_out = _open(metrics, place)
     metrics = [metric for metric in metrics if metric.name not in left_out]
     if not metrics and LATENCY not in names:
         raise NotHereError("; ".join(left_out.values()))
-    for name, line in left_out.items():
+    for name, line in left_out.items() if place.rank == 0 else ():
         log.warning(LEFT_OUT, name, line)
     sets = {found.name: found for found in (metric.find() for metric in metrics)}
-    ways = [way for model in models for way in _draw(model, sets, options, place)]
+    work = Work(options, models, names, prompts, recipe, earlier, left_out, sets)
+    ways = [way for model in models for way in _draw(model, work, place)]
     if place.rank:
         return None
-    timing = [Timing(prompts)] if LATENCY in names else []
-    _measure(metrics, ways, sets, left_out)
-    for clock in timing:
-        ways += _measure_times(clock, models, ways, options)
-    protocols = {m.name: m.protocol() for m in (*metrics, *timing) if m.name not in left_out}
-    if not protocols:
-        raise SprintError("nothing could be measured: " + "; ".join(left_out.values()))
-    result = Result(
-        name=evaluation_name(options.model),
-        columns=[way.column for way in ways],
-        sets={name: found.shots for name, found in sets.items()},
-        protocols={name: protocols[name] for name in METRICS if name in protocols},
-        left_out=left_out,
-        settings=_settings(options),
-        environment=environment(),
-        recipe=_recipe(options.model),
-        command=options.command,
-        made=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )
-    write_result(options.out, result)
-    write_page(options.out, result)
-    return result
+    return _score(work, metrics, ways)
 
 
-# ---- what is evaluated ------------------------------------------------------------------------------
-
-
-def find_models(options: Options) -> list[Model]:
-    """The model, or a run's student and teacher, and the teacher to compare with. Raises SprintError."""
-    folder = Path(resolve(options.model))
-    run = all((folder / role).is_dir() for role in (STUDENT, TEACHER))
-    if not run and (folder / "recipe.yaml").is_file():
-        raise SprintError(f"{folder}: a run that has no student yet; `sprint distill` it to the end")
-    first = str(folder / STUDENT) if run else options.model
-    second = options.teacher or (str(folder / TEACHER) if run else None)
-    models = [_model(first, options.steps)]
-    if second:
-        understand_teacher(resolve(second))
-        models.append(_model(second, ()))
-    return models
-
-
-def _model(path: str, steps: Sequence[int]) -> Model:
-    checkpoint = understand(resolve(path))
-    student = checkpoint.config["guidance_embeds"]
-    steps = tuple(dict.fromkeys(steps)) or (STUDENT_DEFAULT if student else TEACHER_DEFAULT)
-    for count in steps:
-        if count < 1 or (student and count > STUDENT_STEPS):
-            most = f"1 to {STUDENT_STEPS}" if student else "at least 1"
-            raise SprintError(
-                f"--steps {count}: {path} is a {'student' if student else 'teacher'} and takes {most}"
-            )
-    return Model(path, STUDENT if student else TEACHER, steps, read_settings(resolve(path)).size)
-
-
-def evaluation_name(model: str) -> str:
-    """runs/tiny -> tiny, runs/tiny/student -> tiny-student, owner/name -> name"""
-    path = Path(model).expanduser()
-    path = path.resolve() if path.exists() else path
-    return f"{path.parent.name}-{path.name}" if path.name in (STUDENT, TEACHER) else path.name
-
-
-def _recipe(model: str) -> str:
-    """YAML of the run that the model came from, if its folder has it."""
-    folder = Path(resolve(model))
-    for file in (folder / "recipe.yaml", folder.parent / "recipe.yaml"):
-        if folder.is_dir() and file.is_file():
-            return file.read_text(encoding="utf-8")
-    return ""
+def _score(work: Work, metrics: Sequence[Metric], ways: Sequence[Way]) -> Result:
+    """Measure and write; times last, since a device that fails there takes nothing else with it."""
+    _measure(metrics, ways, work)
+    measured = [metric for metric in metrics if metric.name not in work.left_out]
+    columns = [way.column for way in ways]
+    if LATENCY not in work.names:
+        return _write(work, columns, measured, last=True)
+    if measured:
+        _write(work, columns, measured)
+    options = work.options
+    clock = Timing(work.prompts if isinstance(work.prompts, Prompts) else scene_prompts(None, 0))
+    try:
+        columns = time_columns(
+            clock, columns, work.models, options.choices.device, DTYPES[options.dtype], options.guidance
+        )
+        measured = [*measured, clock]
+    except (SprintError, RuntimeError) as error:
+        work.leave_out(LATENCY, error)
+    return _write(work, columns, measured, last=True)
 
 
 # ---- what is measured -------------------------------------------------------------------------------
+
+
+def check_paths(choices: Choices) -> None:
+    """Raises SprintError for a path that is given and not there. What may be a hub id, OWNER/NAME, is none."""
+    metadata = choices.geneval_metadata
+    on_hub = metadata and HUB_ID.match(metadata) and (":" in metadata or not metadata.endswith(".jsonl"))
+    given = {
+        "--reference": choices.reference,
+        "--inception-weights": choices.inception_weights,
+        "--clip-model": None if HUB_ID.fullmatch(choices.clip_model or "") else choices.clip_model,
+        "--geneval-detector": (
+            None if HUB_ID.fullmatch(choices.geneval_detector or "") else choices.geneval_detector
+        ),
+        "--geneval-metadata": None if on_hub else metadata,
+    }
+    for option, path in given.items():
+        if path is not None and not Path(path).expanduser().exists():
+            hub = "" if option in ("--reference", "--inception-weights") else ", nor OWNER/NAME on the hub"
+            raise SprintError(f"{option} {path}: no such file or folder{hub}")
 
 
 def _metric_names(options: Options, models: Sequence[Model]) -> list[str]:
@@ -193,28 +177,33 @@ def _metric_names(options: Options, models: Sequence[Model]) -> list[str]:
     return [name for name in METRICS if name in (options.metrics or usual)]
 
 
-def _main_prompts(options: Options, models: Sequence[Model]) -> Prompts | None:
-    """What FID and CLIP score look at: --prompts, else the scenes or what --reference gives."""
+def _main_prompts(options: Options, models: Sequence[Model]) -> Prompts | NotHereError:
+    """What FID and CLIP score look at: --prompts, else the scenes or what --reference gives; or why there is none."""
     count, seed, reference = options.choices.count, options.choices.seed, options.choices.reference
     if options.prompts is not None:
         return named_prompts(options.prompts, count, seed)
     if reference is not None:
-        return reference_prompts(reference, count, seed)
-    return named_prompts(SCENES, count, seed) if all(model.small for model in models) else None
+        try:
+            return reference_prompts(reference, count, seed)
+        except NotHereError as error:
+            return error
+    return named_prompts(SCENES, count, seed) if all(model.small for model in models) else no_prompts()
 
 
 def _make_metrics(
-    names: Sequence[str], options: Options, models: Sequence[Model], prompts: Prompts | None
+    names: Sequence[str], options: Options, models: Sequence[Model], prompts: Prompts | NotHereError
 ) -> list[Metric]:
     """Raises SprintError for a metric that cannot read the models' pictures."""
     choices = options.choices
-    metrics = [
-        SceneScore(choices),
-        FrechetDistance(choices, prompts),
-        ClipScore(choices, prompts, fetch=bool(options.metrics) or not all(model.small for model in models)),
-        GenEvalScore(choices),
-    ]
-    metrics = [metric for metric in metrics if metric.name in names]
+    makers: dict[str, Callable[[], Metric]] = {
+        "scenes": lambda: SceneScore(choices),
+        "fid": lambda: FrechetDistance(choices, prompts),
+        "clip": lambda: ClipScore(
+            choices, prompts, fetch=bool(options.metrics) or not all(model.small for model in models)
+        ),
+        "geneval": lambda: GenEvalScore(choices),
+    }
+    metrics = [make() for name, make in makers.items() if name in names]
     for metric in metrics:
         for model in models:
             if metric.size not in (None, model.size):
@@ -249,101 +238,132 @@ def _agree(left_out: dict[str, str], place: Place) -> dict[str, str]:
     return shared[0]
 
 
-def _measure(
-    metrics: Sequence[Metric], ways: Sequence[Way], sets: dict[str, Prompts], left_out: dict[str, str]
-) -> None:
+def _measure(metrics: Sequence[Metric], ways: Sequence[Way], work: Work) -> None:
     """Fill the columns. A metric that cannot go on is left out; the others are measured."""
     for way in ways:
-        for prompts in sets.values():
+        for prompts in work.sets.values():
             wait_for(way.store, prompts.shots)
     for metric in metrics:
         prompts = metric.find()
         try:
             measured = [metric.measure(Drawn(prompts, way.store, way.column.title)) for way in ways]
         except SprintError as error:
-            left_out[metric.name] = str(error)
-            log.warning(LEFT_OUT, metric.name, error)
+            work.leave_out(metric.name, error)
             continue
         for way, found in zip(ways, measured, strict=True):
             way.column = replace(way.column, measured=way.column.measured | {metric.name: found})
 
 
-# ---- drawing ----------------------------------------------------------------------------------------
-
-
-def _draw(model: Model, sets: dict[str, Prompts], options: Options, place: Place) -> list[Way]:
+def _draw(model: Model, work: Work, place: Place) -> list[Way]:
     """This process's share of every set, at every number of steps."""
+    options = work.options
     generator = load_generator(model.path, options.choices.device, DTYPES[options.dtype])
     digest = model_hash(model.path)
-    batch_size = options.batch_size or (SMALL_BATCH if model.small else LARGE_BATCH)
+    batch = options.batch_size or (SMALL_BATCH if model.small else LARGE_BATCH)
     ways = []
     for steps in model.steps:
         times = tuple(generator.times(steps))
         drawing = Drawing(digest, times, options.guidance, generator.size, options.dtype)
         store = PictureStore(options.out / PICTURES, drawing)
-        column = Column(model.role, steps, model.path, digest, times, f"{PICTURES}/{store.folder.name}")
-        for prompts in sets.values():
+        column = Column(
+            role=model.role,
+            steps=steps,
+            model=model.path,
+            hash=digest,
+            times=times,
+            folder=f"{PICTURES}/{store.folder.name}",
+            called=model.called,
+            size=generator.size,
+            dtype=options.dtype,
+            batch=batch,
+        )
+        for prompts in work.sets.values():
             what = f"drawing {prompts.name}, {column.title}"
-            draw(generator, store, prompts.shots, batch_size, what, place.rank, place.processes)
-        if sets and place.rank == 0:
+            draw(generator, store, prompts.shots, batch, what, place.rank, place.processes)
+        if work.sets and place.rank == 0:
             store.describe(model.path)
         ways.append(Way(column, store))
     return ways
 
 
-def model_hash(path: str) -> str:
-    """SHA-256 over the weights of network, text encoder and autoencoder, and how prompts are read.
-
-    path   a model that was loaded before, so that its files are here
-    """
-    name = resolve(path)
-    network, settings = understand(name), read_settings(name)
-    weights = family_weights(name) or {}
-    weights["network"] = hash_files(network.source.files)
-    facts = {"weights": weights, "time_scale": network.time_scale, "settings": settings._asdict()}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _measure_times(
-    clock: Timing, models: Sequence[Model], ways: Sequence[Way], options: Options
-) -> list[Way]:
-    """Fill the columns with latencies.  -> columns of models that only time is measured of"""
-    device, dtype = options.choices.device, DTYPES[options.dtype]
-    contenders = []
-    for model in models:
-        generator = load_generator(model.path, device, dtype)
-        contenders += [contender(generator, steps, options.guidance) for steps in model.steps]
-    others = []
-    if not any(model.small for model in models) and torch.device(device).type == "cuda":
-        with contextlib.suppress(NotHereError):
-            flux = flux_contender(device=device)
-            contenders.append(flux)
-            others.append(Way(Column(flux.name, flux.steps, FLUX), None))
-    roles = [way.column.role for way in ways]
-    measured = clock.measure(contenders, roles.index(TEACHER) if TEACHER in roles else None)
-    for way, found in zip((*ways, *others), measured, strict=True):
-        way.column = replace(way.column, measured=way.column.measured | {clock.name: found})
-    return others
-
-
 # ---- what is told of it -----------------------------------------------------------------------------
 
 
-def _check_out(out: Path) -> None:
-    """Raises SprintError for a file, and for a folder of something else."""
-    if out.exists() and not out.is_dir():
-        raise SprintError(f"--out {out} is not a folder; give another one")
-    known = {FILE, PAGE, PICTURES, KEPT}
-    stranger = next((f.name for f in sorted(out.glob("*")) if f.name not in known and f.name[0] != "."), None)
-    if stranger:
-        raise SprintError(f"--out {out}: holds {stranger} and no evaluation; give another folder")
+def _write(
+    work: Work, columns: Sequence[Column], measured: Sequence[Metric | Timing], last: bool = False
+) -> Result:
+    """Write result and page, with what an earlier evaluation had besides. Raises SprintError for nothing at all."""
+    if not measured:
+        raise SprintError("nothing could be measured: " + "; ".join(work.left_out.values()))
+    options, sets = work.options, work.sets
+    result = Result(
+        name=evaluation_name(options.model),
+        columns=columns,
+        sets={name: found.shots for name, found in sets.items()},
+        used={metric.name: metric.find().name for metric in measured if metric.name != LATENCY},
+        protocols={metric.name: metric.protocol() for metric in measured},
+        left_out=dict(work.left_out),
+        settings=_settings(options, columns),
+        environment=environment(options.choices.device),
+        recipe=work.recipe,
+        command=options.command,
+        made=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    if work.earlier:
+        result, dropped = with_earlier(result, work.earlier)
+        for line in dropped if last else ():
+            log.warning("earlier figures in %s are dropped: %s", options.out, line)
+    protocols = {name: result.protocols[name] for name in METRICS if name in result.protocols}
+    beside = beside_columns(result.columns, {model.path: model.paper for model in work.models})
+    source = f"published: {SOURCE}" if beside else ""
+    result = replace(result, protocols=protocols, published=beside, source=source)
+    write_result(options.out, result)
+    write_page(options.out, result)
+    return result
 
 
-def _settings(options: Options) -> dict[str, str]:
+def _settings(options: Options, columns: Sequence[Column]) -> dict[str, str]:
+    drawn = [column for column in columns if column.hash]
     return {
         "seeds": f"from {options.choices.seed} on, one a picture",
         "guidance": f"{options.guidance:g}",
-        "dtype": options.dtype,
+        "dtype": _told(drawn, lambda column: column.dtype),
+        "picture size": _told(drawn, lambda column: f"{column.size} px"),
         "device": options.choices.device,
-        "batch size": str(options.batch_size or "by default"),
+        "batch size": _told(drawn, lambda column: str(column.batch)),
+    }
+
+
+def _told(columns: Sequence[Column], fact: Callable[[Column], str]) -> str:
+    """A fact of all columns once, or of each."""
+    facts = {column.title: fact(column) for column in columns}
+    values = set(facts.values())
+    return (
+        values.pop() if len(values) == 1 else "; ".join(f"{title}: {told}" for title, told in facts.items())
+    )
+
+
+def beside_columns(columns: Sequence[Column], sizes: dict[str, str | None]) -> list[Column]:
+    """The paper's columns for ours, with those of its figures that we measured as well.
+
+    sizes   of Sana-Sprint, by model's path
+    """
+    found = []
+    for column in columns:
+        size = FLUX_SCHNELL if column.role == FLUX_SCHNELL else sizes.get(column.model)
+        if row := published(size or "", column.steps):
+            measured = {m: Measured(f) for m, f in _published_figures(row).items() if m in column.measured}
+            found.append(Column("published", row.steps, SOURCE, measured=measured, called=row.model))
+    return found
+
+
+def _published_figures(row: Published) -> dict[str, dict[str, Figure]]:
+    return {
+        "fid": {"FID": Figure(row.fid, higher=False, spec=".2f")},
+        "clip": {"CLIP score": Figure(row.clip, spec=".2f")},
+        "geneval": {"GenEval": Figure(row.geneval, spec=".2f")},
+        LATENCY: {
+            "latency, ms": Figure(1000 * row.latency, higher=False, spec=".0f"),
+            "pictures a second": Figure(row.throughput, spec=".2f"),
+        },
     }

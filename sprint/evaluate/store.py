@@ -5,39 +5,44 @@ or for which metric. What is there is whole; what is missing is drawn by the nex
 """
 
 import hashlib
-import io
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from sprint.errors import SprintError
+from sprint.evaluate.png import is_whole, read_png, write_png
 from sprint.evaluate.result import KEY_DIGITS, Shot
 from sprint.files import write_whole
 from sprint.generate import Generator
 from sprint.log import BAR, QUIET_INTERVAL
 
+log = logging.getLogger(__name__)
+SAMPLING = 1  # of how a picture comes from prompt, seed and times; another number draws all pictures anew
+PACKAGES = ("sprint-distill", "torch", "diffusers", "transformers")  # that a picture may depend on
 DESCRIPTION = "drawing.json"  # in each folder: what it holds
 POLL_SECONDS = 1.0  # between looks for the pictures of other processes
-WRITERS = 4  # threads that compress PNGs while the next batch is drawn
+SILENT_SECONDS = 10.0  # of waiting, before it is said what is awaited
+WRITERS = 4  # threads that compress PNGs while the next batch is drawn, or look whether they are whole
 
 
 @dataclass(frozen=True)
 class Drawing:
     """A way of drawing: equal ones give equal pictures, but for rounding.
 
-    model      SHA-256 of weights and text settings
+    model      `model_hash`: SHA-256 of weights, configs and text settings
     times      TrigFlow times in radians, from at most π/2 to 0
     guidance   scale
     size       pixels a side
     dtype      of the weights, "fp32" or "bf16"
+    sampling   `SAMPLING` of the program that drew
     """
 
     model: str
@@ -45,6 +50,7 @@ class Drawing:
     guidance: float
     size: int
     dtype: str = "fp32"
+    sampling: int = SAMPLING
 
     @property
     def steps(self) -> int:
@@ -76,14 +82,17 @@ class PictureStore:
 
     def read(self, shot: Shot) -> np.ndarray:
         """-> uint8 [H, W, 3].  Raises SprintError where the file is damaged."""
-        path = self.path(shot)
-        try:
-            with Image.open(path) as picture:
-                return np.asarray(picture.convert("RGB"))
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:  # SyntaxError: Pillow's broken PNG
-            raise SprintError(
-                f"{path}: damaged picture; delete it, the same command draws it again"
-            ) from error
+        return read_png(self.path(shot))
+
+    def remove_damaged(self, shots: Sequence[Shot]) -> list[Shot]:
+        """Look at pictures that are there.  -> those that were damaged, and are missing now"""
+        with ThreadPoolExecutor(WRITERS) as readers:
+            whole = list(readers.map(is_whole, map(self.path, shots)))
+        damaged = [shot for shot, fine in zip(shots, whole, strict=True) if not fine]
+        for file in map(self.path, damaged):
+            log.warning("%s: damaged picture; it is drawn again", file)
+            file.unlink(missing_ok=True)
+        return damaged
 
     def batches(self, shots: Sequence[Shot], size: int, what: str) -> Iterator[np.ndarray]:
         """uint8 [B, H, W, 3] in the order of `shots`, with a progress bar that says `what`."""
@@ -94,15 +103,9 @@ class PictureStore:
                 bar.update(len(part))
 
     def describe(self, name: str) -> None:
-        """Say beside the pictures what they are."""
-        write_whole(self.folder / DESCRIPTION, json.dumps({"name": name} | asdict(self.drawing), indent=1))
-
-
-def write_png(path: Path, picture: np.ndarray) -> Path:
-    """picture: uint8 [H, W, 3]; whole or not at all."""
-    png = io.BytesIO()
-    Image.fromarray(picture).save(png, "PNG")
-    return write_whole(path, png.getvalue())
+        """Say beside the pictures what they are, and which versions drew the last of them."""
+        about = {"name": name, **asdict(self.drawing), "versions": {p: version(p) for p in PACKAGES}}
+        write_whole(self.folder / DESCRIPTION, json.dumps(about, indent=1))
 
 
 def draw(
@@ -114,7 +117,7 @@ def draw(
     rank: int = 0,
     processes: int = 1,
 ) -> int:
-    """Draw what is missing of this process's share: every `processes`-th batch.  -> how many were drawn
+    """Draw what is missing or damaged of this process's share: every `processes`-th batch.  -> how many were drawn
 
     Batches are cut from all shots before those that are there are left out, so that processes that look at
     different moments still divide the work in the same way.
@@ -122,6 +125,7 @@ def draw(
     batches = [shots[start : start + batch_size] for start in range(0, len(shots), batch_size)]
     mine = [shot for batch in batches[rank::processes] for shot in batch]
     missing = set(store.missing(mine))
+    missing |= set(store.remove_damaged([shot for shot in mine if shot not in missing]))
     to_do = [part for batch in batches[rank::processes] if (part := [s for s in batch if s in missing])]
     drawing = store.drawing
     bar = progress(what, len(mine), done=len(mine) - len(missing), show=rank == 0 and bool(missing))
@@ -147,7 +151,11 @@ def _finish(writing: Sequence[Future]) -> None:
 
 def wait_for(store: PictureStore, shots: Sequence[Shot]) -> None:
     """Until other processes have drawn their share. torchrun stops this one where another died."""
-    while store.missing(shots):
+    began, told = time.monotonic(), False
+    while missing := store.missing(shots):
+        if not told and time.monotonic() - began >= SILENT_SECONDS:
+            told = True
+            log.warning("waiting for %d pictures of other processes in %s", len(missing), store.folder)
         time.sleep(POLL_SECONDS)
 
 

@@ -1,5 +1,6 @@
 """From a finished run to its page: held-out pictures, scores, costs, curves."""
 
+import contextlib
 import dataclasses
 import json
 import platform
@@ -7,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -22,6 +23,16 @@ from sprint.report import Column, Report, Role, distillation_goals, write_report
 from sprint.report_metrics import training_curves, update_times
 
 COSTS = "costs.json"  # seconds by part and peak memory, kept over interruptions
+PACKAGES = (
+    "sprint-distill",
+    "torch",
+    "diffusers",
+    "transformers",
+    "numpy",
+    "scipy",
+    "pillow",
+    "pytorch-fid",
+)  # whose versions are told
 PARTS = {"adapt": "Stage 1: adapt", "distill": "Stage 2: sCM + LADD", "evaluate": "Evaluation"}
 
 
@@ -132,14 +143,18 @@ def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
     return write_report(folder, report)
 
 
-def environment() -> dict[str, str]:
-    packages = {name: version(name) for name in ("sprint-distill", "torch", "diffusers", "transformers")}
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or platform.machine()
-    )
+def environment(device: torch.device | str | None = None) -> dict[str, str]:
+    """Versions of what is installed, and the device in use: by default CUDA's where there is one."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    packages = {}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    if torch.version.cuda:
+        packages["CUDA"] = torch.version.cuda
+    cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine()
     return packages | {
         "python": platform.python_version(),
-        "device": f"{device}, {torch.get_num_threads()} threads",
+        "device": f"{name}, {torch.get_num_threads()} threads",
     }
