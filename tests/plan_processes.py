@@ -53,6 +53,7 @@ def main(folder: Path) -> None:
     held = {f"zero{stage}": bytes_of(stage) for stage in (2, 3)}
     if dist.get_rank() == 0:
         (folder / "held.json").write_text(json.dumps(held))
+    dist.barrier()  # one that leaves early takes the other's connection with it
     dist.destroy_process_group()
 
 

@@ -13,6 +13,7 @@ from sprint.data.scenes import BACKGROUND, render, scene
 from sprint.data.source import HELD_OUT_SEED, held_out_scenes
 from sprint.errors import NotHereError, SprintError
 from sprint.evaluate import distance, metrics
+from sprint.evaluate.columns import real_scene_features
 from sprint.evaluate.distance import FrechetDistance
 from sprint.evaluate.fid import GaussianStatistics, fid
 from sprint.evaluate.geneval_rules import PROMPTS, Requirement, Task
@@ -155,7 +156,9 @@ def test_clip_score_is_the_mean_with_its_standard_error(tmp_path, monkeypatch):
 
 def test_fid_is_zero_against_the_same_scenes(tmp_path, monkeypatch):
     monkeypatch.setattr(distance, "REFERENCE_SCENES", 12)
-    monkeypatch.setattr(distance, "REFERENCE_SEED", HELD_OUT_SEED)
+    monkeypatch.setattr(
+        distance, "real_scene_features", lambda network: real_scene_features(network, 12, HELD_OUT_SEED)
+    )
     prompts = scene_prompts(12, 0)
     metric = FrechetDistance(choices(tmp_path), prompts)
 

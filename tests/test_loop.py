@@ -207,14 +207,14 @@ def whole_run(teacher_folder, root: Path, stage: str = "", where: int = -1, monk
     recipe.adapt.batch_size = recipe.distill.batch_size = 4
     the_run = Run(recipe, root)
     if stage:
-        train_stage = the_run._train
+        train_stage = the_run.train_stage
 
         def wrapped(a_stage, log):
             if a_stage.name == stage:
                 at_step(a_stage, where, interrupt)
             train_stage(a_stage, log)
 
-        the_run._train = wrapped
+        the_run.train_stage = wrapped
     the_run.train()
     return the_run.folder
 

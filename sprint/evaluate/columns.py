@@ -8,9 +8,12 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from sprint.data.scenes import Scene, render, scene
@@ -18,12 +21,14 @@ from sprint.data.source import HELD_OUT_SEED, SHOWN
 from sprint.evaluate.features import FeatureNetwork
 from sprint.evaluate.fid import GaussianStatistics, fid
 from sprint.evaluate.scenes import score
+from sprint.evaluate.store import progress
 from sprint.files import write_whole
 from sprint.generate import Generator
 from sprint.report import Column, Role, Scores
 
 REFERENCE_SCENES = 3000  # real pictures behind FID
 REFERENCE_SEED = HELD_OUT_SEED + 1
+AT_ONCE = 100  # pictures in one call of a feature network
 
 
 def batches(scenes: list[Scene], size: int) -> Iterator[list[Scene]]:
@@ -31,10 +36,24 @@ def batches(scenes: list[Scene], size: int) -> Iterator[list[Scene]]:
         yield scenes[start : start + size]
 
 
-def real_statistics(network: FeatureNetwork, count: int, seed: int = REFERENCE_SEED) -> GaussianStatistics:
-    """Of the first real scenes of a series, `REFERENCE_SEED`'s or another that nobody trained on."""
-    drawn = [render(scene(seed, i).things) for i in range(count)]
-    return GaussianStatistics.of(network(np.stack(drawn)))
+def real_scene_features(
+    network: FeatureNetwork, count: int = REFERENCE_SCENES, seed: int = REFERENCE_SEED
+) -> Tensor:
+    """Of the first real scenes of a series that nobody trained on  -> [count, D]"""
+    pictures = (render(scene(seed, i).things) for i in range(count))
+    parts = []
+    with progress("real scenes", count) as bar:
+        while batch := list(islice(pictures, AT_ONCE)):
+            parts.append(network(np.stack(batch)))
+            bar.update(len(batch))
+    return torch.cat(parts)
+
+
+def real_statistics(
+    network: FeatureNetwork, count: int = REFERENCE_SCENES, seed: int = REFERENCE_SEED
+) -> GaussianStatistics:
+    """Of `real_scene_features`: what runs are scored against, or another set like it."""
+    return GaussianStatistics.of(real_scene_features(network, count, seed))
 
 
 def draw_column(

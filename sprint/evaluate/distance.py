@@ -3,25 +3,22 @@
 import hashlib
 import json
 import os
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sprint.data.scenes import SIZE, render, scene
+from sprint.data.scenes import SIZE
 from sprint.errors import NotHereError
-from sprint.evaluate.columns import REFERENCE_SCENES, REFERENCE_SEED
-from sprint.evaluate.features import FeatureNetwork, inception
+from sprint.evaluate.columns import REFERENCE_SCENES, real_scene_features
+from sprint.evaluate.features import inception
 from sprint.evaluate.fid import GaussianStatistics, fid
 from sprint.evaluate.kid import kid
-from sprint.evaluate.metrics import AT_ONCE, Choices, Drawn
+from sprint.evaluate.metrics import Choices, Drawn
 from sprint.evaluate.prompts import SCENES, Prompts, needed
 from sprint.evaluate.reference import RealStatistics, features_of, open_reference, save_statistics
 from sprint.evaluate.result import KEY_DIGITS, Figure, Measured
 from sprint.evaluate.scene_features import scene_features
-from sprint.evaluate.store import progress
 
 KID_SUBSET = 1000  # pictures, or as many as there are
 KID_SUBSETS = 100
@@ -99,7 +96,9 @@ class FrechetDistance:
     def measure(self, drawn: Drawn) -> Measured:
         features = self._features(drawn)
         if isinstance(self.reference, RealStatistics):
-            return Measured({"FID": Figure(fid(statistics(features), self.reference), higher=False)})
+            return Measured(
+                {"FID": Figure(fid(GaussianStatistics.of(features), self.reference), higher=False)}
+            )
         if self.real is None:
             self.real = self._real_features()
         name, scale = ("KID", 1) if self.scenes else ("KID × 1000", 1000)  # as the field prints Inception's
@@ -107,7 +106,9 @@ class FrechetDistance:
         error = None if self._whole else scale * distance.std
         return Measured(
             {
-                "FID": Figure(fid(statistics(features), statistics(self.real)), higher=False),
+                "FID": Figure(
+                    fid(GaussianStatistics.of(features), GaussianStatistics.of(self.real)), higher=False
+                ),
                 name: Figure(
                     scale * distance.mean, error, higher=False, spec=".3g" if self.scenes else ".2f"
                 ),
@@ -127,24 +128,5 @@ class FrechetDistance:
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:KEY_DIGITS]
         folder = self.choices.kept_real / key
         features = features_of(self.reference, self.network, MJHQ_SIZE, folder)
-        save_statistics(folder / STATISTICS, statistics(features), self.network.name, MJHQ_SIZE)
+        save_statistics(folder / STATISTICS, GaussianStatistics.of(features), self.network.name, MJHQ_SIZE)
         return features
-
-
-def real_scene_features(network: FeatureNetwork) -> Tensor:
-    """Of the real scenes that runs are scored against  -> [REFERENCE_SCENES, D]"""
-    pictures = (render(scene(REFERENCE_SEED, i).things) for i in range(REFERENCE_SCENES))
-    parts = []
-    with progress("real scenes", REFERENCE_SCENES) as bar:
-        while batch := list(islice(pictures, AT_ONCE)):
-            parts.append(network(np.stack(batch)))
-            bar.update(len(batch))
-    return torch.cat(parts)
-
-
-def statistics(features: Tensor) -> GaussianStatistics:
-    """Features [N, D] -> mean and covariance, taken in float64 a part at a time."""
-    whole = GaussianStatistics()
-    for part in features.split(KID_SUBSET):
-        whole.update(part)
-    return whole

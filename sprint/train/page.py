@@ -61,7 +61,6 @@ def evaluate_run(recipe: Recipe, folder: Path) -> tuple[list[Column], float]:
     """Every column, kept in folder/evaluation and drawn anew only for another model, other times or another
     feature network.  -> columns, FID of real against real"""
     from sprint.evaluate.columns import (
-        REFERENCE_SCENES,
         Origin,
         evaluate_column,
         load_column,
@@ -78,7 +77,7 @@ def evaluate_run(recipe: Recipe, folder: Path) -> tuple[list[Column], float]:
     student = load_generator(str(folder / "student"), device)
     scenes = held_out_scenes(settings.prompts)
     network = scene_features(device)
-    real = real_statistics(network, REFERENCE_SCENES)
+    real = real_statistics(network)
     hashes = {
         generator: model_hash(str(folder / name))
         for generator, name in ((teacher, "teacher"), (student, "student"))
