@@ -22,7 +22,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda v: 0 <= v < math.inf,
         (
             *("seed", "data.seed", "adapt.steps", "distill.steps"),
-            *("distill.consistency.weight", "distill.adversarial.weight"),
+            *("distill.consistency.weight", "distill.adversarial.weight", "distill.self_consistency"),
             *("evaluate.prompts", "evaluate.guidance_scale", "data.guidance_scale", "shard_size"),
             *_each(_OPTIMIZERS, "weight_decay", "warmup_steps"),
         ),
@@ -104,6 +104,10 @@ def _relations(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     yield (
         distill.consistency.weight > 0 or adversarial.weight > 0,
         "distill.consistency.weight and distill.adversarial.weight are both 0: nothing to train on",
+    )
+    yield (
+        distill.self_consistency == 0 or adversarial.weight > 0,
+        "distill.self_consistency looks at LADD's samples, but distill.adversarial.weight is 0",
     )
     yield (
         distill.batch_size >= 2 or not (adversarial.weight > 0 and adversarial.misaligned_pairs),

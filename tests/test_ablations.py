@@ -25,6 +25,7 @@ from ablation_rows import (
     Paper,
     Row,
     chosen,
+    compare,
     expectations,
     in_words,
     verdict,
@@ -129,7 +130,11 @@ def test_groups_are_chosen_by_key():
 
 
 def seeds(*values: float) -> Measured:
-    return Measured(values, (0.0,) * len(values))
+    return Measured(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
+
+
+def one(value: float, error: float) -> Measured:
+    return Measured({0: value}, {0: error})
 
 
 @pytest.mark.parametrize(
@@ -139,9 +144,9 @@ def seeds(*values: float) -> Measured:
         (seeds(2.0, 2.1, 1.9), -1, DISAGREES),
         (seeds(0.5, 0.6, 0.4), 1, DISAGREES),
         (seeds(0.5, 0.6, 0.4), -1, AGREES),
-        (seeds(1.2, 1.3, 1.1), 1, WITHIN_NOISE),  # 0.2 apart; 4 degrees of freedom: 2.776 · 0.0816 = 0.227
-        (seeds(1.25, 1.35, 1.15), 1, AGREES),
-        (seeds(1.24, 1.24, 1.24), 1, WITHIN_NOISE),  # 2 degrees of freedom: 4.303 · 0.0577 = 0.248
+        (seeds(1.05, 1.16, 0.94), 1, AGREES),  # seed by seed .05, .06, .04: 4.303 · .0058 = .025
+        (seeds(1.05, 0.95, 1.15), 1, WITHIN_NOISE),  # the same values under other seeds: .05, -.15, .25
+        (seeds(1.24, 1.24, 1.24), 1, WITHIN_NOISE),  # 4.303 · 0.0577 = 0.248
         (seeds(1.26, 1.26, 1.26), 1, AGREES),
         (seeds(2.0, 2.1, 1.9), 0, WITHIN_NOISE),  # the paper sees no difference
     ],
@@ -150,14 +155,22 @@ def test_verdict_over_seeds(row, expected, word):
     assert verdict(row, seeds(1.0, 1.1, 0.9), expected) == word
 
 
+def test_seeds_are_paired_by_their_number():
+    """Seed 0 failed: what is left is compared with the same seeds of the base."""
+    row = Measured({1: 1.15, 2: 0.96}, {1: 0.0, 2: 0.0})
+    difference, interval = compare(row, seeds(1.0, 1.1, 0.9))
+    assert difference == pytest.approx(0.055) and interval == pytest.approx(12.706 * 0.005)
+
+
 def test_a_single_seed_is_no_surer_than_its_pictures_or_the_seeds_of_the_base():
     base = seeds(1.0, 1.1, 0.9)  # spread 0.1, error 0.058
-    assert verdict(Measured((1.52,), (0.01,)), base, 1) == AGREES  # 4.303 · hypot(0.1, 0.058) = 0.497
-    assert verdict(Measured((1.48,), (0.01,)), base, 1) == WITHIN_NOISE
-    assert verdict(Measured((1.39,), (0.2,)), base, 1) == WITHIN_NOISE
-    single = Measured((1.0,), (0.1,))
-    assert verdict(Measured((1.29,), (0.1,)), single, 1) == AGREES  # 1.96 · hypot(0.1, 0.1) = 0.277
-    assert verdict(Measured((1.27,), (0.1,)), single, 1) == WITHIN_NOISE
+    assert verdict(one(1.52, 0.01), base, 1) == AGREES  # 4.303 · hypot(0.1, 0.058) = 0.497
+    assert verdict(one(1.48, 0.01), base, 1) == WITHIN_NOISE
+    assert verdict(one(1.88, 0.2), base, 1) == WITHIN_NOISE  # 4.303 · hypot(0.2, 0.058) = 0.896
+    assert verdict(one(1.91, 0.2), base, 1) == AGREES
+    single = one(1.0, 0.1)
+    assert verdict(one(1.29, 0.1), single, 1) == AGREES  # 1.96 · hypot(0.1, 0.1) = 0.277
+    assert verdict(one(1.27, 0.1), single, 1) == WITHIN_NOISE
 
 
 def test_signs_come_from_the_papers_figures_or_its_words():

@@ -73,6 +73,8 @@ def test_draws_have_the_densities_of_the_recipe():
     assert at_max.float().mean().item() == pytest.approx(0.5, abs=0.02)
     z = torch.log(SIGMA_DATA * torch.tan(draws.start_t[~at_max].double()))
     assert (z.mean().item(), z.std().item()) == pytest.approx((0.2, 1.6), abs=0.06)
+    share = draws.second_t / draws.start_t
+    assert (share.min().item(), share.max().item()) == pytest.approx((0.3, 0.7), abs=1e-3)
     for scale in (4.0, 4.5, 5.0):
         assert (draws.guidance == scale).float().mean().item() == pytest.approx(1 / 3, abs=0.02)
     assert draws.guidance.unique().numel() == 3
@@ -102,8 +104,8 @@ def test_one_step_from_max_time_begins_in_pure_noise(stage):
     draws = draw(stage.recipe, 0, LATENT)
     draws = draws._replace(start_t=torch.full((8,), HALF_PI))
     batch = tiny_batch()
-    x_0, _ = one_step_sample(stage.generator.trained, batch, draws)
-    other, _ = one_step_sample(stage.generator.trained, batch._replace(latent=-batch.latent), draws)
+    x_0 = one_step_sample(stage.generator.trained, batch, draws).x_0
+    other = one_step_sample(stage.generator.trained, batch._replace(latent=-batch.latent), draws).x_0
     torch.testing.assert_close(x_0, other, rtol=1e-4, atol=1e-5)
     F = stage.student(draws.start_noise, draws.start_t, batch.text, batch.mask, draws.guidance)
     torch.testing.assert_close(x_0, -SIGMA_DATA * F, rtol=1e-4, atol=1e-5)
@@ -163,7 +165,7 @@ def test_the_hinge_sees_each_kind_once(stage, monkeypatch):
     assert len(seen) == 3
     assert torch.equal(seen[0][0], real)
     with torch.no_grad():
-        assert torch.equal(seen[1][0], one_step_sample(stage.generator.trained, batch, draws)[0])
+        assert torch.equal(seen[1][0], one_step_sample(stage.generator.trained, batch, draws).x_0)
     assert torch.equal(seen[2][0], real[[3, 0, 1, 2, 7, 4, 5, 6]])  # a prompt of one of four neighbours
     assert all(torch.equal(text, batch.text) for _, text in seen)
     (real_logits, fake_logits), per_sample = logits[0], 2 * 16  # two taps, 16 tokens
@@ -359,8 +361,8 @@ def test_every_weight_has_a_gradient_in_the_adversarial_term(engine):
     """DDP averages when the last one is there: the log-variance's is zero where the loss does not need it."""
     stage = make_stage(engine, consistency=0.0)
     batch, draws = tiny_batch(), draw(stage.recipe, G, LATENT)
-    (adversarial,) = stage._terms(True)
-    loss, _ = adversarial(batch, draws, None)
+    (of_samples,) = stage._terms(True)
+    loss, _ = of_samples(batch, draws, None)
     stage.generator.trained.backward(loss)
     grads = gradients(stage.student)
     assert all(gradient is not None for gradient in grads.values())
@@ -438,7 +440,7 @@ def test_bf16_losses_are_close_to_float32(bf16_engine):
         scm, _ = stage._consistency_loss(batch, draws, stage.with_null(batch))
         hinge, _ = stage._discriminator_loss(batch, draws)
     with torch.autocast("cpu", enabled=False):
-        x_0, _ = one_step_sample(stage.generator.trained, batch, draws)
+        x_0 = one_step_sample(stage.generator.trained, batch, draws).x_0
     assert scm.dtype == hinge.dtype == x_0.dtype == torch.float32
     assert torch.isfinite(scm) and 0 < hinge.item() < 3
     read = stage.update(G, batch).read(bf16_engine)
@@ -490,4 +492,4 @@ def test_the_estimate_of_the_data_is_exact_for_an_exact_student(stage):
     with torch.no_grad():
         F = stage.student(x_t / SIGMA_DATA, draws.start_t, batch.text, batch.mask, draws.guidance)
         expected = data_estimate(x_t, F, draws.start_t)
-        assert torch.equal(one_step_sample(stage.generator.trained, batch, draws)[0], expected)
+        assert torch.equal(one_step_sample(stage.generator.trained, batch, draws).x_0, expected)

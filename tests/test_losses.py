@@ -95,6 +95,11 @@ def test_tangent_warmup_is_linear_then_one():
     assert losses.tangent_warmup(0, 0) == 0.0 and losses.tangent_warmup(1, 0) == 1.0
 
 
+def test_self_consistency_is_the_mean_square_distance_in_latents():
+    x_0, target = torch.zeros(2, 1, 1, 2), torch.tensor([[[[1.0, 2.0]]], [[[0.0, -1.0]]]])
+    assert losses.self_consistency_loss(x_0, target).item() == pytest.approx((1 + 4 + 0 + 1) / 4 / 0.5**2)
+
+
 def test_adversarial_losses():
     real, fake = torch.tensor([2.0, 0.5, -1.0, 1.0]), torch.tensor([-3.0, 0.5])
     assert losses.generator_adversarial_loss(fake).item() == 1.25

@@ -256,6 +256,7 @@ def test_name_must_be_a_folder_name(small, name):
 def test_relations_between_keys(small):
     off = "distill.adversarial.weight=0"
     assert "nothing to train on" in refusal(small, off, "distill.consistency.weight=0")
+    assert "looks at LADD's samples" in refusal(small, off, "distill.self_consistency=1")
     assert "only scenes can be scored" in refusal("0.6b", "evaluate.prompts=100")
     assert load_recipe(small, [off, "distill.batch_size=1", "distill.adversarial.taps=[]"])
 

@@ -66,14 +66,17 @@ class Line:
 
     def measured(self, steps: str = COMPARED) -> dict[str, Measured]:
         """By measure; "norm" is the logarithm of the median gradient norm. What no run has is left out."""
-        scores = [found["scores"][steps] for found in self.scored if steps in found["scores"]]
-        norms = [found["norms"] for found in self.results if found and found["norms"]["grad_norm"]]
-        logs = tuple(math.log10(norm["grad_norm"]) for norm in norms)
-        found = {"norm": Measured(logs, tuple(norm["grad_norm_decades"] for norm in norms))} if logs else {}
+        there = {seed: found for seed, found in enumerate(self.results) if found}
+        scores = {k: found["scores"][steps] for k, found in there.items() if steps in found["scores"]}
+        norms = {k: found["norms"] for k, found in there.items() if found["norms"]["grad_norm"]}
+        measured = {}
+        if norms:
+            logs = {k: math.log10(norm["grad_norm"]) for k, norm in norms.items()}
+            measured["norm"] = Measured(logs, {k: norm["grad_norm_decades"] for k, norm in norms.items()})
         for measure in ("fid", "score") if scores else ():
-            values, errors = zip(*((s[measure], s[f"{measure}_error"]) for s in scores), strict=True)
-            found[measure] = Measured(values, errors)
-        return found
+            values = {k: found[measure] for k, found in scores.items()}
+            measured[measure] = Measured(values, {k: s[f"{measure}_error"] for k, s in scores.items()})
+        return measured
 
     def pictures(self, steps: str = COMPARED) -> np.ndarray | None:
         """Of the first run that has any: uint8 [N, H, W, 3]."""

@@ -1,6 +1,7 @@
 """Stage 2: sCM + LADD. Generator and discriminator take turns on successive batches.
 
-Source: SANA-Sprint (arXiv 2503.09641, Algorithm 1), and the public trainer's settings.
+Source: SANA-Sprint (arXiv 2503.09641, Algorithm 1), and the public trainer's settings. Ours is the self-consistency
+term: the one-step sample that LADD judges shall also be what two steps of the student give.
 The student F_θ, the frozen adapted teacher F_T (with guidance for sCM, its features for LADD), the heads.
 """
 
@@ -33,9 +34,10 @@ from sprint.recipe import Distill, Recipe
 from sprint.schedule import lognormal_trig_times, with_max_time
 from sprint.sharding import Read, Tensors
 from sprint.train.update import Means, Updater, prefixed, under
-from sprint.trigflow import SIGMA_DATA, data_estimate, diffuse
+from sprint.trigflow import SIGMA_DATA, data_estimate, diffuse, noise_estimate
 
 GENERATOR, DISCRIMINATOR = "G", "D"
+SECOND_STEP = (0.3, 0.7)  # where it starts, as a share of the time of the first
 
 
 class Draws(NamedTuple):
@@ -45,6 +47,7 @@ class Draws(NamedTuple):
     t, noise                  where sCM looks (generator only)
     start_t, start_noise      where the student starts its one-step sample, π/2 for some
     renoise_t, renoise_noise  where the discriminator looks at it
+    second_t                  where a second step would start from that sample, before start_t
     """
 
     guidance: Tensor
@@ -54,6 +57,7 @@ class Draws(NamedTuple):
     start_noise: Tensor
     renoise_t: Tensor
     renoise_noise: Tensor
+    second_t: Tensor
 
 
 def draw(recipe: Recipe, step: int, latent_shape: tuple) -> Draws:
@@ -67,7 +71,7 @@ def draw(recipe: Recipe, step: int, latent_shape: tuple) -> Draws:
     def times(density):
         return lognormal_trig_times(batch, density.mean, density.std, generator)
 
-    return Draws(
+    draws = Draws(
         guidance=scales[torch.randint(len(scales), (batch,), generator=generator)],
         t=times(settings.consistency.time),
         noise=torch.randn(shape, generator=generator),
@@ -75,7 +79,10 @@ def draw(recipe: Recipe, step: int, latent_shape: tuple) -> Draws:
         start_noise=torch.randn(shape, generator=generator),
         renoise_t=times(adversarial.time),
         renoise_noise=torch.randn(shape, generator=generator),
+        second_t=torch.rand(batch, generator=generator),
     )
+    low, high = SECOND_STEP
+    return draws._replace(second_t=draws.start_t * (low + (high - low) * draws.second_t))
 
 
 def teacher_velocity(teacher: TrigFlowView, x_t: Tensor, draws: Draws, guided: GuidedText) -> Tensor:
@@ -83,11 +90,30 @@ def teacher_velocity(teacher: TrigFlowView, x_t: Tensor, draws: Draws, guided: G
     return SIGMA_DATA * guided_velocity(teacher, x_t / SIGMA_DATA, draws.t, guided, draws.guidance)
 
 
-def one_step_sample(student: Callable, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
-    """x̂_0 = f_θ(x_t', t') from the noised data, or from pure noise where t' = π/2.  -> x̂_0, logvar"""
+class Sample(NamedTuple):
+    """x̂_0 = f_θ(x_t, t) in one step from x_t, the network's output F on the way, and its log-variance [B]."""
+
+    x_0: Tensor
+    x_t: Tensor
+    F: Tensor
+    logvar: Tensor
+
+
+def one_step_sample(student: Callable, batch: Batch, draws: Draws) -> Sample:
+    """From the noised data at t = start_t, or from pure noise where that is π/2."""
     x_t = diffuse(SIGMA_DATA * batch.latent, draws.start_noise, draws.start_t)
     F, logvar = student(x_t / SIGMA_DATA, draws.start_t, batch.text, batch.mask, draws.guidance)
-    return data_estimate(x_t, F, draws.start_t), logvar
+    return Sample(data_estimate(x_t, F, draws.start_t), x_t, F, logvar)
+
+
+@torch.no_grad()
+def second_step(student: Callable, sample: Sample, batch: Batch, draws: Draws) -> Tensor:
+    """f_θ(x_s, s) with x_s on the circle through the sample and the noise that its own F tells, s = second_t."""
+    s = draws.second_t
+    noise = noise_estimate(sample.x_t, sample.F, draws.start_t) / SIGMA_DATA
+    x_s = diffuse(sample.x_0, noise, s)
+    F, _ = student(x_s / SIGMA_DATA, s, batch.text, batch.mask, draws.guidance)
+    return data_estimate(x_s, F, s)
 
 
 def renoised_features(tapped: TappedTeacher, x_0: Tensor, draws: Draws, batch: Batch) -> list[Tensor]:
@@ -236,18 +262,29 @@ class DistillStage:
         if not generator_phase:
             return [self._discriminator_term]
         terms = [self._consistency_term] if self.settings.consistency.weight > 0 else []
-        return terms + ([self._adversarial_term] if self.settings.adversarial.weight > 0 else [])
+        return terms + ([self._sample_term] if self.settings.adversarial.weight > 0 else [])
 
     def _consistency_term(self, batch: Batch, draws: Draws, guided: GuidedText):
         with self.engine.autocast():
             loss, seen = self._consistency_loss(batch, draws, guided)
         return self.settings.consistency.weight * loss, seen
 
-    def _adversarial_term(self, batch: Batch, draws: Draws, guided: GuidedText):
+    def _sample_term(self, batch: Batch, draws: Draws, guided: GuidedText):
+        """LADD's loss of a one-step sample and, if asked for, its distance from a two-step one."""
+        settings = self.settings
         with self.engine.autocast():
-            loss, logvar = self._adversarial_loss(batch, draws)
+            with self.clock.part("student"):
+                sample = one_step_sample(self.generator.trained, batch, draws)
+                target = None
+                if settings.self_consistency > 0:
+                    target = second_step(self.generator.trained, sample, batch, draws)
+            adversarial = self._adversarial_loss(batch, draws, sample.x_0)
         # a gradient for every weight, be it zero: DDP averages when the last of them is there
-        return self.settings.adversarial.weight * loss + 0.0 * logvar.sum(), {"loss_adv": loss}
+        loss = settings.adversarial.weight * adversarial + 0.0 * sample.logvar.sum()
+        if target is None:
+            return loss, {"loss_adv": adversarial}
+        distance = losses.self_consistency_loss(sample.x_0, target)
+        return loss + settings.self_consistency * distance, {"loss_adv": adversarial, "loss_self": distance}
 
     def _discriminator_term(self, batch: Batch, draws: Draws, guided: None):
         with self.memory.of(batch.text), self.engine.autocast():
@@ -278,23 +315,18 @@ class DistillStage:
         tangent_norm = torch.linalg.vector_norm(F_prime, dim=(1, 2, 3)).mean()
         return loss, {"loss_scm": loss, "tangent_norm": tangent_norm, "logvar": logvar.mean()}
 
-    def _adversarial_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
-        """The heads see real and generated side by side, so that local batch norm cannot hide the difference.
-
-        -> loss, the log-variance that came with the sample
-        """
-        with self.clock.part("features"), torch.no_grad():
-            real = renoised_features(self.tapped, SIGMA_DATA * batch.latent, draws, batch)
-        with self.clock.part("student"):
-            x_0, logvar = one_step_sample(self.generator.trained, batch, draws)
+    def _adversarial_loss(self, batch: Batch, draws: Draws, x_0: Tensor) -> Tensor:
+        """The heads see real and generated side by side, so that local batch norm cannot hide the difference."""
         with self.clock.part("features"):
+            with torch.no_grad():
+                real = renoised_features(self.tapped, SIGMA_DATA * batch.latent, draws, batch)
             fake = renoised_features(self.tapped, x_0, draws, batch)
             mixed = [interleave(*kinds) for kinds in zip(real, fake, strict=True)]
             del real, fake
         with self.clock.part("heads"), self.heads.frozen():
             logits = self.heads(mixed, 2 * self.settings.adversarial.neighbours).float()
         _, fake_logits = deinterleave(logits, 2)
-        return losses.generator_adversarial_loss(fake_logits), logvar
+        return losses.generator_adversarial_loss(fake_logits)
 
     def _discriminator_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Hinge: real against generated and, if asked for, against data under a neighbour's prompt."""
@@ -302,7 +334,7 @@ class DistillStage:
         with torch.no_grad():
             real = SIGMA_DATA * batch.latent
             with self.clock.part("student"):
-                pictures = [real, one_step_sample(self.generator.trained, batch, draws)[0]]
+                pictures = [real, one_step_sample(self.generator.trained, batch, draws).x_0]
             if self.settings.adversarial.misaligned_pairs:
                 pictures.append(swapped(real, neighbours))
             with self.clock.part("features"):
