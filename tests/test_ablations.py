@@ -8,9 +8,8 @@ import time
 from dataclasses import make_dataclass, replace
 from pathlib import Path
 from threading import Timer
-from xml.etree import ElementTree
 
-import ablation_page
+import ablation_answers
 import ablation_run
 import ablations
 import numpy as np
@@ -349,7 +348,7 @@ def test_training_that_stops_for_good_is_a_result(few, monkeypatch, fresh_engine
     assert ablation_run.work(job, few.root) == 0
     assert is_done(job, few.root) and read(few, job)["failed"] == "20 updates in a row"
     group = Group("g", "G", "claim", (Row("base"), Row("wild", row.overrides, worse=True)))
-    (answer,) = ablation_page.collect([group], few)
+    (answer,) = ablation_answers.collect([group], few)
     assert answer.outcome(answer.lines[1]) == "1 of 1 runs stopped: agrees"
     assert answer.words(answer.lines[1]) == [AGREES]
 
@@ -381,122 +380,3 @@ def stop_by(error: Exception):
 
 def read(settings: Settings, job: Job) -> dict:
     return json.loads((settings.root / job.key / ablations.RESULT).read_text())
-
-
-# ---- the page ---------------------------------------------------------------------------------------
-
-
-def finish(settings: Settings, row: Row, seed: int, score: float, fid: float) -> None:
-    """What a run leaves, made up."""
-    folder = settings.root / settings.student(row, seed).key
-    folder.mkdir(parents=True)
-    scores = {str(n): {"score": score, "score_error": 0.02, "fid": fid, "fid_error": 0.1} for n in (1, 2, 4)}
-    norms = {"grad_norm": 3.0, "grad_norm_decades": 0.01}
-    result = {
-        "key": folder.name,
-        "seed": seed,
-        "failed": None,
-        "scores": scores,
-        "norms": norms,
-        "seconds": 1.0,
-    }
-    (folder / ablations.RESULT).write_text(json.dumps(result))
-    rows = [
-        {
-            "stage": "distill",
-            "step": 2 * i + 1,
-            "phase": "G",
-            "seconds": i,
-            "grad_norm": 2.0 + i,
-            "tangent_norm": 1.0,
-        }
-        for i in range(4)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
-    pictures = np.full((6, 64, 64, 3), 90, np.uint8)
-    np.savez(folder / ablation_run.PICTURES, **dict.fromkeys(("1", "2", "4"), pictures))
-
-
-@pytest.fixture
-def made_up(tmp_path) -> tuple[Group, Settings]:
-    base, other = (
-        Row("base", seeds=2, paper=Paper(8.0, 28.0)),
-        Row("<b>other</b>", ("seed=9",), paper=Paper(9.0, 27.0)),
-    )
-    missing = Row("missing", ("distill.steps=3",))
-    group = Group("time", "<script>", "a & b", (other, base, missing))
-    settings = Settings(root=tmp_path)
-    finish(settings, base, 0, 0.40, 1.0)
-    finish(settings, base, 1, 0.44, 1.1)
-    finish(settings, other, 0, 0.41, 2.6)
-    teacher = tmp_path / settings.teacher(base).key
-    teacher.mkdir()
-    here = {"commit": "abc", "versions": {"torch": "2"}, "device": "a CPU"}
-    result = {"failed": None, "scores": {}, "seconds": 5.0, "network": "scene network 1", "made_by": here}
-    (teacher / ablations.RESULT).write_text(json.dumps(result))
-    return group, settings
-
-
-def test_results_are_written_with_means_spread_and_verdicts(made_up, tmp_path, capsys):
-    group, settings = made_up
-    files = ablation_page.write_results([group], settings, 2, tmp_path / "out", tmp_path / "page")
-    assert {file.name for file in files} == {
-        *("ablations.json", "ablations.html", "table.md", "ablations.png", "ablations-gradients.svg")
-    }
-    record = json.loads((tmp_path / "out" / "ablations.json").read_text())
-    other, base, missing = record["groups"][0]["rows"]
-    assert base["means"]["2"]["score"]["mean"] == pytest.approx(0.42)
-    assert base["means"]["2"]["score"]["spread"] == pytest.approx(0.0283, abs=1e-4)
-    assert other["verdicts"] == {"fid": AGREES, "score": WITHIN_NOISE}
-    assert missing["outcome"] == "not run" and missing["runs"] == [None]
-    assert record["made_by"] == {
-        "commit, versions and device not recorded; feature network not recorded": 3,
-        "commit abc; torch 2; a CPU; scene network 1": 1,
-    }
-    assert record["thread_seconds"] == 3.0 + 5.0  # with stage 1
-    table = (tmp_path / "page" / "table.md").read_text()
-    assert "| 0.420 ± 0.028 | 1.050 ± 0.071 |" in table and table.strip() in capsys.readouterr().out
-
-
-def test_the_page_escapes_what_it_is_given(made_up, tmp_path):
-    group, settings = made_up
-    ablation_page.write_results([group], settings, 2, tmp_path / "out", tmp_path / "page")
-    page = (tmp_path / "page" / "ablations.html").read_text()
-    drawing = (tmp_path / "out" / "ablations-gradients.svg").read_text()
-    assert "<script>" not in page and "&lt;script&gt;" in page and "a &amp; b" in page
-    ElementTree.fromstring(drawing)
-    for text in (page, drawing):
-        assert "<b>other" not in text and "&lt;b&gt;other&lt;/b&gt;" in text
-
-
-def test_a_page_of_what_is_not_there_yet(tmp_path, capsys):
-    """--page runs nothing."""
-    assert ablations.main(["--page", "--only", "time", "--runs", str(tmp_path)]) == 0
-    assert sorted(file.name for file in (tmp_path / "part").iterdir()) == [
-        *("ablations.html", "ablations.json", "table.md")
-    ]
-    assert capsys.readouterr().out.count("| not run |") == 2
-
-
-def test_a_row_without_its_base(tmp_path):
-    settings, row = Settings(root=tmp_path), Row("other", ("distill.ema_decay=0.9",), worse=True)
-    finish(settings, row, 0, 0.4, 1.0)
-    (answer,) = ablation_page.collect([Group("g", "G", "claim", (Row("base"), row))], settings)
-    assert answer.outcome(answer.lines[1]) == "base not run"
-
-
-def test_only_a_whole_list_goes_to_the_repository(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ablations, "ROOT", tmp_path / "repository")
-    assert ablations.main(["--page", "--runs", str(tmp_path / "runs")]) == 0
-    assert (tmp_path / "runs" / "ablations.json").exists() and not (tmp_path / "repository").exists()
-    monkeypatch.setattr(ablations, "is_done", lambda job, root: True)
-    assert ablations.main(["--page", "--runs", str(tmp_path / "runs")]) == 0
-    assert (tmp_path / "repository" / "tools" / "results" / "ablations.json").exists()
-
-
-def test_a_wrong_command_is_one_line(capsys):
-    assert ablations.main(["--jobs", "0"]) == 2
-    assert capsys.readouterr().err == "ablations: --jobs 0: give at least 1\n"
-    for command in (["distil.steps=3"], ["distil.steps=3", "--page"]):
-        assert ablations.main(command) == 2
-        assert "no such key" in capsys.readouterr().err

@@ -2,156 +2,31 @@
 
 import io
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-import numpy as np
 import torch
-from ablation_rows import (
-    AGREES,
-    DISAGREES,
-    NOT_COMPARABLE,
-    RULE,
-    WITHIN_NOISE,
-    Group,
-    Measured,
-    Row,
-    expectations,
-    in_words,
-    verdicts,
-)
-from ablation_run import PICTURES, RESULT
-from ablations import RECIPE, Job, Settings, feature_network, is_done
+from ablation_answers import PROMPTS, Answer, Line, collect, reader
+from ablation_rows import AGREES, DISAGREES, RULE, WITHIN_NOISE, Group, Measured, Row
+from ablations import RECIPE, Settings, feature_network
 from compare_starts import STYLE
 from measure import environment
 from PIL import Image
 
 from sprint import report_page as html
-from sprint.chart import Point, line_chart
+from sprint.chart import line_chart
 from sprint.data.source import held_out_scenes
 from sprint.evaluate.columns import REFERENCE_SCENES
 from sprint.evaluate.grid import picture_grid
 from sprint.files import write_whole
-from sprint.log import METRICS, read_metrics
 from sprint.recipe import load_recipe
-from sprint.train.distill import GENERATOR, DistillStage
 
-COMPARED = "2"  # steps, as in the paper
-PROMPTS = 6  # of the pictures that are shown: one of each category
 NOT_RECORDED = "not recorded"  # of what results of earlier versions do not tell
 GRID_COLOURS = 128  # of the committed grid, which has to be small
 MOST_LINES = 3  # that a chart can tell apart
 FILE = "ablations"
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row with what its runs found, seed by seed. A run that is not there is None."""
-
-    row: Row
-    folders: tuple[Path, ...]
-    results: tuple[dict | None, ...]
-
-    @property
-    def scored(self) -> list[dict]:
-        return [found for found in self.results if found and found["scores"]]
-
-    @property
-    def failures(self) -> list[str]:
-        return [found["failed"] for found in self.results if found and found["failed"]]
-
-    def measured(self, steps: str = COMPARED) -> dict[str, Measured]:
-        """By measure; "norm" is the logarithm of the median gradient norm. What no run has is left out."""
-        there = {seed: found for seed, found in enumerate(self.results) if found}
-        scores = {k: found["scores"][steps] for k, found in there.items() if steps in found["scores"]}
-        norms = {k: found["norms"] for k, found in there.items() if found["norms"]["grad_norm"]}
-        measured = {}
-        if norms:
-            logs = {k: math.log10(norm["grad_norm"]) for k, norm in norms.items()}
-            measured["norm"] = Measured(logs, {k: norm["grad_norm_decades"] for k, norm in norms.items()})
-        for measure in ("fid", "score") if scores else ():
-            values = {k: found[measure] for k, found in scores.items()}
-            measured[measure] = Measured(values, {k: s[f"{measure}_error"] for k, s in scores.items()})
-        return measured
-
-    def pictures(self, steps: str = COMPARED) -> np.ndarray | None:
-        """Of the first run that has any: uint8 [N, H, W, 3]."""
-        files = [folder / PICTURES for folder in self.folders if (folder / PICTURES).exists()]
-        if not files:
-            return None
-        with np.load(files[0], allow_pickle=False) as saved:
-            return saved[steps][:PROMPTS] if steps in saved else None
-
-    def curve(self, metric: str) -> list[Point]:
-        """(step, value) of the student's logged updates, first seed."""
-        rows = read_metrics(self.folders[0] / METRICS)
-        student = [row for row in rows if row["stage"] == DistillStage.name and row["phase"] == GENERATOR]
-        return [(row["step"], row[metric]) for row in student if row.get(metric) is not None]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A group, its lines, and the line of its base."""
-
-    group: Group
-    lines: tuple[Line, ...]
-
-    @property
-    def base(self) -> Line:
-        return next(line for line in self.lines if line.row.is_base)
-
-    def verdicts(self, line: Line) -> dict[str, str]:
-        expected = expectations(line.row, self.group.base)
-        return verdicts(expected, line.measured(), self.base.measured())
-
-    def words(self, line: Line) -> list[str]:
-        """Every verdict that `outcome` tells; runs that stopped agree where the paper expects it."""
-        return [AGREES] * self._stopped_as_expected(line) + [*self.verdicts(line).values()]
-
-    def outcome(self, line: Line) -> str:
-        """In plain words."""
-        row, parts = line.row, []
-        if not any(line.results):
-            return "not run"
-        if row.is_base:
-            return "base"
-        if line.failures:
-            expected = f": {AGREES}" if self._stopped_as_expected(line) else ""
-            parts.append(f"{len(line.failures)} of {len(line.results)} runs stopped{expected}")
-        if found := self.verdicts(line):
-            parts.append(in_words(found))
-        elif not row.comparable:
-            parts.append(NOT_COMPARABLE)
-        elif not line.failures:
-            asked = expectations(row, self.group.base)
-            parts.append("base not run" if asked else "the paper gives no figure")
-        return "; ".join(parts)
-
-    def _stopped_as_expected(self, line: Line) -> bool:
-        return bool(line.failures) and line.row.comparable and (line.row.worse or line.row.louder)
-
-
-def collect(groups: Sequence[Group], settings: Settings) -> list[Answer]:
-    """Everything that is done."""
-    return [Answer(group, tuple(_line(row, settings) for row in group.rows)) for group in groups]
-
-
-def _line(row: Row, settings: Settings) -> Line:
-    jobs = [settings.student(row, seed) for seed in settings.seeds(row)]
-    return Line(row, tuple(settings.root / job.key for job in jobs), tuple(map(_read(settings), jobs)))
-
-
-def _read(settings: Settings):
-    def read(job: Job) -> dict | None:
-        if not is_done(job, settings.root):
-            return None
-        return json.loads((settings.root / job.key / RESULT).read_text(encoding="utf-8"))
-
-    return read
 
 
 # ---- all that is written ----------------------------------------------------------------------------
@@ -160,7 +35,8 @@ def _read(settings: Settings):
 def write_results(
     groups: Sequence[Group], settings: Settings, jobs: int, out: Path, page_folder: Path
 ) -> list[Path]:
-    """out/ablations.json, .png and -gradients.svg; page_folder/ablations.html and table.md.  -> the files
+    """out/ablations.json, .png, -one-step.png and -gradients.svg; page_folder/ablations.html and table.md.
+    -> the files
 
     Prints the table and the files. What has no run yet is said to be missing.
     """
@@ -173,10 +49,11 @@ def write_results(
         write_whole(page_folder / f"{FILE}.html", page(answers, record)),
         write_whole(page_folder / "table.md", text + "\n"),
     ]
-    if (sheet := grid(answers)) is not None:
-        png = io.BytesIO()
-        sheet.save(png, "PNG", optimize=True)
-        files.append(write_whole(out / f"{FILE}.png", png.getvalue()))
+    for steps, name in (("2", FILE), ("1", f"{FILE}-one-step")):
+        if (sheet := grid(answers, steps)) is not None:
+            png = io.BytesIO()
+            sheet.save(png, "PNG", optimize=True)
+            files.append(write_whole(out / f"{name}.png", png.getvalue()))
     if drawing := gradients(answers):
         files.append(write_whole(out / f"{FILE}-gradients.svg", drawing))
     print(text, *files, sep="\n")
@@ -185,7 +62,7 @@ def write_results(
 
 def as_data(answers: Sequence[Answer], settings: Settings) -> dict:
     """Every figure as plain data."""
-    recipe, teacher = load_recipe(RECIPE, settings.shared), _read(settings)(settings.teacher(Row("base")))
+    recipe, teacher = load_recipe(RECIPE, settings.shared), reader(settings)(settings.teacher(Row("base")))
     found = _all_results(answers, settings)
     return {
         "quick": settings.quick,
@@ -219,7 +96,7 @@ def _all_results(answers: Sequence[Answer], settings: Settings) -> list[dict]:
     teachers = {
         settings.teacher(line.row).key: settings.teacher(line.row) for line in lines if not line.row.sparse
     }
-    found |= {settings.root / key: _read(settings)(job) for key, job in teachers.items()}
+    found |= {settings.root / key: reader(settings)(job) for key, job in teachers.items()}
     return [result for result in found.values() if result]
 
 
@@ -292,8 +169,8 @@ def mean_and_spread(found: Measured | None) -> str:
 
 
 def table(answers: Sequence[Answer]) -> str:
-    """Markdown, as the README has it: without FID at 1 and 4 steps."""
-    keep = [0, 1, 2, 3, 4, 7, 8, 9]
+    """Markdown, as the README has it: without FID at 4 steps."""
+    keep = [0, 1, 2, 3, 5, 4, 7, 8, 9]
     head = [", ".join(filter(None, HEAD[n])) for n in keep]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for answer in answers:
@@ -351,16 +228,17 @@ def _section(answer: Answer) -> str:
     notes = [f"{line.row.label}: {line.row.note}." for line in answer.lines if line.row.note]
     stopped = [f"{line.row.label}: {failure}" for line in answer.lines for failure in line.failures]
     rows = [(line.row.label, cells(answer, line)) for line in answer.lines]
-    shown = [(line, pictures) for line in answer.lines if (pictures := line.pictures()) is not None]
+    steps = answer.group.steps
+    shown = [(line, pictures) for line in answer.lines if (pictures := line.pictures(steps)) is not None]
     captions = [scene.caption for scene in held_out_scenes(PROMPTS)]
     drawn = html.picture_table(
-        [(line.row.label, "2 steps") for line, _ in shown],
+        [(line.row.label, steps_in_words(steps)) for line, _ in shown],
         captions[: min((len(p) for _, p in shown), default=0)],
         [pictures for _, pictures in shown],
     )
     return html.section(
         answer.group.title,
-        html.paragraph(f"The paper: {answer.group.claim}"),
+        html.paragraph(f"The paper: {answer.group.claim}" if answer.group.claim else "Not in the paper."),
         html.table(HEAD, rows),
         *(html.paragraph(text, "aside") for text in (*notes, *stopped)),
         drawn if shown else "",
@@ -383,14 +261,17 @@ def _charts(answer: Answer) -> list[str]:
 # ---- small figures for the repository ---------------------------------------------------------------
 
 
-def grid(answers: Sequence[Answer]) -> Image.Image | None:
-    """A row for each prompt, a column for each row of the list, the base once; None where nothing was drawn."""
+def grid(answers: Sequence[Answer], steps: str) -> Image.Image | None:
+    """A row for each prompt, a column for each row of the groups compared at so many steps, the base once.
+
+    -> None where nothing was drawn
+    """
     titles, columns = [], []
     for answer in answers:
-        for line in answer.lines:
+        for line in answer.lines if answer.group.steps == steps else ():
             base = line.row.is_base
-            title = ("base", "2 steps") if base else (line.row.label, answer.group.key)
-            pictures = line.pictures()
+            title = ("base", steps_in_words(steps)) if base else (line.row.label, answer.group.key)
+            pictures = line.pictures(steps)
             if title in titles or pictures is None:
                 continue
             titles.insert(0 if base else len(titles), title)
@@ -400,6 +281,10 @@ def grid(answers: Sequence[Answer]) -> Image.Image | None:
     count = min(map(len, columns))
     captions = [scene.caption for scene in held_out_scenes(count)]
     return picture_grid(titles, captions, [c[:count] for c in columns]).quantize(GRID_COLOURS)
+
+
+def steps_in_words(steps: str) -> str:
+    return "1 step" if steps == "1" else f"{steps} steps"
 
 
 def gradients(answers: Sequence[Answer]) -> str:

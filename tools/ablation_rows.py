@@ -12,10 +12,12 @@ from dataclasses import dataclass
 # 97.5% quantiles of Student's t by degrees of freedom; in between the lower number counts
 STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 10: 2.228, math.inf: 1.960}
 AGREES, DISAGREES, WITHIN_NOISE = "agrees", "disagrees", "within the noise"
+BETTER, WORSE = "better", "worse"
 NOT_COMPARABLE = "not comparable"
 RULE = (
     "Each row is set against the base row of its group, at 2 steps: the sign of the difference in FID against the "
-    "paper's in FID, in scene score against the paper's in CLIP score. A difference inside its 95% interval by "
+    "paper's in FID, in scene score against the paper's in CLIP score. Changes that are ours are set against the base "
+    "at 1 step. A difference inside its 95% interval by "
     "Student's t is within the noise. Runs of the same seed see the same data, noise and prompts, so a row of several "
     "seeds is compared seed by seed: its interval is that of the mean of those differences. A row of one seed is set "
     "against the base's mean, and its error is that within its run (binomial for the score, bootstrap over pictures "
@@ -63,12 +65,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that answer one question; the base is among them."""
+    """Rows that answer one question; the base is among them.
+
+    claim  the paper's; where the changes are ours it has none
+    steps  of the student, at which the rows are compared
+    ours   whether the question is what is better, not whether the paper is right
+    """
 
     key: str
     title: str
     claim: str
     rows: tuple[Row, ...]
+    steps: str = "2"
+    ours: bool = False
 
     @property
     def base(self) -> Row:
@@ -200,8 +209,8 @@ GROUPS = (
     ),
     Group(
         "one-step",
-        "What makes one step better",
-        "nothing: these changes are ours, at the same number of updates.",
+        "One step: what is better than the paper's recipe",
+        "",
         (
             _base("base"),
             Row("one step against two", (SELF,), 3),
@@ -216,6 +225,8 @@ GROUPS = (
             Row("EMA 0.995", ("distill.ema_decay=0.995",)),
             Row("last tap alone", (f"{ADVERSARIAL}.taps=[3]",)),
         ),
+        steps="1",
+        ours=True,
     ),
 )
 
@@ -304,7 +315,8 @@ def in_words(found: Mapping[str, str]) -> str:
     if len(set(found.values())) == 1:
         return next(iter(found.values()))
     by_word = {
-        word: [NAMES[m] for m in found if found[m] == word] for word in (AGREES, DISAGREES, WITHIN_NOISE)
+        word: [NAMES[m] for m in found if found[m] == word]
+        for word in (AGREES, DISAGREES, BETTER, WORSE, WITHIN_NOISE)
     }
     return "; ".join(f"{word} in {' and '.join(names)}" for word, names in by_word.items() if names)
 
