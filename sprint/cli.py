@@ -13,7 +13,7 @@ from pathlib import Path
 from sprint import __version__
 from sprint.cli_evaluate import add_compare, add_evaluate
 from sprint.cli_search import add_search_steps
-from sprint.cli_shared import at_least_one, device_here, numbers, quiet_libraries
+from sprint.cli_shared import add_verb, at_least_one, device_here, numbers, quiet_libraries
 from sprint.errors import SprintError
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
@@ -174,11 +174,8 @@ def _add_recipe(verb: argparse.ArgumentParser, example: str) -> None:
 
 
 def _add_distill(verbs) -> None:
-    verb = verbs.add_parser(
-        "distill",
-        help="turn a teacher into a student: adapt, distil, evaluate, report",
-        description=DISTILL,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    verb = add_verb(
+        verbs, "distill", "turn a teacher into a student: adapt, distil, evaluate, report", DISTILL
     )
     _add_recipe(verb, example="distill.steps=400 name=try")
     verb.add_argument(
@@ -212,11 +209,8 @@ def distill(args: argparse.Namespace) -> None:
 
 
 def _add_cache(verbs) -> None:
-    verb = verbs.add_parser(
-        "cache",
-        help="encode pictures and captions once, so that training needs no encoders",
-        description=CACHE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    verb = add_verb(
+        verbs, "cache", "encode pictures and captions once, so that training needs no encoders", CACHE
     )
     _add_recipe(verb, example="data.path=pictures")
     verb.add_argument("-o", "--out", type=Path, help="folder of the cache (default caches/NAME)")
@@ -255,12 +249,7 @@ def cache(args: argparse.Namespace) -> None:
 
 
 def _add_sample(verbs) -> None:
-    verb = verbs.add_parser(
-        "sample",
-        help="draw pictures with a student or a teacher",
-        description=SAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    verb = add_verb(verbs, "sample", "draw pictures with a student or a teacher", SAMPLE)
     verb.add_argument("model", help="a student or teacher folder, a hub id, or 'tiny', the built-in teacher")
     verb.add_argument("--prompt", action="append", required=True, help="may be given several times")
     verb.add_argument("--steps", type=int, help="1 to 4 for students (default 2), 20 for teachers")
@@ -282,7 +271,7 @@ def _add_sample(verbs) -> None:
 
 
 def sample(args: argparse.Namespace) -> None:
-    times = None if args.times is None else numbers(args.times)
+    times = None if args.times is None else numbers("--times", args.times)
     if args.out.exists() and not args.out.is_dir():
         raise SprintError(f"--out {args.out} is not a folder; give another one")
     device = device_here(args.device)
@@ -322,11 +311,8 @@ def _compiler_errors() -> Iterator[None]:
 
 
 def _add_convert(verbs) -> None:
-    verb = verbs.add_parser(
-        "convert",
-        help="a flow-matching teacher in TrigFlow form, proved lossless; and back",
-        description=CONVERT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    verb = add_verb(
+        verbs, "convert", "a flow-matching teacher in TrigFlow form, proved lossless; and back", CONVERT
     )
     verb.add_argument(
         "source", help=".safetensors, .pth, a folder (sharded, diffusers, converted) or a hub id"

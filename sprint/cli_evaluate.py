@@ -4,7 +4,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from sprint.cli_shared import at_least_one, device_here, quiet_libraries
+from sprint.cli_shared import add_verb, at_least_one, device_here, quiet_libraries
 from sprint.errors import SprintError
 
 METRICS = "scenes, fid, clip, geneval, latency"
@@ -39,11 +39,8 @@ standard errors, and the same prompts and seeds next to each other, worst differ
 
 
 def add_evaluate(verbs) -> None:
-    verb = verbs.add_parser(
-        "evaluate",
-        help="measure a student: FID, CLIP score, GenEval, scenes, latency",
-        description=EVALUATE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    verb = add_verb(
+        verbs, "evaluate", "measure a student: FID, CLIP score, GenEval, scenes, latency", EVALUATE
     )
     verb.add_argument(
         "model", help="a student, teacher or run folder, a hub id, or 'tiny', the built-in teacher"
@@ -145,12 +142,7 @@ def _whole_numbers(text: str | None) -> list[int]:
 
 
 def add_compare(verbs) -> None:
-    verb = verbs.add_parser(
-        "compare",
-        help="put evaluations side by side",
-        description=COMPARE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    verb = add_verb(verbs, "compare", "put evaluations side by side", COMPARE)
     verb.add_argument("results", nargs="+", help="folders that `sprint evaluate` wrote, or their result.json")
     verb.add_argument(
         "--out", type=Path, default=Path("compare.html"), help="the page (default compare.html)"

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sprint.cli_shared import device_here, quiet_libraries
+from sprint.cli_shared import add_verb, device_here, numbers, quiet_libraries
 from sprint.errors import SprintError
 
 SEARCH_STEPS = """\
@@ -20,12 +20,7 @@ stays as it is. Interrupted, the same command goes on where it stopped.
 
 
 def add_search_steps(verbs: argparse._SubParsersAction) -> None:
-    verb = verbs.add_parser(
-        "search-steps",
-        help="find better times for a student's 2 to 4 steps",
-        description=SEARCH_STEPS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    verb = add_verb(verbs, "search-steps", "find better times for a student's 2 to 4 steps", SEARCH_STEPS)
     verb.add_argument("student", help="a student's folder or hub id")
     verb.add_argument("--steps", default="2,3,4", help="numbers of steps (default 2,3,4)")
     verb.add_argument(
@@ -61,10 +56,10 @@ def search_steps(args: argparse.Namespace) -> None:
 
     search = Search(
         args.student,
-        steps=tuple(_numbers("--steps", args.steps, int)),
+        steps=tuple(numbers("--steps", args.steps, int)),
         objective=args.objective,
         prompts=args.prompts,
-        grid=tuple(_numbers("--grid", args.grid, float)),
+        grid=tuple(numbers("--grid", args.grid, float)),
         guidance=args.guidance,
     )
     if args.adopt:
@@ -82,10 +77,3 @@ def search_steps(args: argparse.Namespace) -> None:
     elif any(row.holds for row in found.values()):
         lists = (f"--times {show_times(row.times)}" for row in found.values() if row.holds)
         print(f"sprint sample {args.student} {' or '.join(lists)}; --adopt makes them the student's own")
-
-
-def _numbers(option: str, text: str, kind: type) -> list:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise SprintError(f"{option} {text}: write numbers with commas") from None

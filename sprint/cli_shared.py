@@ -44,8 +44,19 @@ def device_here(name: str | None) -> str:
     return name
 
 
-def numbers(text: str) -> list[float]:
+def add_verb(verbs: argparse._SubParsersAction, name: str, summary: str, description: str):
+    """A verb whose description keeps its lines.  -> its parser"""
+    return verbs.add_parser(
+        name,
+        help=summary,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def numbers(option: str, text: str, kind: type = float) -> list:
+    """Of an option's text. Raises SprintError."""
     try:
-        return [float(part) for part in text.split(",")]
+        return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise SprintError(f"--times {text}: write numbers with commas, such as 1.5708,1.3,0") from None
+        raise SprintError(f"{option} {text}: write numbers with commas") from None

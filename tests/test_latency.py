@@ -1,6 +1,5 @@
 """Latency: who is called when, what is counted, and the arithmetic. How fast anything is, no test asks."""
 
-import json
 import string
 from contextlib import contextmanager
 
@@ -27,7 +26,6 @@ from sprint.evaluate.latency import (
     Spread,
     contender,
     flux_contender,
-    measure,
     measure_together,
 )
 from sprint.generate import StudentGenerator, TeacherGenerator
@@ -115,28 +113,6 @@ def test_faster_is_compared_round_by_round():
         fast.times_faster_than(figures([1.0]))
 
 
-def test_the_record_is_json():
-    record = json.loads(json.dumps(figures([2.0, 4.0], batch=6).record(), allow_nan=False))
-    assert record["seconds"]["whole"] == {
-        "median": 3.0,
-        "min": 2.0,
-        "max": 4.0,
-        "quartile_1": 2.5,
-        "quartile_3": 3.5,
-    }
-    del record["seconds"]
-    assert record == {
-        "name": "student",
-        "steps": 1,
-        "batch": 6,
-        "size": 64,
-        "device": "cpu",
-        "dtype": "float32",
-        "rounds": 2,
-        "pictures_per_second": 2.0,
-    }
-
-
 # ---- rounds -------------------------------------------------------------------------------------------
 
 
@@ -218,7 +194,7 @@ def test_measuring_changes_no_picture_and_leaves_nothing_behind(student):
 def test_a_call_that_fails_leaves_the_generator_as_it_was(student):
     before = student.part
     with pytest.raises(SprintError, match="takes 1 to 4"):
-        measure(student, ["p"], [9])
+        measure_together([contender(student, 9)], ["p"])
     assert student.part is before
 
 
@@ -231,7 +207,9 @@ def test_a_generator_is_called_as_often_as_asked(student, teacher):
             ),
             with_kwargs=True,
         )
-        results = measure(generator, PROMPTS, steps, batch_sizes=(1, 2), rounds=2, warmup=1)
+        results = measure_together(
+            [contender(generator, count) for count in steps], PROMPTS, (1, 2), rounds=2, warmup=1
+        )
         hook.remove()
         per_step = 1 if name == "student" else 2  # guidance doubles the batch
         one_round = [batch * per_step for batch in (1, 2) for count in steps for _ in range(count)]

@@ -299,10 +299,8 @@ def fid_table(
     """FID of each set against `REFERENCE_SCENES` real scenes; of both, only those of these categories."""
 
     def statistics(pictures: np.ndarray) -> GaussianStatistics:
-        result = GaussianStatistics()
         chosen = [CATEGORIES[i % len(CATEGORIES)] in categories for i in range(len(pictures))]
-        result.update(network(pictures[chosen]))
-        return result
+        return GaussianStatistics.of(network(pictures[chosen]))
 
     real = [render(scene(REFERENCE_SEED, i).things) for i in range(REFERENCE_SCENES)]
     reference = statistics(np.stack(real))

@@ -80,20 +80,6 @@ class Latency:
         pairs = zip(other.seconds[WHOLE], self.seconds[WHOLE], strict=True)
         return Spread.of([theirs / ours for theirs, ours in pairs])
 
-    def record(self) -> dict:
-        """For a result's JSON: spreads in seconds by part, and what they depend on."""
-        return {
-            "name": self.name,
-            "steps": self.steps,
-            "batch": self.batch,
-            "size": self.size,
-            "device": self.device,
-            "dtype": self.dtype,
-            "rounds": self.rounds,
-            "pictures_per_second": self.pictures_per_second,
-            "seconds": {part: vars(self.spread(part)) for part in self.seconds},
-        }
-
 
 # ---- who is measured --------------------------------------------------------------------------------
 
@@ -185,20 +171,6 @@ def flux_contender(
 
 
 # ---- measuring --------------------------------------------------------------------------------------
-
-
-def measure(
-    generator: Generator,
-    prompts: Sequence[str],
-    steps: Sequence[int],
-    batch_sizes: Sequence[int] = (1, 10),
-    rounds: int = 10,
-    warmup: int = 3,
-    guidance_scale: float = 4.5,
-) -> list[Latency]:
-    """One generator at several numbers of steps; `measure_together` with nobody else."""
-    contenders = [contender(generator, count, guidance_scale) for count in steps]
-    return measure_together(contenders, prompts, batch_sizes, rounds, warmup)
 
 
 def measure_together(
