@@ -4,13 +4,14 @@ import json
 from xml.etree import ElementTree
 
 import ablation_answers
+import ablation_jobs
 import ablation_page
 import ablation_run
 import ablations
 import numpy as np
 import pytest
+from ablation_jobs import Settings
 from ablation_rows import AGREES, BETTER, WITHIN_NOISE, Group, Paper, Row
-from ablations import Settings
 
 
 def finish(settings: Settings, row: Row, seed: int, score: float, fid: float, one_step: float = 1.0) -> None:
@@ -28,7 +29,7 @@ def finish(settings: Settings, row: Row, seed: int, score: float, fid: float, on
         "norms": norms,
         "seconds": 1.0,
     }
-    (folder / ablations.RESULT).write_text(json.dumps(result))
+    (folder / ablation_jobs.RESULT).write_text(json.dumps(result))
     rows = [
         {
             "stage": "distill",
@@ -61,7 +62,7 @@ def made_up(tmp_path) -> tuple[Group, Settings]:
     teacher.mkdir()
     here = {"commit": "abc", "versions": {"torch": "2"}, "device": "a CPU"}
     result = {"failed": None, "scores": {}, "seconds": 5.0, "network": "scene network 1", "made_by": here}
-    (teacher / ablations.RESULT).write_text(json.dumps(result))
+    (teacher / ablation_jobs.RESULT).write_text(json.dumps(result))
     return group, settings
 
 

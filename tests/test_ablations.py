@@ -10,10 +10,12 @@ from pathlib import Path
 from threading import Timer
 
 import ablation_answers
+import ablation_jobs
 import ablation_run
 import ablations
 import numpy as np
 import pytest
+from ablation_jobs import Job, Settings, is_done, plan, steps_done
 from ablation_rows import (
     AGREES,
     DISAGREES,
@@ -30,7 +32,7 @@ from ablation_rows import (
     verdict,
     verdicts,
 )
-from ablations import Job, Settings, Workers, is_done, plan, steps_done
+from ablations import Workers
 from accelerate.state import AcceleratorState
 
 from sprint.caching import make_cache
@@ -91,11 +93,11 @@ def test_stage_1_is_shared_by_what_it_does_not_depend_on():
 
 def test_a_new_field_of_recipes_leaves_old_runs_their_names():
     later = make_dataclass("Later", [("more", int, 0)], bases=(Recipe,))
-    recipe = load_recipe(ablations.RECIPE)
+    recipe = load_recipe(ablation_jobs.RECIPE)
     fields = vars(recipe)
-    assert ablations.digest(later(**fields)) == ablations.digest(recipe)
-    assert ablations.digest(later(**fields, more=1)) != ablations.digest(recipe)
-    assert ablations.digest(replace(recipe, name="other")) == ablations.digest(recipe)
+    assert ablation_jobs.digest(later(**fields)) == ablation_jobs.digest(recipe)
+    assert ablation_jobs.digest(later(**fields, more=1)) != ablation_jobs.digest(recipe)
+    assert ablation_jobs.digest(replace(recipe, name="other")) == ablation_jobs.digest(recipe)
 
 
 def test_half_the_steps_are_another_run():
@@ -105,7 +107,7 @@ def test_half_the_steps_are_another_run():
 
 
 def test_another_teacher_text_or_data_has_a_cache_of_its_own():
-    assert Settings().cache_folder == ablations.RUNS / "cache-11520"
+    assert Settings().cache_folder == ablation_jobs.RUNS / "cache-11520"
     assert (
         Settings(overrides=("data.size=64", "distill.ema_decay=0.9")).cache_folder == Settings().cache_folder
     )
@@ -224,7 +226,7 @@ if not (folder / "half").exists():
 @pytest.fixture
 def fake(tmp_path):
     """Starts a list of made-up jobs under fake workers, one at a time.  -> troubles"""
-    recipe = load_recipe(ablations.RECIPE)
+    recipe = load_recipe(ablation_jobs.RECIPE)
 
     def start(*keys: str, at_once: int = 1) -> dict[str, str]:
         teachers = {key.partition("@")[2] for key in keys} - {""}
@@ -253,7 +255,7 @@ def test_a_failed_job_is_told_and_the_rest_goes_on(fake, tmp_path):
     troubles = fake("a@bad", "b@t", at_once=2)
     assert troubles["bad"] == "no such teacher (exit code 1)"
     assert troubles["a@bad"] == "its teacher is not there: no such teacher (exit code 1)"
-    assert is_done(Job("b@t", load_recipe(ablations.RECIPE), "student"), tmp_path)
+    assert is_done(Job("b@t", load_recipe(ablation_jobs.RECIPE), "student"), tmp_path)
 
 
 def test_ctrl_c_stops_the_workers_and_the_same_command_goes_on(fake, tmp_path):
@@ -282,7 +284,7 @@ def test_ctrl_c_stops_the_workers_and_the_same_command_goes_on(fake, tmp_path):
 def few(tmp_path_factory):
     """Settings of two steps with a cache, and real statistics of a few scenes."""
     settings = Settings(overrides=FEW, root=tmp_path_factory.mktemp("ablations"))
-    recipe = load_recipe(ablations.RECIPE, [f"data.path={settings.cache_folder}", *FEW])
+    recipe = load_recipe(ablation_jobs.RECIPE, [f"data.path={settings.cache_folder}", *FEW])
     recipe.data = Data(size=64)
     make_cache(recipe, settings.cache_folder, settings.cache_samples, dtype="fp32")
     with pytest.MonkeyPatch.context() as patched:
@@ -305,7 +307,7 @@ def test_a_run_from_stage_1_to_its_scores(few, monkeypatch, fresh_engine):
     assert set(read(few, teacher)["scores"]) == {"2"}
     with monkeypatch.context() as patched:
         patched.setattr(Run, "distill", stop_by(Interrupted("saved")))
-        assert ablation_run.work(job, few.root) == ablations.INTERRUPTED
+        assert ablation_run.work(job, few.root) == ablation_jobs.INTERRUPTED
     assert not is_done(job, few.root) and steps_done(job, few.root) == 0
     assert ablation_run.work(job, few.root) == 0
     assert is_done(job, few.root) and steps_done(job, few.root) == 2
@@ -319,7 +321,7 @@ def test_a_run_from_stage_1_to_its_scores(few, monkeypatch, fresh_engine):
 
     with monkeypatch.context() as patched:  # the same student, looked at through another network
         patched.setattr(Run, "distill", stop_by(AssertionError("trained again")))
-        result = few.root / job.key / ablations.RESULT
+        result = few.root / job.key / ablation_jobs.RESULT
         result.write_text(json.dumps(found | {"network": "another", "scores": {"2": {}}}))
         assert not is_done(job, few.root) and ablation_run.work(job, few.root) == 0
     assert read(few, job)["scores"] == found["scores"] and read(few, job)["network"] == found["network"]
@@ -329,7 +331,7 @@ def test_a_changed_default_does_not_take_over_old_runs(tmp_path):
     job = Settings(root=tmp_path).student(Row("base"), 0)
     folder = tmp_path / job.key
     folder.mkdir()
-    (folder / ablations.RESULT).write_text("{}")
+    (folder / ablation_jobs.RESULT).write_text("{}")
     assert is_done(job, tmp_path)  # of before there were recipes beside results
     now = replace(job.recipe, needs="", log_every=99)
     (folder / "recipe.yaml").write_text(recipe_text(now).replace("  student_times: []\n", ""))
@@ -379,4 +381,4 @@ def stop_by(error: Exception):
 
 
 def read(settings: Settings, job: Job) -> dict:
-    return json.loads((settings.root / job.key / ablations.RESULT).read_text())
+    return json.loads((settings.root / job.key / ablation_jobs.RESULT).read_text())

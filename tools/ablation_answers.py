@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from ablation_jobs import RESULT, Job, Settings, is_done
 from ablation_rows import (
     AGREES,
     BETTER,
@@ -20,8 +21,7 @@ from ablation_rows import (
     in_words,
     verdicts,
 )
-from ablation_run import PICTURES, RESULT
-from ablations import Job, Settings, is_done
+from ablation_run import PICTURES
 
 from sprint.chart import Point
 from sprint.log import METRICS, read_metrics

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 from ablation_answers import PROMPTS, Answer, Line, collect, reader
+from ablation_jobs import RECIPE, Settings, feature_network
 from ablation_rows import AGREES, DISAGREES, RULE, WITHIN_NOISE, Group, Measured, Row
-from ablations import RECIPE, Settings, feature_network
 from compare_starts import STYLE
 from measure import environment
 from PIL import Image

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ablations import INTERRUPTED, RESULT, Job, feature_network, is_done, other_settings
+from ablation_jobs import INTERRUPTED, RESULT, Job, feature_network, is_done, other_settings
 from diffusers.utils import logging
 from measure import environment
 from safetensors.torch import load, save
