@@ -28,7 +28,7 @@ class Curve:
 def training_curves(rows: Sequence[dict]) -> list[Curve]:
     """The charts of a metrics.jsonl (`sprint.log.read_metrics`); a metric that is not there draws nothing.
 
-    Names read: loss, grad_norm in every phase; loss_scm, loss_adv, tangent_norm, logvar in phase G.
+    Names read: loss, grad_norm in every phase; loss_scm, loss_adv, loss_self, tangent_norm, logvar in phase G.
     """
     student, heads = {"student": "G"}, {"discriminator": "D"}
     drawn = [
@@ -40,6 +40,11 @@ def training_curves(rows: Sequence[dict]) -> list[Curve]:
         Curve(
             "Stage 2: adversarial losses",
             {"student": _line(rows, "G", "loss_adv"), "discriminator": _line(rows, "D", "loss")},
+        ),
+        Curve(
+            "Stage 2: one step against two",
+            {"distance": _line(rows, "G", "loss_self")},
+            note="Mean square distance of their latents.",
         ),
         Curve(
             "Stage 2: gradient norms",

@@ -197,13 +197,14 @@ def test_goals_compare_with_the_teacher():
 def test_curves_come_from_the_metrics():
     rows = [
         {"stage": "adapt", "step": 1, "phase": "flow", "loss": 0.5, "grad_norm": None},
-        {"stage": "distill", "step": 1, "phase": "G", "loss": -1.0, "loss_adv": 0.25, "logvar": -7.0},
+        {"stage": "distill", "step": 1, "phase": "G", "loss_adv": 0.25, "loss_self": 0.1, "logvar": -7.0},
         {"stage": "distill", "step": 2, "phase": "D", "loss": 2.0},
     ]
     curves = {c.title: c.lines for c in training_curves(rows)}
     assert curves == {
         "Stage 1: flow loss": {"loss": [(1, 0.5)]},
         "Stage 2: adversarial losses": {"student": [(1, 0.25)], "discriminator": [(2, 2.0)]},
+        "Stage 2: one step against two": {"distance": [(1, 0.1)]},
         "Stage 2: log-variance weight": {"logvar": [(1, -7.0)]},
     }
 
