@@ -4,7 +4,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from sprint.cli_shared import add_verb, at_least_one, device_here, quiet_libraries
+from sprint.cli_shared import add_verb, at_least_one, device_here, numbers, quiet_libraries
 from sprint.errors import SprintError
 
 METRICS = "scenes, fid, clip, geneval, latency"
@@ -77,7 +77,7 @@ def add_evaluate(verbs) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    metrics, steps = _names(args.metrics), _whole_numbers(args.steps)
+    metrics, steps = _names(args.metrics), [] if args.steps is None else numbers("--steps", args.steps, int)
     _check_numbers(args)
     quiet_libraries()
     from sprint.caching import Place
@@ -129,13 +129,6 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 def _names(text: str | None) -> list[str]:
     return [] if text is None else [name.strip() for name in text.split(",")]
-
-
-def _whole_numbers(text: str | None) -> list[int]:
-    parts = _names(text)
-    if not all(part.isdecimal() for part in parts):
-        raise SprintError(f"--steps {text}: write whole numbers with commas, such as 1,2,4")
-    return [int(part) for part in parts]
 
 
 # ---- compare ----------------------------------------------------------------------------------------

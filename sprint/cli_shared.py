@@ -44,7 +44,9 @@ def device_here(name: str | None) -> str:
     return name
 
 
-def add_verb(verbs: argparse._SubParsersAction, name: str, summary: str, description: str):
+def add_verb(
+    verbs: argparse._SubParsersAction, name: str, summary: str, description: str
+) -> argparse.ArgumentParser:
     """A verb whose description keeps its lines.  -> its parser"""
     return verbs.add_parser(
         name,
@@ -55,8 +57,9 @@ def add_verb(verbs: argparse._SubParsersAction, name: str, summary: str, descrip
 
 
 def numbers(option: str, text: str, kind: type = float) -> list:
-    """Of an option's text. Raises SprintError."""
+    """What an option says, such as "1,2,4". Raises SprintError."""
+    example = "1,2,4" if kind is int else "1.5708,1.3,0"
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise SprintError(f"{option} {text}: write numbers with commas") from None
+        raise SprintError(f"{option} {text}: write numbers with commas, such as {example}") from None

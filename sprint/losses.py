@@ -77,14 +77,16 @@ def settled_logvar(t: Tensor, values: int, sigma_data: float = SIGMA_DATA) -> Te
     return -torch.log(values * sigma_data * torch.tan(t))
 
 
-# ---- one step against two -------------------------------------------------------------------------
+# ---- a straighter path ----------------------------------------------------------------------------
 
 
 def self_consistency_loss(x_0: Tensor, later_x_0: Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
-    """mean[ (f(x_t, t) − f(x_s, s))² ] / σ_d²: the later step's estimate, which carries no gradient, as the target.
+    """mean[ (f(x_t, t) − f(x_s, s))² ] / σ_d², x_s on the circle through f(x_t, t) and the noise that leads there.
 
-    The distance of consistency distillation (arXiv 2303.01469) over a long step, which the student itself takes
-    from t to s in place of an ODE solver.  Both [B, C, H, W].  -> scalar
+    Ours, beside the paper's losses: it asks for straight paths. Consistency distillation (arXiv 2303.01469) takes
+    x_s from the flow itself, where an exact student has no distance; on the circle it has one, unless all data is
+    one point (`test_distill_variants.py` has the Gaussian case). The target f(x_s, s) carries no gradient.
+    Both [B, C, H, W].  -> scalar
     """
     return (x_0 - later_x_0).square().mean() / sigma_data**2
 

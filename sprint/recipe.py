@@ -136,9 +136,7 @@ class Distill:
     guidance_scales: tuple[float, ...] = (4.0, 4.5, 5.0)  # drawn uniformly per sample
     consistency: Consistency = field(default_factory=Consistency)
     adversarial: Adversarial = field(default_factory=Adversarial)
-    self_consistency: float = (
-        0.0  # weight of "one step gives what two steps give" on LADD's samples; not in the paper
-    )
+    self_consistency: float = 0.0  # weight of the term that straightens paths; not in the paper
     student_times: tuple[
         tuple[float, ...], ...
     ] = ()  # in place of default lists, as found by `sprint search-steps`

@@ -42,9 +42,9 @@ def training_curves(rows: Sequence[dict]) -> list[Curve]:
             {"student": _line(rows, "G", "loss_adv"), "discriminator": _line(rows, "D", "loss")},
         ),
         Curve(
-            "Stage 2: one step against two",
+            "Stage 2: self-consistency",
             {"distance": _line(rows, "G", "loss_self")},
-            note="Mean square distance of their latents.",
+            note="Mean square distance of latents: one step, and a second one with the same noise.",
         ),
         Curve(
             "Stage 2: gradient norms",

@@ -1,6 +1,7 @@
 """The ablations' list, the rule by which a row agrees with the paper, and what is kept between starts."""
 
 import json
+import math
 import os
 import signal
 import sys
@@ -167,11 +168,26 @@ def test_a_single_seed_is_no_surer_than_its_pictures_or_the_seeds_of_the_base():
     base = seeds(1.0, 1.1, 0.9)  # spread 0.1, error 0.058
     assert verdict(one(1.52, 0.01), base, 1) == AGREES  # 4.303 · hypot(0.1, 0.058) = 0.497
     assert verdict(one(1.48, 0.01), base, 1) == WITHIN_NOISE
-    assert verdict(one(1.88, 0.2), base, 1) == WITHIN_NOISE  # 4.303 · hypot(0.2, 0.058) = 0.896
-    assert verdict(one(1.91, 0.2), base, 1) == AGREES
+    assert verdict(one(1.98, 0.2), base, 1) == WITHIN_NOISE  # 4.303 · 0.2 · √(1 + 1/3) = 0.994
+    assert verdict(one(2.00, 0.2), base, 1) == AGREES
     single = one(1.0, 0.1)
     assert verdict(one(1.29, 0.1), single, 1) == AGREES  # 1.96 · hypot(0.1, 0.1) = 0.277
     assert verdict(one(1.27, 0.1), single, 1) == WITHIN_NOISE
+
+
+def test_the_same_difference_with_every_seed_is_no_certainty():
+    """A few pictures of hundreds: scores are counts."""
+    base, row = (
+        Measured({0: 0.4, 1: 0.4}, {0: 0.028, 1: 0.028}),
+        Measured({0: 0.41, 1: 0.41}, {0: 0.028, 1: 0.028}),
+    )
+    assert verdict(row, base, 1) == WITHIN_NOISE
+
+
+def test_a_base_of_one_seed_does_not_hide_the_spread_of_the_row():
+    row, base = Measured({1: 1.0, 2: 2.0}, {1: 0.01, 2: 0.01}), one(1.0, 0.01)
+    difference, interval = compare(row, base)
+    assert difference == 0.5 and interval == pytest.approx(12.706 * 0.7071 * math.sqrt(1.5), rel=1e-3)
 
 
 def test_signs_come_from_the_papers_figures_or_its_words():

@@ -7,7 +7,7 @@ from sprint import losses
 from sprint.models.view import DENSE_TIME, SPARSE_TIME
 from sprint.train import distill
 from sprint.train.distill import DistillStage, draw, one_step_sample, second_step, teacher_velocity
-from sprint.trigflow import SIGMA_DATA, diffuse, flow_time, velocity_from_data
+from sprint.trigflow import HALF_PI, SIGMA_DATA, diffuse, flow_time, velocity_from_data
 from tests.test_distill import D, G, gradients, make_recipe, make_stage
 from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null
 
@@ -44,30 +44,35 @@ def test_a_student_in_sparse_time_sees_a_thousand_times_the_time(engine):
     assert sparse.teacher.time_scale == SPARSE_TIME and dense.teacher.time_scale == DENSE_TIME
 
 
-# ---- one step against two -------------------------------------------------------------------------------
+# ---- a straighter path -------------------------------------------------------------------------------
 
 
-def student_of(estimate):
-    """A student with this f(t) [B] for every x_t: what it says is the velocity that leads there."""
+def student_of(f):
+    """A student with this f(x_t, t): what it says is the velocity that leads there."""
 
     def student(x_hat, t, text, mask, guidance):
-        x_0 = estimate(t)[:, None, None, None].expand_as(x_hat)
-        return velocity_from_data(SIGMA_DATA * x_hat, x_0, t), torch.zeros_like(t)
+        x_t = SIGMA_DATA * x_hat
+        return velocity_from_data(x_t, f(x_t, t), t), torch.zeros_like(t)
 
     return student
 
 
-def test_two_steps_of_an_exact_student_of_one_picture_give_that_picture():
-    """Where all data is one point the true path is the circle that the second step goes along."""
+def test_the_second_step_of_an_exact_student_of_gaussian_data_overshoots():
+    """Where data has the deviation σ_d, f(x_t, t) = x_t, and the circle through x_T twice is (cos s + sin s) x_T."""
     batch, draws = tiny_batch(), draw(make_recipe(), G, LATENT)
-    exact = student_of(lambda t: torch.full_like(t, 0.25))
+    draws = draws._replace(start_t=torch.full((8,), HALF_PI))
+    exact = student_of(lambda x_t, t: x_t)
     sample = one_step_sample(exact, batch, draws)
-    torch.testing.assert_close(second_step(exact, sample, batch, draws), sample.x_0, rtol=1e-4, atol=1e-5)
+    s = draws.second_t[:, None, None, None]
+    x_T = SIGMA_DATA * draws.start_noise
+    torch.testing.assert_close(sample.x_0, x_T, rtol=1e-4, atol=1e-4)
+    expected = (torch.cos(s) + torch.sin(s)) * x_T
+    torch.testing.assert_close(second_step(exact, sample, batch, draws), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_second_step_starts_at_its_own_time_with_the_noise_of_the_first():
     batch, draws, seen = tiny_batch(), draw(make_recipe(), G, LATENT), []
-    grown = student_of(lambda t: t)
+    grown = student_of(lambda x_t, t: t[:, None, None, None].expand_as(x_t))
 
     def student(x_hat, t, *told):
         seen.append((x_hat, t))

@@ -72,7 +72,7 @@ def test_geneval_without_its_prompts(refusal, here, run_folder):
         (["missing"], "no file or folder missing"),
         (["MODEL", "--metrics", "fid,beauty"], "--metrics beauty: no such metric; there are scenes, fid"),
         (["MODEL", "--metrics", ""], "--metrics : "),
-        (["MODEL", "--steps", "1,two"], "--steps 1,two: write whole numbers with commas"),
+        (["MODEL", "--steps", "1,two"], "--steps 1,two: write numbers with commas"),
         (["MODEL", "--steps", "9"], "--steps 9: "),
         (["MODEL", "--guidance", "nan"], "--guidance nan: give a number of at least 0"),
         (["MODEL", "--seed", "-1"], "--seed -1: give a whole number"),

@@ -204,7 +204,7 @@ def test_curves_come_from_the_metrics():
     assert curves == {
         "Stage 1: flow loss": {"loss": [(1, 0.5)]},
         "Stage 2: adversarial losses": {"student": [(1, 0.25)], "discriminator": [(2, 2.0)]},
-        "Stage 2: one step against two": {"distance": [(1, 0.1)]},
+        "Stage 2: self-consistency": {"distance": [(1, 0.1)]},
         "Stage 2: log-variance weight": {"logvar": [(1, -7.0)]},
     }
 

@@ -117,7 +117,8 @@ class Answer:
             parts.append(NOT_COMPARABLE)
         elif not line.failures:
             asked = self.group.ours or expectations(row, self.group.base)
-            parts.append("base not run" if asked else "the paper gives no figure")
+            missing = f"not drawn at {self.group.steps} steps" if any(self.base.results) else "base not run"
+            parts.append(missing if asked else "the paper gives no figure")
         return "; ".join(parts)
 
     def _stopped_as_expected(self, line: Line) -> bool:

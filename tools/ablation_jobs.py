@@ -112,7 +112,7 @@ def _job(kind: str, overrides: tuple[str, ...], updates: float = 1.0, teacher: s
 def digest(recipe: Recipe) -> str:
     """Twelve hex digits of what differs from a recipe's defaults, but for names and the rhythm of the log.
 
-    Unlike `recipe_hash` it stays when recipes gain a field: old runs count on, also while a list is at work.
+    Unlike `recipe_hash` it stays when recipes gain a field: finished runs count on.
     """
     plain = type(recipe)()
     settings = replace(recipe, **{key: getattr(plain, key) for key in BESIDE_THE_POINT})

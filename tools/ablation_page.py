@@ -27,6 +27,7 @@ NOT_RECORDED = "not recorded"  # of what results of earlier versions do not tell
 GRID_COLOURS = 128  # of the committed grid, which has to be small
 MOST_LINES = 3  # that a chart can tell apart
 FILE = "ablations"
+IN_ONE_STEP = "Not in the paper: which changes are better or worse at 1 step."
 
 
 # ---- all that is written ----------------------------------------------------------------------------
@@ -80,6 +81,8 @@ def as_data(answers: Sequence[Answer], settings: Settings) -> dict:
                 "key": answer.group.key,
                 "title": answer.group.title,
                 "claim": answer.group.claim,
+                "compared_at_steps": answer.group.steps,
+                "ours": answer.group.ours,
                 "rows": [_row_data(answer, line) for line in answer.lines],
             }
             for answer in answers
@@ -145,7 +148,7 @@ HEAD = (
     ("FID", "4 steps"),
     ("gradient norm", "median"),
     ("the paper", "FID / CLIP"),
-    ("ours and the paper", "in direction"),
+    ("outcome", "against the base"),
 )
 
 
@@ -199,8 +202,8 @@ def page(answers: Sequence[Answer], record: dict) -> str:
         "Runs made by": "; ".join(f"{count}: {by}" for by, count in record["made_by"].items()) or "none yet",
     }
     lead = (
-        "The paper's ablations on the built-in tiny family: the same teacher, the same number of steps, one thing "
-        "changed at a time."
+        "The paper's ablations on the built-in tiny family, and changes of our own: the same teacher, the same number "
+        "of steps."
     )
     sections = [
         html.masthead("Ablations", "What each part of the recipe does", lead),
@@ -238,7 +241,7 @@ def _section(answer: Answer) -> str:
     )
     return html.section(
         answer.group.title,
-        html.paragraph(f"The paper: {answer.group.claim}" if answer.group.claim else "Not in the paper."),
+        html.paragraph(f"The paper: {answer.group.claim}" if answer.group.claim else IN_ONE_STEP),
         html.table(HEAD, rows),
         *(html.paragraph(text, "aside") for text in (*notes, *stopped)),
         drawn if shown else "",

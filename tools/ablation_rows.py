@@ -1,7 +1,7 @@
 """The ablations as data: which keys a row changes, what the paper measured there, and when ours agrees.
 
 Source of the paper's figures: SANA-Sprint (arXiv 2503.09641), FID and CLIP score of 2-step students.
-Read by `ablations.py` and `ablation_page.py`.
+Read by the other `ablation_*` files.
 """
 
 import math
@@ -11,19 +11,21 @@ from dataclasses import dataclass
 
 # 97.5% quantiles of Student's t by degrees of freedom; in between the lower number counts
 STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 10: 2.228, math.inf: 1.960}
+DECIMALS = 9  # of a difference: equal ones differ by rounding
 AGREES, DISAGREES, WITHIN_NOISE = "agrees", "disagrees", "within the noise"
 BETTER, WORSE = "better", "worse"
 NOT_COMPARABLE = "not comparable"
 RULE = (
     "Each row is set against the base row of its group, at 2 steps: the sign of the difference in FID against the "
     "paper's in FID, in scene score against the paper's in CLIP score. Changes that are ours are set against the base "
-    "at 1 step. A difference inside its 95% interval by "
-    "Student's t is within the noise. Runs of the same seed see the same data, noise and prompts, so a row of several "
-    "seeds is compared seed by seed: its interval is that of the mean of those differences. A row of one seed is set "
-    "against the base's mean, and its error is that within its run (binomial for the score, bootstrap over pictures "
-    "for FID, over updates for norms) or the base's spread over seeds, whichever is larger: unpaired, which is "
-    "cautious. All groups share the same base runs, so their verdicts are not independent. Gradient norms are "
-    "compared by the logarithm of a run's median."
+    "at 1 step. A difference inside its 95% interval by Student's t is within the noise. Runs of the same seed share "
+    "teacher, prompts and, where both losses are on, data and noise, so a row of several seeds is compared seed by "
+    "seed: its interval is that of the mean of those differences, over seeds of this teacher and these prompts. A "
+    "row of one seed is set against the base's mean, and its error is that within its run (binomial for the score, "
+    "bootstrap over pictures for FID, over updates for norms) or the base's spread over seeds, whichever is larger: "
+    "unpaired, which is cautious, but with a base of one seed too (--quick) nothing stands for the seeds. All groups "
+    "share the same base runs, so their verdicts are not independent; of twenty at 95% one leaves the noise by "
+    "chance. Gradient norms are compared by the logarithm of a run's median."
 )
 
 
@@ -213,16 +215,20 @@ GROUPS = (
         "",
         (
             _base("base"),
-            Row("one step against two", (SELF,), 3),
+            Row("self-consistency", (SELF,), 3),
             Row("lr 3e-4, falling", FALLING, 3),
-            Row("both, 70% at max-time", (SELF, *FALLING, f"{ADVERSARIAL}.max_time_probability=0.7"), 3),
+            Row("both, and 70% at max-time", (SELF, *FALLING, f"{ADVERSARIAL}.max_time_probability=0.7"), 3),
             Row(
                 "guidance 1.5 to 2.5",
                 ("distill.guidance_scales=[1.5,2.0,2.5]", "evaluate.guidance_scale=2.0"),
                 note="drawn with scale 2",
             ),
             Row("no EMA", ("distill.ema_decay=0",)),
-            Row("EMA 0.995", ("distill.ema_decay=0.995",)),
+            Row(
+                "EMA 0.995",
+                ("distill.ema_decay=0.995",),
+                note="after 180 updates two fifths of it are still the untrained start",
+            ),
             Row("last tap alone", (f"{ADVERSARIAL}.taps=[3]",)),
         ),
         steps="1",
@@ -265,19 +271,20 @@ def verdict(row: Measured, base: Measured, expected: int) -> str:
 def compare(row: Measured, base: Measured) -> tuple[float, float]:
     """row − base, and half of that difference's 95% interval, as `RULE` says."""
     shared = sorted(row.values.keys() & base.values.keys())
-    if len(shared) > 1:
-        differences = [row.values[seed] - base.values[seed] for seed in shared]
+    differences = [round(row.values[seed] - base.values[seed], DECIMALS) for seed in shared]
+    if len({*differences}) > 1:
         error = statistics.stdev(differences) / math.sqrt(len(shared))
         return statistics.fmean(differences), _quantile(len(shared) - 1) * error
     return row.mean - base.mean, _unpaired(row, base)
 
 
 def _unpaired(row: Measured, base: Measured) -> float:
-    within = max(row.errors.values())
-    if base.spread is None:
-        return _quantile(math.inf) * math.hypot(within, *base.errors.values())
-    seeds = len(base.values)
-    return _quantile(seeds - 1) * math.hypot(max(within, base.spread), base.spread / math.sqrt(seeds))
+    """Of rows that share no two seeds, or whose scores differ by the same number of pictures with each."""
+    within = max(*row.errors.values(), *base.errors.values())
+    spreads = [m.spread for m in (row, base) if m.spread is not None]
+    seeds = max(len(row.values), len(base.values))
+    error = max([within, *spreads]) * math.sqrt(1 / len(row.values) + 1 / len(base.values))
+    return _quantile(seeds - 1 if spreads else math.inf) * error
 
 
 def _quantile(freedom: float) -> float:

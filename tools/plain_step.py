@@ -112,7 +112,7 @@ class PlainStep:
     """Stage 2's updates on one process: even steps train the student, odd ones the heads.
 
     recipe    its `distill` settings, precision, seed and activation checkpointing; the whole batch at once, a
-              constant learning rate, no average of the weights
+              constant learning rate, no average of the weights, no self-consistency
     adapted   the teacher's network, frozen here
     null      text [1, T, D] and mask [1, T] of the empty prompt
     """

@@ -1,7 +1,7 @@
 """Stage 2: sCM + LADD. Generator and discriminator take turns on successive batches.
 
 Source: SANA-Sprint (arXiv 2503.09641, Algorithm 1), and the public trainer's settings. Ours is the self-consistency
-term: the one-step sample that LADD judges shall also be what two steps of the student give.
+term: from the one-step sample that LADD judges and the same noise, a second step shall lead to that sample again.
 The student F_θ, the frozen adapted teacher F_T (with guidance for sCM, its features for LADD), the heads.
 """
 
@@ -47,7 +47,7 @@ class Draws(NamedTuple):
     t, noise                  where sCM looks (generator only)
     start_t, start_noise      where the student starts its one-step sample, π/2 for some
     renoise_t, renoise_noise  where the discriminator looks at it
-    second_t                  where a second step would start from that sample, before start_t
+    second_t                  where a second step, with the noise of the first, starts from that sample
     """
 
     guidance: Tensor
@@ -270,7 +270,7 @@ class DistillStage:
         return self.settings.consistency.weight * loss, seen
 
     def _sample_term(self, batch: Batch, draws: Draws, guided: GuidedText):
-        """LADD's loss of a one-step sample and, if asked for, its distance from a two-step one."""
+        """LADD's loss of a one-step sample and, if asked for, its distance from what a second step makes of it."""
         settings = self.settings
         with self.engine.autocast():
             with self.clock.part("student"):
