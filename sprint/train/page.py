@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from sprint.export import Facts, write_card
 from sprint.files import write_whole
 from sprint.generate import load_generator
 from sprint.log import METRICS, read_metrics
-from sprint.recipe import DataKind, Recipe, recipe_text
+from sprint.recipe import DataKind, Distill, Recipe, recipe_text
 from sprint.report import Column, Report, Role, distillation_goals, write_report
 from sprint.report_metrics import training_curves, update_times
 
@@ -34,6 +35,20 @@ PACKAGES = (
     "pytorch-fid",
 )  # whose versions are told
 PARTS = {"adapt": "Stage 1: adapt", "distill": "Stage 2: sCM + LADD", "evaluate": "Evaluation"}
+
+# keys of `Distill` whose defaults are the paper's
+OF_THE_METHOD = (
+    "consistency.weight",
+    "consistency.time",
+    "consistency.normalise_tangent",
+    "adversarial.weight",
+    "adversarial.time",
+    "adversarial.max_time_probability",
+    "adversarial.misaligned_pairs",
+    "self_consistency",
+    "guidance_scales",
+    "student_times",
+)
 
 
 def note_cost(folder: Path, part: str, seconds: float) -> None:
@@ -110,11 +125,11 @@ def model_facts(recipe: Recipe, columns: Sequence[Column] = ()) -> Facts:
 
 def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
     """Evaluate what is not yet evaluated and write the report.  -> report.html"""
-    columns, notes = [], []
+    columns, notes = [], list(filter(None, [beside_the_paper(recipe.distill)]))
     if recipe.evaluate.prompts:
         began = time.monotonic()
         columns, floor = evaluate_run(recipe, folder)
-        notes = [
+        notes += [
             f"As many other real scenes have an FID of {floor:.3f} in this space.",
             "Seconds per picture: text encoder, network and autoencoder, "
             f"in batches of {recipe.evaluate.batch_size}.",
@@ -140,6 +155,24 @@ def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
     )
     report = dataclasses.replace(report, goals=distillation_goals(report))
     return write_report(folder, report)
+
+
+def beside_the_paper(distill: Distill) -> str:
+    """Which settings of the method are not the paper's, in a sentence; "" where all are."""
+    plain, parts = Distill(), []
+    for key in OF_THE_METHOD:
+        ours, theirs = attrgetter(key)(distill), attrgetter(key)(plain)
+        if ours != theirs:
+            parts.append(f"{key} {_shown(ours)} (the paper: {_shown(theirs)})")
+    return f"Not as in the paper: {'; '.join(parts)}." if parts else ""
+
+
+def _shown(value: object) -> str:
+    if dataclasses.is_dataclass(value):
+        return " ".join(f"{name} {each}" for name, each in dataclasses.asdict(value).items())
+    if isinstance(value, Sequence) and not value:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else f"{value}"
 
 
 def environment(device: torch.device | str | None = None) -> dict[str, str]:
