@@ -10,9 +10,9 @@ The rules rest on two facts. What is linear in its input (reshapes, sums, projec
 it acts on the value. Where the Jacobian J is symmetric (elementwise functions, softmax, normalisation),
 J·dx = Jᵀ·dx, so PyTorch's own fused backward kernel is the forward derivative.
 
-An operation without a rule raises `NotImplementedError` and names itself; so does everything in place; an
-option that a rule does not know is a TypeError. Each rule computes
-the value first, since autocast keeps a weight's cast, and one made under no_grad would have no gradient.
+An operation without a rule raises `NotImplementedError` and names itself; so does everything in place; an option
+that a rule does not know is a TypeError. Each rule computes the value first, since autocast keeps a weight's cast,
+and one made under no_grad would have no gradient.
 Symbols: x, y the values before and after; dx, dy their tangents.
 """
 
