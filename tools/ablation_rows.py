@@ -211,11 +211,12 @@ GROUPS = (
     ),
     Group(
         "one-step",
-        "One step: what is better than the paper's recipe",
+        "Changes of ours, compared at 1 step",
         "",
         (
             _base("base"),
             Row("self-consistency", (SELF,), 3),
+            Row("LADD at the paper's 0.5", (f"{WEIGHT}=0.5",), 3),
             Row("lr 3e-4, falling", FALLING, 3),
             Row("both, and 70% at max-time", (SELF, *FALLING, f"{ADVERSARIAL}.max_time_probability=0.7"), 3),
             Row(
