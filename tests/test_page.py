@@ -14,7 +14,7 @@ def test_what_is_not_the_papers_is_said():
     assert beside_the_paper(distill) == (
         "Not as in the paper: consistency.time mean 0.8 std 1.6 (the paper: mean 0.2 std 1.6); "
         "adversarial.weight 10 (the paper: 0.5); self_consistency 80 (the paper: 0); "
-        "student_times ((1.5708, 0.85, 0.0),) (the paper: none)."
+        "student_times [[1.5708, 0.85, 0]] (the paper: none)."
     )
 
 

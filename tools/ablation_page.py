@@ -140,28 +140,28 @@ def _means(measured: Mapping[str, Measured]) -> dict:
 
 HEAD = (
     ("", ""),
+    ("outcome", "against the base"),
+    ("the paper", "FID / CLIP"),
     ("scene score", "2 steps"),
     ("FID", "2 steps"),
     ("score", "1 step"),
-    ("score", "4 steps"),
     ("FID", "1 step"),
+    ("score", "4 steps"),
     ("FID", "4 steps"),
     ("gradient norm", "median"),
-    ("the paper", "FID / CLIP"),
-    ("outcome", "against the base"),
 )
 
 
 def cells(answer: Answer, line: Line) -> list[str]:
     """What stands behind a row's name, under `HEAD`."""
     at = {steps: line.measured(steps) for steps in ("1", "2", "4")}
-    order = (("score", "2"), ("fid", "2"), ("score", "1"), ("score", "4"), ("fid", "1"), ("fid", "4"))
+    order = [(measure, steps) for steps in ("2", "1", "4") for measure in ("score", "fid")]
     paper, norm = line.row.paper, at["2"].get("norm")
     return [
+        answer.outcome(line),
+        f"{paper.fid:.2f} / {paper.clip:.2f}" if paper else "–",
         *(mean_and_spread(at[steps].get(measure)) for measure, steps in order),
         html.number(10**norm.mean if norm else None, ".3g"),
-        f"{paper.fid:.2f} / {paper.clip:.2f}" if paper else "–",
-        answer.outcome(line),
     ]
 
 
@@ -173,7 +173,7 @@ def mean_and_spread(found: Measured | None) -> str:
 
 def table(answers: Sequence[Answer]) -> str:
     """Markdown, as the README has it: without FID at 4 steps."""
-    keep = [0, 1, 2, 3, 5, 4, 7, 8, 9]
+    keep = [n for n, titles in enumerate(HEAD) if titles != ("FID", "4 steps")]
     head = [", ".join(filter(None, HEAD[n])) for n in keep]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for answer in answers:

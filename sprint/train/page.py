@@ -170,8 +170,8 @@ def beside_the_paper(distill: Distill) -> str:
 def _shown(value: object) -> str:
     if dataclasses.is_dataclass(value):
         return " ".join(f"{name} {each}" for name, each in dataclasses.asdict(value).items())
-    if isinstance(value, Sequence) and not value:
-        return "none"
+    if isinstance(value, Sequence):
+        return f"[{', '.join(map(_shown, value))}]" if value else "none"
     return f"{value:g}" if isinstance(value, float) else f"{value}"
 
 
