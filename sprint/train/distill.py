@@ -317,9 +317,9 @@ class DistillStage:
 
     def _adversarial_loss(self, batch: Batch, draws: Draws, x_0: Tensor) -> Tensor:
         """The heads see real and generated side by side, so that local batch norm cannot hide the difference."""
+        with self.clock.part("features"), torch.no_grad():
+            real = renoised_features(self.tapped, SIGMA_DATA * batch.latent, draws, batch)
         with self.clock.part("features"):
-            with torch.no_grad():
-                real = renoised_features(self.tapped, SIGMA_DATA * batch.latent, draws, batch)
             fake = renoised_features(self.tapped, x_0, draws, batch)
             mixed = [interleave(*kinds) for kinds in zip(real, fake, strict=True)]
             del real, fake
