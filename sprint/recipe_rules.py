@@ -107,7 +107,7 @@ def _relations(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     )
     yield (
         distill.self_consistency == 0 or adversarial.weight > 0,
-        "distill.self_consistency looks at LADD's samples, but distill.adversarial.weight is 0",
+        "distill.self_consistency looks at LADD's samples, but distill.adversarial.weight is 0; set both to 0",
     )
     yield (
         distill.batch_size >= 2 or not (adversarial.weight > 0 and adversarial.misaligned_pairs),

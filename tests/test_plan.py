@@ -114,7 +114,8 @@ def test_stage_two_of_the_16b_by_hand():
 
 
 def test_what_is_switched_off_takes_no_memory(teacher):
-    plan = dry_run(small(teacher, "adapt.steps=0", "distill.adversarial.weight=0", "distill.ema_decay=0"))
+    off = ("distill.adversarial.weight=0", "distill.self_consistency=0", "distill.ema_decay=0")
+    plan = dry_run(small(teacher, "adapt.steps=0", *off))
     (distill,) = plan.stages
     assert distill.name == "stage 2, distill"
     assert len(plan.parameters) == 3
