@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from ablation_rows import (
 )
 from ablation_run import PICTURES
 
+from sprint import report_page as html
 from sprint.chart import Point
 from sprint.log import METRICS, read_metrics
 from sprint.train.distill import GENERATOR, DistillStage
@@ -117,7 +118,11 @@ class Answer:
             parts.append(NOT_COMPARABLE)
         elif not line.failures:
             asked = self.group.ours or expectations(row, self.group.base)
-            missing = f"not drawn at {self.group.steps} steps" if any(self.base.results) else "base not run"
+            missing = (
+                f"not drawn at {html.steps(int(self.group.steps))}"
+                if any(self.base.results)
+                else "base not run"
+            )
             parts.append(missing if asked else "the paper gives no figure")
         return "; ".join(parts)
 
@@ -132,15 +137,10 @@ def collect(groups: Sequence[Group], settings: Settings) -> list[Answer]:
 
 def _line(row: Row, settings: Settings) -> Line:
     jobs = [settings.student(row, seed) for seed in settings.seeds(row)]
-    return Line(row, tuple(settings.root / job.key for job in jobs), tuple(map(reader(settings), jobs)))
+    folders = tuple(settings.root / job.key for job in jobs)
+    return Line(row, folders, tuple(read_result(job, settings.root) for job in jobs))
 
 
-def reader(settings: Settings) -> Callable[[Job], dict | None]:
-    """Of results that count."""
-
-    def read(job: Job) -> dict | None:
-        if not is_done(job, settings.root):
-            return None
-        return json.loads((settings.root / job.key / RESULT).read_text(encoding="utf-8"))
-
-    return read
+def read_result(job: Job, root: Path) -> dict | None:
+    """If it is done."""
+    return json.loads((root / job.key / RESULT).read_text(encoding="utf-8")) if is_done(job, root) else None

@@ -114,23 +114,22 @@ def digest(recipe: Recipe) -> str:
 
     Unlike `recipe_hash` it stays when recipes gain a field: finished runs count on.
     """
-    plain = type(recipe)()
-    settings = replace(recipe, **{key: getattr(plain, key) for key in BESIDE_THE_POINT})
-    changed = dict(_differences(asdict(settings), asdict(plain)))
-    return _sha256(changed)[:12]
+    plain = dict(_leaves(asdict(type(recipe)())))
+    settings = {key: value for key, value in _leaves(asdict(recipe)) if key not in BESIDE_THE_POINT}
+    return _sha256({key: value for key, value in settings.items() if value != plain[key]})[:12]
 
 
 def _sha256(value: dict) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _differences(value: dict, default: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted keys and values that are not the defaults."""
-    for key, inner in value.items():
-        if isinstance(inner, dict):
-            yield from _differences(inner, default[key], f"{prefix}{key}.")
-        elif inner != default[key]:
-            yield prefix + key, inner
+def _leaves(settings: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted keys and values."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def plan(groups: Sequence[Group], settings: Settings) -> dict[str, Job]:
@@ -168,14 +167,6 @@ def other_settings(job: Job, folder: Path) -> list[str]:
     )
     both = (key for key in now if key in before and key.partition(".")[0] not in BESIDE_THE_POINT)
     return [key for key in both if before[key] != now[key]]
-
-
-def _leaves(settings: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 @cache

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 import torch
-from ablation_answers import PROMPTS, Answer, Line, collect, reader
+from ablation_answers import PROMPTS, Answer, Line, collect, read_result
 from ablation_jobs import RECIPE, Settings, feature_network
 from ablation_rows import AGREES, DISAGREES, RULE, WITHIN_NOISE, Group, Measured, Row
 from compare_starts import STYLE
@@ -63,7 +63,10 @@ def write_results(
 
 def as_data(answers: Sequence[Answer], settings: Settings) -> dict:
     """Every figure as plain data."""
-    recipe, teacher = load_recipe(RECIPE, settings.shared), reader(settings)(settings.teacher(Row("base")))
+    recipe, teacher = (
+        load_recipe(RECIPE, settings.shared),
+        read_result(settings.teacher(Row("base")), settings.root),
+    )
     found = _all_results(answers, settings)
     return {
         "quick": settings.quick,
@@ -96,10 +99,8 @@ def _all_results(answers: Sequence[Answer], settings: Settings) -> list[dict]:
     found = {
         folder: result for line in lines for folder, result in zip(line.folders, line.results, strict=True)
     }
-    teachers = {
-        settings.teacher(line.row).key: settings.teacher(line.row) for line in lines if not line.row.sparse
-    }
-    found |= {settings.root / key: reader(settings)(job) for key, job in teachers.items()}
+    stages = [settings.teacher(line.row) for line in lines if not line.row.sparse]
+    found |= {settings.root / job.key: read_result(job, settings.root) for job in stages}
     return [result for result in found.values() if result]
 
 
@@ -235,7 +236,7 @@ def _section(answer: Answer) -> str:
     shown = [(line, pictures) for line in answer.lines if (pictures := line.pictures(steps)) is not None]
     captions = [scene.caption for scene in held_out_scenes(PROMPTS)]
     drawn = html.picture_table(
-        [(line.row.label, steps_in_words(steps)) for line, _ in shown],
+        [(line.row.label, html.steps(int(steps))) for line, _ in shown],
         captions[: min((len(p) for _, p in shown), default=0)],
         [pictures for _, pictures in shown],
     )
@@ -273,7 +274,7 @@ def grid(answers: Sequence[Answer], steps: str) -> Image.Image | None:
     for answer in answers:
         for line in answer.lines if answer.group.steps == steps else ():
             base = line.row.is_base
-            title = ("base", steps_in_words(steps)) if base else (line.row.label, answer.group.key)
+            title = ("base", html.steps(int(steps))) if base else (line.row.label, answer.group.key)
             pictures = line.pictures(steps)
             if title in titles or pictures is None:
                 continue
@@ -284,10 +285,6 @@ def grid(answers: Sequence[Answer], steps: str) -> Image.Image | None:
     count = min(map(len, columns))
     captions = [scene.caption for scene in held_out_scenes(count)]
     return picture_grid(titles, captions, [c[:count] for c in columns]).quantize(GRID_COLOURS)
-
-
-def steps_in_words(steps: str) -> str:
-    return "1 step" if steps == "1" else f"{steps} steps"
 
 
 def gradients(answers: Sequence[Answer]) -> str:
