@@ -9,11 +9,11 @@ import pytest
 import torch
 from diffusers import SanaSprintPipeline
 
-from sprint.evaluate import columns
-from sprint.log import METRICS, read_metrics
-from sprint.recipe import load_recipe
+from sprint.recipe.schema import load_recipe
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import DistillStage
+from sprint.train.log import METRICS, read_metrics
+from sprint.train.report import columns
 from sprint.train.run import distill
 from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null, tiny_recipe
 

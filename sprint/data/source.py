@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from sprint.base.errors import SprintError
+from sprint.base.random import on_device
 from sprint.data.bad import BadSamples
 from sprint.data.batch import Batch, Encoded, Item, Sample, parts
 from sprint.data.buckets import Bucketed, find_buckets, shapes_of
 from sprint.data.items import BadSample, Items
 from sprint.data.order import InOrder, Order, Shuffled
-from sprint.data.scenes import Scene, render, scene
-from sprint.dist import on_device
-from sprint.errors import SprintError
-from sprint.models.family import TEXT_UNIT, Family
-from sprint.recipe import Data, DataKind
+from sprint.lab.scenes import Scene, render, scene
+from sprint.models.encoders import TEXT_UNIT, Family
+from sprint.recipe.schema import Data, DataKind
 
 LONGEST_CHAIN = 100  # bad samples in a row, each drawn to stand in for the one before
 CHOICES = 1  # marks the stream of a position's choices (captions, stand-ins) among those of data.seed
@@ -86,27 +86,27 @@ def open_source(
 def open_items(data: Data) -> Items:
     """What each kind needs is imported for that kind alone."""
     if data.kind is DataKind.folder:
-        from sprint.data.folder import FolderItems
+        from sprint.data.kinds.folder import FolderItems
 
         return FolderItems(data)
     if data.kind is DataKind.webdataset:
-        from sprint.data.webdataset import WebDatasetItems
+        from sprint.data.kinds.webdataset import WebDatasetItems
 
         return WebDatasetItems(data)
     if data.kind is DataKind.huggingface:
-        from sprint.data.huggingface import HuggingFaceItems
+        from sprint.data.kinds.huggingface import HuggingFaceItems
 
         return HuggingFaceItems(data)
     if data.kind is DataKind.cache:
         return _open_cache(data)
-    from sprint.data.prompts import PromptItems
+    from sprint.data.kinds.prompts import PromptItems
 
     return PromptItems(data)
 
 
 def _open_cache(data: Data) -> Items:
-    from sprint.data.cache import CACHE, UNFINISHED, CachedItems
-    from sprint.data.cached_reference import CachedReferenceItems
+    from sprint.data.cache.items import CACHE, UNFINISHED, CachedItems
+    from sprint.data.cache.sana import CachedReferenceItems
 
     ours = any((Path(data.path) / name).is_file() for name in (CACHE, UNFINISHED))
     return CachedItems(data) if ours else CachedReferenceItems(data)

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 
-from sprint.errors import SprintError
+from sprint.base.errors import SprintError
 from sprint.evaluate.models import Model, model_hash, same_place
 from sprint.evaluate.result import FILE, Column, Measured, Result, read_result
 

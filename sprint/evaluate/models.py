@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sprint.convert.checkpoint import understand
-from sprint.convert.load import understand_teacher
-from sprint.data.cache import FAMILY_PARTS, family_weights, hash_files
-from sprint.data.scenes import SIZE as SCENE_SIZE
-from sprint.errors import SprintError
+from sprint.base.errors import SprintError
+from sprint.base.files import sha256
+from sprint.data.cache.items import FAMILY_PARTS, family_weights, hash_files
 from sprint.evaluate.published import published_size
-from sprint.files import sha256
-from sprint.generate import STUDENT_STEPS, read_settings
-from sprint.models.family import BUILT_IN, resolve
+from sprint.lab.scenes import SIZE as SCENE_SIZE
+from sprint.models.encoders import BUILT_IN, resolve
+from sprint.sample.generate import STUDENT_STEPS, read_settings
+from sprint.weights.checkpoint import understand
+from sprint.weights.load import understand_teacher
 
 STUDENT, TEACHER = "student", "teacher"
 STUDENT_DEFAULT, TEACHER_DEFAULT = (1, 2, 4), (20,)  # steps

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from sprint.evaluate.png import is_whole, read_png, write_png
+from sprint.base.files import write_whole
 from sprint.evaluate.result import KEY_DIGITS, Shot
-from sprint.files import write_whole
-from sprint.generate import Generator
-from sprint.log import BAR, QUIET_INTERVAL
+from sprint.pages.png import is_whole, read_png, write_png
+from sprint.sample.generate import Generator
+from sprint.train.log import BAR, QUIET_INTERVAL
 
 log = logging.getLogger(__name__)
 SAMPLING = 1  # of how a picture comes from prompt, seed and times; another number draws all pictures anew

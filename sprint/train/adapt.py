@@ -10,19 +10,19 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
-from sprint.clock import Clock
-from sprint.compiled import prepare_blocks
-from sprint.convert.load import empty_network
+from sprint.base.clock import Clock
+from sprint.base.random import step_generator
 from sprint.data.batch import Batch, parts
-from sprint.dist import step_generator
-from sprint.engine import Engine, take, to_device
-from sprint.losses import mean_square_error
+from sprint.engine.compiled import prepare_blocks
+from sprint.engine.engine import Engine, take, to_device
+from sprint.engine.held import Read, Tensors
+from sprint.maths.losses import mean_square_error
+from sprint.maths.schedule import shifted_logit_normal_flow_times
+from sprint.maths.trigflow import expand_time
 from sprint.models.view import DENSE_TIME, FlowVelocity
-from sprint.recipe import Recipe
-from sprint.schedule import shifted_logit_normal_flow_times
-from sprint.sharding import Read, Tensors
+from sprint.recipe.schema import Recipe
 from sprint.train.update import Means, Updater
-from sprint.trigflow import expand_time
+from sprint.weights.load import empty_network
 
 
 class FlowDraws(NamedTuple):

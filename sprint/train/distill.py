@@ -14,27 +14,27 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
-from sprint import losses
-from sprint.clock import Clock
-from sprint.compiled import prepare_blocks
-from sprint.convert.load import empty_network
+from sprint.base.clock import Clock
+from sprint.base.errors import SprintError
+from sprint.base.random import step_generator
 from sprint.data.batch import Batch, parts
-from sprint.dist import step_generator
-from sprint.dual import value_and_tangent
-from sprint.ema import Ema
-from sprint.engine import Engine, take, to_device
-from sprint.errors import SprintError
+from sprint.engine.compiled import prepare_blocks
+from sprint.engine.ema import Ema
+from sprint.engine.engine import Engine, take, to_device
+from sprint.engine.held import Read, Tensors
+from sprint.maths import losses
+from sprint.maths.dual import value_and_tangent
+from sprint.maths.schedule import lognormal_trig_times, with_max_time
+from sprint.maths.trigflow import SIGMA_DATA, data_estimate, diffuse, noise_estimate
+from sprint.models.discriminator import DiscriminatorHeads, deinterleave, interleave, swapped
 from sprint.models.guidance import GuidedText, guided_velocity, with_null
-from sprint.models.heads import DiscriminatorHeads, deinterleave, interleave, swapped
+from sprint.models.sana.text_memory import TextMemory
 from sprint.models.student import Student, TrainedStudent, from_adapted
 from sprint.models.taps import TappedTeacher
-from sprint.models.text import TextMemory
 from sprint.models.view import DENSE_TIME, TrigFlowView
-from sprint.recipe import Distill, Recipe
-from sprint.schedule import lognormal_trig_times, with_max_time
-from sprint.sharding import Read, Tensors
+from sprint.recipe.schema import Distill, Recipe
 from sprint.train.update import Means, Updater, prefixed, under
-from sprint.trigflow import SIGMA_DATA, data_estimate, diffuse, noise_estimate
+from sprint.weights.load import empty_network
 
 GENERATOR, DISCRIMINATOR = "G", "D"
 SECOND_STEP = (0.3, 0.7)  # where it starts, as a share of the time of the first
