@@ -31,15 +31,6 @@ The tiny family is measured on 600 built-in scenes, others on the prompts of --r
 processes share the drawing:  torchrun --nproc_per_node 8 -m sprint evaluate STUDENT --reference MJHQ-30K
 """
 
-COMPARE = """\
-Put evaluations side by side: one table with the best figure of each row marked, differences with their
-standard errors, and the same prompts and seeds next to each other, worst difference first.
-
-  sprint compare evaluations/before evaluations/after
-  sprint compare evaluations/a evaluations/b evaluations/c --out a-b-c.html
-  sprint compare evaluations/a/result.json evaluations/b/result.json
-"""
-
 
 # ---- evaluate ---------------------------------------------------------------------------------------
 
@@ -86,7 +77,7 @@ def evaluate(args: argparse.Namespace) -> None:
     metrics, steps = _names(args.metrics), [] if args.steps is None else numbers("--steps", args.steps, int)
     _check_numbers(args)
     quiet_libraries()
-    from sprint.data.encode.make import Place
+    from sprint.base.place import Place
     from sprint.evaluate.metrics.metric import Choices
     from sprint.evaluate.models import evaluation_name
     from sprint.evaluate.page import PAGE, result_table
@@ -135,21 +126,3 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 def _names(text: str | None) -> list[str]:
     return [] if text is None else [name.strip() for name in text.split(",")]
-
-
-# ---- compare ----------------------------------------------------------------------------------------
-
-
-def add_compare(verbs) -> None:
-    verb = add_verb(verbs, "compare", "put evaluations side by side", COMPARE)
-    verb.add_argument("results", nargs="+", help="folders that `sprint evaluate` wrote, or their result.json")
-    verb.add_argument(
-        "--out", type=Path, default=Path("compare.html"), help="the page (default compare.html)"
-    )
-    verb.set_defaults(verb=compare)
-
-
-def compare(args: argparse.Namespace) -> None:
-    from sprint.evaluate.compare import compare as run
-
-    print(run(args.results, args.out))

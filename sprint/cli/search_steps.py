@@ -50,15 +50,11 @@ def add_search_steps(verbs: argparse._SubParsersAction) -> None:
 
 def search_steps(args: argparse.Namespace) -> None:
     quiet_libraries()
-    from sprint.evaluate.search.steps import (
-        BATCH,
-        Search,
-        adopt,
-        check_adoptable,
-        table,
-    )
+    from sprint.evaluate.search.adopt import adopt, check_adoptable
+    from sprint.evaluate.search.lists import BATCH, Search
     from sprint.evaluate.search.steps import search_steps as run
-    from sprint.weights.export import show_times
+    from sprint.evaluate.search.steps import table
+    from sprint.weights.card import show_times
 
     search = Search(
         args.student,

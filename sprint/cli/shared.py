@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import sys
 
 from sprint.base.errors import SprintError
 
@@ -63,3 +64,16 @@ def numbers(option: str, text: str, kind: type = float) -> list:
         return [kind(part) for part in text.split(",")]
     except ValueError:
         raise SprintError(f"{option} {text}: write numbers with commas, such as {example}") from None
+
+
+INTERRUPTED = 130  # the shell's code for Ctrl-C
+
+
+def complain(text: str, code: int) -> int:
+    print(f"sprint: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def add_recipe(verb: argparse.ArgumentParser, example: str) -> None:
+    verb.add_argument("recipe", help="a name in recipes/ (tiny, 0.6b, 1.6b, 4.8b) or a YAML file")
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help=f"e.g. {example}")

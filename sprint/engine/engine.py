@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import MethodType
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,15 +27,14 @@ from torch.distributed.fsdp import fully_shard
 
 from sprint.base.cpu import use_onednn
 from sprint.base.errors import SprintError
-from sprint.base.random import on_device
 from sprint.engine.heartbeat import Heartbeat
 from sprint.engine.held import Replicated, RowSharded, Whole
+from sprint.engine.restart import rendezvous_after_restart
 from sprint.recipe.schema import EngineKind, Optimizer, Precision, Recipe
 
 PATIENT = timedelta(
     days=1
 )  # between hosts: one may hash or export for long, and the dead are named by the heartbeat
-Slices = TypeVar("Slices", bound=tuple)
 ACCELERATE_LAUNCHED = (
     "ACCELERATE_DYNAMO_MODE"  # what its launcher sets, also where it silently starts one process
 )
@@ -70,7 +68,7 @@ class Engine:
             raise SprintError(
                 f"process {local_rank} of this machine, which has {gpus} GPUs; start as many as there are"
             )
-        _meet_anew(self.timeout)
+        rendezvous_after_restart(self.timeout)
         several_on_cpu = asked > 1 and not torch.cuda.is_available()  # else accelerate starts no gloo
         self.accelerator = Accelerator(
             mixed_precision="bf16" if bf16 else "no",
@@ -270,34 +268,6 @@ class Engine:
             dist.barrier(group=self.hosts)
 
 
-def _meet_anew(timeout: timedelta) -> None:
-    """Let processes that torchrun has started again find each other, and not those that died.
-
-    torchrun's store outlives an attempt and still has the old addresses (pytorch#135712), so this one's are kept
-    apart. With several hosts restarts are not counted alike: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 there.
-    """
-    names = (
-        "TORCHELASTIC_RESTART_COUNT",
-        "GROUP_WORLD_SIZE",
-        "RANK",
-        "LOCAL_RANK",
-        "WORLD_SIZE",
-        "MASTER_PORT",
-    )
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
-        return
-    attempt, hosts, rank, local_rank, processes, port = (int(os.environ[name]) for name in names)
-    if attempt == 0 or hosts > 1:
-        return
-    backend = "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
-        backend = "nccl"
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], port, processes, is_master=False, timeout=timeout)
-    store = dist.PrefixStore(f"attempt {attempt}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=processes, timeout=timeout)
-
-
 def _networks(module: nn.Module) -> list[SanaTransformer2DModel]:
     return [part for part in module.modules() if isinstance(part, SanaTransformer2DModel)]
 
@@ -323,14 +293,3 @@ def _look_at_all(network: SanaTransformer2DModel) -> None:
         encoder_hidden_states=torch.zeros(1, 1, config.caption_channels, **like),
         timestep=torch.zeros(1, device=like["device"]),
     )
-
-
-def take(tensors: Slices, where: slice | range) -> Slices:
-    """The same named tuple with every tensor cut along the batch."""
-    where = slice(where.start, where.stop) if isinstance(where, range) else where
-    return type(tensors)(*(tensor[where] for tensor in tensors))
-
-
-def to_device(tensors: Slices, device: torch.device) -> Slices:
-    """The same named tuple with every tensor on `device`."""
-    return type(tensors)(*(on_device(tensor, device) for tensor in tensors))

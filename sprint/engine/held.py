@@ -1,4 +1,4 @@
-"""A module with its optimizer: whole, replicated, or in rows over the processes. `sprint.zero` has DeepSpeed's.
+"""A module with its optimizer: whole, replicated, or in rows over the processes. `sprint.engine.zero` has DeepSpeed's.
 
 Names in a checkpoint are "weights.NAME", "buffers.NAME" and "STATE.NAME" for what the optimizer keeps of a
 weight ("exp_avg.NAME"). Each stands for the whole tensor, whoever holds which rows of it: so a run goes on

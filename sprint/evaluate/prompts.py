@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sprint.base.errors import NotHereError, SprintError
-from sprint.data.source import held_out_scenes
 from sprint.evaluate.result import Shot
+from sprint.lab.series import held_out_scenes
 
 SCENES, GENEVAL, MJHQ, TEXT = "scenes", "geneval", "mjhq", "prompts"  # names of sets
 SCENE_COUNT = 600  # held-out scenes, as in the report of a run

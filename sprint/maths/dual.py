@@ -33,7 +33,7 @@ def _operator(function: Callable) -> Callable:
 
 def _refused(self, *other):
     raise TypeError(
-        "sprint.dual: no len, truth or contents of a Dual, and no change in place; see its .value"
+        "sprint.maths.dual: no len, truth or contents of a Dual, and no change in place; see its .value"
     )
 
 
@@ -57,7 +57,9 @@ class Dual(tuple):
     def __iter__(self) -> Iterator[Tensor]:
         caller = sys._getframe(1).f_globals.get("__name__", "")
         if caller.partition(".")[0] not in ("torch", "accelerate", "deepspeed"):
-            raise TypeError("sprint.dual: engines only may iterate over a Dual; elsewhere use .unbind()")
+            raise TypeError(
+                "sprint.maths.dual: engines only may iterate over a Dual; elsewhere use .unbind()"
+            )
         return iter((self.value, self.tangent))
 
     @classmethod
@@ -70,7 +72,7 @@ class Dual(tuple):
             return getattr(self.value, name)
         method = getattr(Tensor, name)
         if not callable(method) or name.startswith("__"):
-            raise AttributeError(f"sprint.dual: a Dual has no {name!r}")
+            raise AttributeError(f"sprint.maths.dual: a Dual has no {name!r}")
         return partial(_apply, method, self)
 
     def __rtruediv__(self, other):
@@ -99,10 +101,12 @@ def value_and_tangent(
     """
     for x, v in ((x_hat, v_x), (t, v_t)):
         if (x.shape, x.dtype) != (v.shape, v.dtype) or not x.is_floating_point():
-            raise ValueError(f"sprint.dual: direction {v.dtype} {[*v.shape]} at {x.dtype} {[*x.shape]}")
+            raise ValueError(f"sprint.maths.dual: direction {v.dtype} {[*v.shape]} at {x.dtype} {[*x.shape]}")
     out = F(Dual(x_hat, v_x), Dual(t, v_t))
     if not isinstance(out, Dual):
-        raise TypeError(f"sprint.dual: F gave a {type(out).__name__}, no tensor that depends on its inputs")
+        raise TypeError(
+            f"sprint.maths.dual: F gave a {type(out).__name__}, no tensor that depends on its inputs"
+        )
     return out.value, out.tangent
 
 
@@ -115,12 +119,14 @@ def _apply(function: Callable, *args, **kwargs):
     if kwargs.pop("inplace", False) or "out" in kwargs:
         raise _missing(f"no rule for {name} in place")
     if not torch.is_grad_enabled() and args and isinstance(args[0], Dual) and args[0].value.requires_grad:
-        raise RuntimeError(f"sprint.dual: {name} under no_grad would cut the graph (reentrant checkpoint?)")
+        raise RuntimeError(
+            f"sprint.maths.dual: {name} under no_grad would cut the graph (reentrant checkpoint?)"
+        )
     return RULES[name](function, *args, **kwargs)
 
 
 def _missing(what: str) -> NotImplementedError:
-    return NotImplementedError(f"sprint.dual: {what}")
+    return NotImplementedError(f"sprint.maths.dual: {what}")
 
 
 def value_of(x: Any) -> Any:

@@ -1,7 +1,7 @@
 """The losses of SANA-Sprint as pure functions of tensors. float32 or float64 in and out.
 
 Sources: SANA-Sprint (arXiv 2503.09641, Algorithm 1 and §3.2-3.3), sCM (arXiv 2410.11081, Eq. 8 and §4).
-Symbols as in `sprint.trigflow`; F⁻ is F without gradient, F' its total time derivative times cos t · sin t,
+Symbols as in `sprint.maths.trigflow`; F⁻ is F without gradient, F' its total time derivative times cos t · sin t,
 D = σ_d · F_teacher the teacher's dx_t/dt (guided), w_φ(t) = logvar.
 """
 

@@ -8,7 +8,6 @@ import inspect
 import logging
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,17 +17,12 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from sprint.base.cpu import use_onednn
 from sprint.base.errors import SprintError
+from sprint.base.names import resolve
 from sprint.base.random import on_device
 
 log = logging.getLogger(__name__)
 TEXT_UNIT = 16  # trimmed text comes in multiples of it: few different lengths
 PIXELS_AT_ONCE = {"cpu": 2**16, "cuda": 2**20}  # decoded together: measured on a CPU, a guess for GPUs
-BUILT_IN = {"tiny": Path(__file__).parents[1] / "lab" / "tiny"}
-
-
-def resolve(name: str) -> str:
-    """A built-in family's folder, or the name unchanged (a path or a hub id)."""
-    return str(BUILT_IN.get(name, name))
 
 
 def human_instruction() -> list[str]:

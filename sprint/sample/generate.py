@@ -3,39 +3,25 @@
 A picture depends on its prompt and its seed, not on the batch it is drawn in.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from torch import Tensor
 
 from sprint.base.cpu import use_onednn
 from sprint.base.errors import SprintError
 from sprint.maths.samplers import Noise, sample_consistency, sample_ode
 from sprint.maths.schedule import check_times, student_times, teacher_times
-from sprint.models.encoders import (
-    TEXT_UNIT,
-    Family,
-    encode_null,
-    load_family,
-    resolve,
-)
+from sprint.models.encoders import TEXT_UNIT, Family, encode_null
 from sprint.models.guidance import guided_velocity, with_null
 from sprint.models.sana.text_memory import TextMemory
 from sprint.models.view import TrigFlowView
-from sprint.weights.checkpoint import understand
-from sprint.weights.load import build_network
+from sprint.weights.settings import STUDENT_STEPS
 
-SETTINGS_FILE = "sprint.json"  # in the folder's root: what a diffusers pipeline has no place for
-STUDENT_STEPS = 4  # most steps with a default list of times
 COMPILED_KINDS = (
     256  # graphs of one network, at most: one for each size, number of pictures and length of text
 )
@@ -204,71 +190,3 @@ def _check_prompts(prompts: list[str], seeds: list[int]) -> None:
     for seed in seeds:
         if not 0 <= seed < 2**63:
             raise SprintError(f"seed {seed} is not a whole number from 0 to 2**63 - 1")
-
-
-# ---- from a folder ----------------------------------------------------------------------------------
-
-
-def load_generator(
-    name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> Generator:
-    """A student's or a teacher's generator: which of the two, and its clock, the folder itself tells.
-
-    name     built-in name, diffusers pipeline folder (Sana or Sana-Sprint) or hub id
-    dtype    of network, text encoder and autoencoder; time and noise stay float32
-
-    Raises SprintError where there is no such model.
-    """
-    checkpoint = understand(resolve(name))
-    settings = read_settings(resolve(name))
-    family = load_family(name, settings.max_length, settings.instruction, dtype).to(device).channels_last()
-    view = TrigFlowView(build_network(checkpoint, dtype).to(device), checkpoint.time_scale)
-    kind = StudentGenerator if checkpoint.config["guidance_embeds"] else TeacherGenerator
-    return kind(view.requires_grad_(False), family, settings.size, settings.times)
-
-
-class Settings(NamedTuple):
-    """How prompts were read and pictures sized in training; the defaults are those of public Sana models.
-
-    times   lists that take the place of a student's default ones, at most one for a number of steps
-    """
-
-    max_length: int = 300
-    instruction: bool = True
-    size: int | None = None
-    times: tuple[tuple[float, ...], ...] = ()
-
-
-def read_settings(name: str) -> Settings:
-    """The settings of a folder or hub id, from its sprint.json; defaults where it has none."""
-    file = Path(name) / SETTINGS_FILE if Path(name).exists() else _settings_on_hub(name)
-    if file is None or not file.is_file():
-        return Settings()
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        times = tuple(tuple(check_times(times)) for times in content.get("times", []))
-        settings = Settings(**content.get("text", {}), size=content.get("size"), times=times)
-    except SprintError as error:
-        raise SprintError(f"{file}: {error}") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise SprintError(
-            f'{file}: expected {{"text": {{"max_length": …, "instruction": …}}, "size": …, "times": [[…], …]}}'
-        ) from error
-    if [type(value) for value in settings[:3]] not in ([int, bool, int], [int, bool, type(None)]):
-        raise SprintError(f"{file}: max_length and size are whole numbers, instruction is true or false")
-    steps = [len(times) - 1 for times in settings.times]
-    if len(set(steps)) < len(steps) or max(steps, default=1) > STUDENT_STEPS:
-        raise SprintError(
-            f"{file}: times: give one list at most for each number of steps, 1 to {STUDENT_STEPS}"
-        )
-    return settings
-
-
-def _settings_on_hub(repo_id: str) -> Path | None:
-    try:
-        return Path(hf_hub_download(repo_id, SETTINGS_FILE))
-    except EntryNotFoundError:
-        return None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise SprintError(f"{repo_id}: the hub did not answer for {SETTINGS_FILE}: {reason}") from error

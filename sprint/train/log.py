@@ -26,12 +26,11 @@ from tqdm import tqdm
 
 from sprint.base.errors import SprintError
 from sprint.base.files import write_whole
+from sprint.base.progress import BAR, QUIET_INTERVAL
 
 METRICS = "metrics.jsonl"
 RATE_WINDOW = 50  # steps over which samples per second are taken
 TIME = "ms_"  # before the name of a part of the update
-QUIET_INTERVAL = 30.0  # seconds between progress lines where standard error is not a terminal
-BAR = "{desc} {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left]{postfix}"
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -11,7 +11,8 @@ from typing import NamedTuple, Protocol
 from sprint.base.clock import Clock
 from sprint.base.errors import SprintError
 from sprint.data.batch import Batch, Item
-from sprint.data.source import Source, batch_positions, prefetch
+from sprint.data.batching import batch_positions, prefetch
+from sprint.data.source import Source
 from sprint.engine import checkpoint
 from sprint.engine.engine import Engine
 from sprint.engine.held import Read, Tensors

@@ -22,34 +22,26 @@ from torch import Tensor
 from sprint.base.cpu import keep_freed_memory
 from sprint.base.errors import SprintError
 from sprint.base.files import write_whole
+from sprint.base.names import resolve
 from sprint.data.batch import Batch, Encoded, Item, Prompt
+from sprint.data.batching import collate, encode
 from sprint.data.cache.items import CachedItems
 from sprint.data.encode.encoder import TeacherDraws, load_draws
-from sprint.data.source import ItemSource, Source, collate, encode, open_items, open_source
-from sprint.engine.engine import Engine, to_device
-from sprint.models.encoders import (
-    TEXT_UNIT,
-    Family,
-    encode_null,
-    load_family,
-    resolve,
-)
+from sprint.data.source import ItemSource, Source, open_items, open_source
+from sprint.engine.batches import to_device
+from sprint.engine.engine import Engine
+from sprint.models.encoders import TEXT_UNIT, Family, encode_null, load_family
 from sprint.models.view import DENSE_TIME
-from sprint.recipe.schema import (
-    AdaptStart,
-    DataKind,
-    Precision,
-    Recipe,
-    recipe_hash,
-    recipe_text,
-)
-from sprint.train.adapt import AdaptStage, draw, noised
-from sprint.train.distill import DistillStage, check_share
+from sprint.recipe.load import recipe_hash, recipe_text
+from sprint.recipe.schema import AdaptStart, DataKind, Precision, Recipe
+from sprint.train.adapt import AdaptStage, draw_flow, noised
+from sprint.train.checks import check_arch, check_share, check_taps
+from sprint.train.costs import note_cost
+from sprint.train.distill import DistillStage
 from sprint.train.folder import claim
 from sprint.train.log import RunLog
 from sprint.train.loop import Interrupted, Rhythm, Stage, train
-from sprint.train.plan.plan import check_arch, check_taps
-from sprint.train.report.write import model_facts, note_cost, write_page
+from sprint.train.report.write import model_facts, write_page
 from sprint.train.start import calibrated, with_ones
 from sprint.weights.export import export_student, export_teacher
 from sprint.weights.load import load_teacher, understand_teacher
@@ -197,7 +189,7 @@ class Run:
         for i in range(CALIBRATION_BATCHES):
             batch = self.encode(source.samples(range(i * size, (i + 1) * size)))
             shape, shift = tuple(batch.latent.shape[1:]), self.recipe.adapt.shift
-            draws = draw(self.recipe.seed, -1 - i, size, shape, shift, dropout=0.0)
+            draws = draw_flow(self.recipe.seed, -1 - i, size, shape, shift, dropout=0.0)
             draws = to_device(draws, self.engine.device)
             batches.append((noised(batch.latent, draws), draws.t_fm, batch))
         return calibrated(teacher, batches, time_scale, self.recipe.adapt.qk_norm, own_time_scale)

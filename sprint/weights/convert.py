@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sprint.base.dtypes import DTYPES
 from sprint.base.errors import SprintError
 from sprint.base.files import sha256
 from sprint.maths.trigflow import SIGMA_DATA
@@ -25,7 +26,6 @@ from sprint.weights.writer import Spec, whole_or_nothing, write_pickle, write_sa
 
 Target = Literal["trigflow", "flow", "original"]
 Verify = Literal["fast", "full", "off"]
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NETWORK_FILE = "diffusion_pytorch_model.safetensors"  # what diffusers looks for
 ORIGINAL_FILE = "model.safetensors"
 EXTRA_FILE = SIDE_FILES[0]

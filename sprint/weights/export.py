@@ -6,14 +6,7 @@ DIR/sprint.json   text settings and picture size, which `sprint sample` reads
 DIR/README.md     the model card
 """
 
-import json
-import os
-import shlex
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict
 
 from diffusers import (
     DiffusionPipeline,
@@ -23,38 +16,23 @@ from diffusers import (
     SanaTransformer2DModel,
     SCMScheduler,
 )
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from sprint.base.errors import SprintError
-from sprint.base.files import flush_folder, flush_tree, write_whole
 from sprint.maths.trigflow import SIGMA_DATA
 from sprint.models.encoders import Family
 from sprint.models.view import DENSE_TIME, SPARSE_TIME
-from sprint.sample.generate import SETTINGS_FILE, Settings, read_settings
+from sprint.weights.card import Facts, write_card
 from sprint.weights.checkpoint import understand
+from sprint.weights.folder import complete_or_absent, read_json, write_json
 from sprint.weights.load import build_network
+from sprint.weights.settings import SETTINGS_FILE
 from sprint.weights.sources import SIDE_FILES, TRIGFLOW_FILE
 
 LOGVAR_FILE = SIDE_FILES[1]
 LOGVAR_KEYS = {"weight": "logvar_linear.weight", "bias": "logvar_linear.bias"}  # Sana-Sprint's own names
-INDEX_FILE = "model_index.json"
-CARD_FILE = "README.md"
 SANA_SHIFT = 3.0  # of the flow times that Sana's sampler walks
-EXAMPLE_PROMPT = "a red circle"
-STEP_LISTS = "## Step lists\n"  # the last heading of a student's card, where it has lists of its own
-
-
-class Facts(TypedDict, total=False):
-    """What the model card and sprint.json tell beyond the weights; everything may be left out."""
-
-    recipe: str  # its name
-    teacher: str
-    data: str
-    prompt: str  # an example for the card
-    times: Sequence[Sequence[float]]  # a student's own step lists, at most one for a number of steps
-    scores: dict[str, dict[str, float]]  # row ("student, 1 step") -> column ("scene score") -> number
 
 
 # ---- the two exports ----------------------------------------------------------------------------------
@@ -80,7 +58,7 @@ def export_student(
             head = {name: getattr(logvar, part).detach().contiguous() for part, name in LOGVAR_KEYS.items()}
             save_file(head, place / "transformer" / LOGVAR_FILE, {"format": "pt"})
         _write_about(place, network, family, facts)
-        _write_card(place, _name(folder), facts)
+        write_card(place, facts, Path(folder).absolute().name)
     return Path(folder)
 
 
@@ -101,9 +79,9 @@ def export_teacher(folder: Path, network: SanaTransformer2DModel, family: Family
     with complete_or_absent(Path(folder)) as place:
         _save_pipeline(SanaPipeline(*parts, scheduler), place)
         config = place / "transformer" / "config.json"
-        _write_json(config, _read_json(config) | {"timestep_scale": DENSE_TIME / SPARSE_TIME})
+        write_json(config, read_json(config) | {"timestep_scale": DENSE_TIME / SPARSE_TIME})
         _write_about(place, network, family, facts)
-        _write_card(place, _name(folder), facts)
+        write_card(place, facts, Path(folder).absolute().name)
     return Path(folder)
 
 
@@ -126,53 +104,6 @@ def load_student(folder: str | Path) -> tuple[SanaTransformer2DModel, nn.Linear 
 # ---- files --------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def complete_or_absent(folder: Path) -> Iterator[Path]:
-    """A fresh folder beside `folder` to write into; at the end it takes the place of an earlier export.
-
-    After an error, or Ctrl-C, `folder` is as it was. Raises SprintError for OSErrors on the way, and where
-    `folder` holds anything but an earlier export.
-    """
-    folder = folder.absolute()
-    if folder.exists() and not (folder / INDEX_FILE).is_file() and not _is_empty(folder):
-        raise SprintError(f"{folder} holds something that is no exported model; give another folder")
-    fresh, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(fresh, ignore_errors=True)  # of a run that was killed
-    try:
-        fresh.mkdir(parents=True)
-        yield fresh
-        flush_tree(fresh)
-        _swap(fresh, folder, old)
-        flush_folder(folder.parent)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise SprintError(f"cannot write {folder}: {reason}; it is as it was") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _swap(fresh: Path, folder: Path, old: Path) -> None:
-    """`fresh` becomes `folder`; if that fails, what was there comes back."""
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-    try:
-        os.replace(fresh, folder)
-    except BaseException:
-        if old.exists():
-            os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())
-
-
-def _name(folder: str | Path) -> str:
-    return Path(folder).absolute().name
-
-
 def _save_pipeline(pipeline: DiffusionPipeline, place: Path) -> None:
     """What diffusers writes, less the folders of this machine that the parts were once loaded from."""
     try:
@@ -182,17 +113,9 @@ def _save_pipeline(pipeline: DiffusionPipeline, place: Path) -> None:
             raise OSError(str(error)) from error
         raise
     for config in place.glob("*/config.json"):
-        content = _read_json(config)
+        content = read_json(config)
         if content.pop("_name_or_path", None) is not None:
-            _write_json(config, content)
-
-
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            write_json(config, content)
 
 
 def _write_about(place: Path, network: SanaTransformer2DModel, family: Family, facts: Facts) -> None:
@@ -219,148 +142,5 @@ def _write_about(place: Path, network: SanaTransformer2DModel, family: Family, f
     settings = {"text": text, "size": size, "recipe": facts.get("recipe")}
     if facts.get("times"):
         settings["times"] = [list(times) for times in facts["times"]]
-    _write_json(place / "transformer" / TRIGFLOW_FILE, clock)
-    _write_json(place / SETTINGS_FILE, settings)
-
-
-# ---- model cards --------------------------------------------------------------------------------------
-
-
-def write_card(folder: Path, facts: Facts) -> Path:
-    """Write an exported folder's model card anew, once the scores are known.  -> README.md"""
-    return _write_card(Path(folder), _name(folder), facts)
-
-
-def _write_card(folder: Path, name: str, facts: Facts) -> Path:
-    kind = _read_json(folder / INDEX_FILE)["_class_name"]
-    card = {SanaSprintPipeline.__name__: student_card, SanaPipeline.__name__: teacher_card}[kind]
-    return write_whole(folder / CARD_FILE, card(name, read_settings(str(folder)), facts))
-
-
-def student_card(name: str, settings: Settings, facts: Facts) -> str:
-    """Markdown for the Hugging Face hub; its Python runs as it stands, beside the folder `name`."""
-    size, prompt = settings.size, facts.get("prompt", EXAMPLE_PROMPT)
-    lines = [
-        f"height={size}, width={size}, use_resolution_binning=False,",
-        f"max_sequence_length={settings.max_length},",
-    ]
-    if not settings.instruction:
-        lines.append("complex_human_instruction=None,  # trained on bare prompts")
-    arguments = "\n".join(f"    {line}" for line in lines)
-    return f"""---
-library_name: diffusers
-pipeline_tag: text-to-image
-tags: [sana-sprint, distillation]
----
-
-# {name}: pictures in 1 to 4 steps
-
-{_origin(facts)}A Sana network distilled after SANA-Sprint ([arXiv 2503.09641](https://arxiv.org/abs/2503.09641)).
-{size}×{size} pixels. Guidance is embedded: a step is one forward of the network.
-
-{_score_table(facts)}## Sample with sprint
-
-```bash
-sprint sample {name} --prompt {shlex.quote(prompt)} --steps 2 --seed 0
-```
-
-## Sample with diffusers
-
-```python
-import torch
-from diffusers import SanaSprintPipeline
-
-pipeline = SanaSprintPipeline.from_pretrained("{name}")
-settings = dict(
-    guidance_scale=4.5,
-{arguments}
-)
-two_steps = pipeline(
-    {prompt!r}, num_inference_steps=2, generator=[torch.Generator().manual_seed(0)], **settings
-).images[0]
-one_step = pipeline(
-    {prompt!r}, num_inference_steps=1, intermediate_timesteps=None,
-    generator=[torch.Generator().manual_seed(0)], **settings
-).images[0]
-two_steps.save("two_steps.png")
-one_step.save("one_step.png")
-```
-
-`intermediate_timesteps=None` is needed for every number of steps but two. One generator a picture, seeded by
-itself, gives the pictures of `sprint sample` at the default times.
-{step_lists({len(times) - 1: times for times in settings.times})}"""
-
-
-def show_times(times: Sequence[float]) -> str:
-    """As `sprint sample --times` takes them."""
-    return ",".join(f"{time:.4f}".rstrip("0").rstrip(".") for time in times)
-
-
-def step_lists(own: Mapping[int, Sequence[float]]) -> str:
-    """Markdown for the end of a student's model card; nothing without own lists.
-
-    diffusers' pipeline hands its scheduler `timesteps` without their number, which that one asks for (as of
-    0.42): the number is bound beforehand.
-    """
-    if not own:
-        return ""
-    lists = "".join(f"- {steps} steps: `{show_times(own[steps])}`\n" for steps in sorted(own))
-    steps = max(own)
-    return f"""
-{STEP_LISTS}
-This student's own TrigFlow times, which `sprint sample` and everything that draws with sprint use in place of the
-default ones of the code above:
-
-{lists}
-diffusers takes them so, with `settings` from above:
-
-```python
-from functools import partial
-
-pipeline.scheduler.set_timesteps = partial(pipeline.scheduler.set_timesteps, {steps})
-picture = pipeline(
-    "a red circle", num_inference_steps={steps}, timesteps={[round(t, 4) for t in own[steps]]},
-    max_timesteps=None, intermediate_timesteps=None,
-    generator=[torch.Generator().manual_seed(0)], **settings
-).images[0]
-```
-"""
-
-
-def teacher_card(name: str, settings: Settings, facts: Facts) -> str:
-    """Markdown, as `student_card`."""
-    prompt = shlex.quote(facts.get("prompt", EXAMPLE_PROMPT))
-    return f"""---
-library_name: diffusers
-pipeline_tag: text-to-image
----
-
-# {name}: a flow-matching teacher
-
-{_origin(facts)}{settings.size}×{settings.size} pixels. Opens in `diffusers.SanaPipeline`.
-The clock of its time embedder is in `transformer/{TRIGFLOW_FILE}`.
-
-{_score_table(facts)}## Sample
-
-```bash
-sprint sample {name} --prompt {prompt} --steps 20 --seed 0
-```
-"""
-
-
-def _origin(facts: Facts) -> str:
-    told = [(key.capitalize(), facts[key]) for key in ("recipe", "teacher", "data") if facts.get(key)]
-    return "".join(f"- {key}: {value}\n" for key, value in told) + "\n" * bool(told)
-
-
-def _score_table(facts: Facts) -> str:
-    """Rows by model, columns by score; a missing number is a dash."""
-    rows = facts.get("scores", {})
-    if not rows:
-        return ""
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    lines = [["model", *columns], ["---", *["---:"] * len(columns)]]
-    for label, row in rows.items():
-        lines.append([label, *(f"{row[column]:.3g}" if column in row else "–" for column in columns)])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"## Scores\n\n{table}\n\n"
+    write_json(place / "transformer" / TRIGFLOW_FILE, clock)
+    write_json(place / SETTINGS_FILE, settings)

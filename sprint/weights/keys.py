@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sprint.base.errors import SprintError
+from sprint.weights.sources import Shape
 
-Shape = tuple[int, ...]
 Layout = Literal["original", "diffusers"]
 
 NETWORK = (

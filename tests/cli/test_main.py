@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from sprint.cli.main import build_parser
-from sprint.recipe.schema import load_recipe
-from sprint.sample.generate import load_generator
+from sprint.recipe.load import load_recipe
+from sprint.sample.load import load_generator
 from tests.cli.cases import ROOT, STUDENT_WEIGHTS
 
 pytest_plugins = "tests.cli.fixtures"

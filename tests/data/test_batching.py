@@ -12,7 +12,7 @@ from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
 from sprint.base.errors import SprintError
 from sprint.data.batch import Encoded, Sample
-from sprint.data.source import collate, encode
+from sprint.data.batching import collate, encode
 from sprint.models.encoders import Family, encode_null
 
 WORDS = ("red", "green", "blue", "circle", "square", "triangle", "cross", "a", "and")

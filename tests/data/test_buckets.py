@@ -9,9 +9,10 @@ from PIL import Image
 
 from sprint.base.errors import SprintError
 from sprint.data.bad import BadSamples
+from sprint.data.batching import batch_positions
 from sprint.data.buckets import Bucketed, find_buckets, shapes_of
 from sprint.data.items import BadSample, Items
-from sprint.data.source import ItemSource, batch_positions, open_source
+from sprint.data.source import ItemSource, open_source
 from sprint.recipe.schema import Data, DataKind
 from tests.data.picture_files import write_pair
 

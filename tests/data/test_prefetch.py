@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 
 from sprint.base.errors import SprintError
-from sprint.data.source import prefetch
+from sprint.data.batching import prefetch
 
 
 def prefetch_threads():

@@ -8,6 +8,7 @@ import pytest
 
 from sprint.base.errors import SprintError
 from sprint.data.batch import Prompt, Sample
+from sprint.data.batching import batch_positions
 from sprint.data.cache.items import CachedItems
 from sprint.data.cache.sana import CachedReferenceItems
 from sprint.data.items import BadSample, Items
@@ -17,16 +18,14 @@ from sprint.data.kinds.prompts import PromptItems
 from sprint.data.kinds.webdataset import WebDatasetItems
 from sprint.data.order import InOrder, Shuffled
 from sprint.data.source import (
-    HELD_OUT_SEED,
     LONGEST_CHAIN,
-    TRAINING_SEED,
     ItemSource,
     SceneSource,
-    batch_positions,
     open_items,
     open_source,
 )
 from sprint.lab.scenes import scene
+from sprint.lab.series import HELD_OUT_SEED, TRAINING_SEED
 from sprint.recipe.schema import Data, DataKind
 from tests.data.picture_files import write_folder
 

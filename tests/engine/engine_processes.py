@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from sprint.engine.engine import Engine, take
+from sprint.engine.batches import take
+from sprint.engine.engine import Engine
 from sprint.recipe.schema import EngineKind, Precision, Recipe
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import DistillStage

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from sprint.engine import checkpoint
-from sprint.engine.engine import Engine, take
+from sprint.engine.batches import take
+from sprint.engine.engine import Engine
 from sprint.recipe.schema import EngineKind, Optimizer, OptimizerKind, Precision
 from sprint.train.distill import DistillStage
 from tests.engine.engine_processes import BATCH, recipe_for_engines

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sprint.base.errors import SprintError
 from sprint.data.batch import parts
-from sprint.engine.engine import Engine, take, to_device
+from sprint.engine.batches import take, to_device
+from sprint.engine.engine import Engine
 from sprint.engine.held import Whole
 from sprint.models.student import Student
 from sprint.models.taps import TappedTeacher

@@ -9,7 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sprint.data.source import encode
+from sprint.data.batching import encode
 from sprint.recipe.schema import OptimizerKind
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import DistillStage

@@ -6,13 +6,13 @@ import shutil
 
 import pytest
 
+from sprint.base.environment import environment
 from sprint.base.errors import NotHereError, SprintError
 from sprint.evaluate import run
 from sprint.evaluate.metrics.metric import Choices
 from sprint.evaluate.models import find_models
 from sprint.evaluate.result import Column, Figure, Measured, Result, Shot, Verdicts, read_result, write_result
 from sprint.evaluate.run import beside_columns, check_paths
-from sprint.train.report.write import environment
 from tests.evaluate.fixtures import Fake, options
 
 pytest_plugins = "tests.evaluate.fixtures"

@@ -1,4 +1,4 @@
-"""Every rule of `sprint.dual` against `torch.func.jvp`, and everything that must raise rather than guess."""
+"""Every rule of `sprint.maths.dual` against `torch.func.jvp`, and everything that must raise rather than guess."""
 
 import math
 from itertools import product

@@ -1,4 +1,4 @@
-"""Generality of `sprint.dual`: unmodified diffusers networks of families that people distil, tiny and random."""
+"""Generality of `sprint.maths.dual`: unmodified diffusers networks of families that people distil, tiny and random."""
 
 import pytest
 import torch

@@ -3,15 +3,8 @@ from pathlib import Path
 import pytest
 
 from sprint.base.errors import SprintError
-from sprint.recipe.schema import (
-    DataKind,
-    OptimizerKind,
-    Precision,
-    Recipe,
-    load_recipe,
-    recipe_hash,
-    recipe_text,
-)
+from sprint.recipe.load import load_recipe, recipe_hash, recipe_text
+from sprint.recipe.schema import DataKind, OptimizerKind, Precision, Recipe
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))

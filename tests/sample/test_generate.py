@@ -17,19 +17,15 @@ from torch._inductor import config as inductor
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
 from sprint.base.errors import SprintError
-from sprint.cli.main import _compiler_errors
+from sprint.cli.sample import compiler_errors
 from sprint.maths.samplers import Noise
 from sprint.maths.schedule import student_times
 from sprint.models.encoders import PIXELS_AT_ONCE, Family
 from sprint.models.sana.presets import transformer_config
 from sprint.models.view import DENSE_TIME, SPARSE_TIME, TrigFlowView
-from sprint.sample.generate import (
-    Settings,
-    StudentGenerator,
-    TeacherGenerator,
-    load_generator,
-    read_settings,
-)
+from sprint.sample.generate import StudentGenerator, TeacherGenerator
+from sprint.sample.load import load_generator
+from sprint.weights.settings import Settings, read_settings
 
 PROMPTS = ["a red circle", "two blue squares", "a dot"]
 SEEDS = [3, 1, 4]
@@ -307,7 +303,7 @@ def test_no_compiler_is_one_line():
     torch._dynamo.reset()
     compiled = torch.compile(lambda x: (x + 1).sin())
     words = r"--compile does not work here: .*compiler"
-    with pytest.raises(SprintError, match=words) as error, _compiler_errors():
+    with pytest.raises(SprintError, match=words) as error, compiler_errors():
         compiled(torch.ones(3))
     assert "\n" not in str(error.value)
 

@@ -19,7 +19,8 @@ from sprint.maths.dual import value_and_tangent
 from sprint.models.encoders import load_family
 from sprint.models.sana.presets import transformer_config
 from sprint.models.view import DENSE_TIME, TrigFlowView
-from sprint.recipe.schema import Recipe, load_recipe
+from sprint.recipe.load import load_recipe
+from sprint.recipe.schema import Recipe
 from sprint.sample.generate import StudentGenerator
 from sprint.train.distill import DISCRIMINATOR, GENERATOR, DistillStage
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from sprint.recipe.schema import load_recipe
+from sprint.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tools" / "slurm.sbatch"

@@ -15,7 +15,7 @@ from diffusers import AutoencoderDC
 from sprint.base.errors import SprintError
 from sprint.cli.main import main as sprint_command
 from sprint.models.sana.presets import transformer_config
-from sprint.recipe.schema import load_recipe
+from sprint.recipe.load import load_recipe
 from tools.ablations import starts as compare_starts
 from tools.bench import measure
 from tools.bench import speed as gpu_speed

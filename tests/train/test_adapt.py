@@ -9,7 +9,7 @@ from sprint.base.errors import Diverged, SprintError
 from sprint.engine.held import Read, Tensors, Whole
 from sprint.models.view import FlowVelocity
 from sprint.recipe.schema import Optimizer, OptimizerKind
-from sprint.train.adapt import AdaptStage, FlowDraws, draw, flow_loss, noised
+from sprint.train.adapt import AdaptStage, FlowDraws, draw_flow, flow_loss, noised
 from sprint.train.update import PATIENCE
 from tests.tiny import LATENT, same, snapshot, tiny_batch, tiny_network, tiny_null, tiny_recipe
 
@@ -51,18 +51,18 @@ def load(stage, saved) -> None:
 
 
 def test_draws_depend_on_seed_and_step_alone():
-    first = draw(1, 5, 8, LATENT, 3.0, 0.5)
+    first = draw_flow(1, 5, 8, LATENT, 3.0, 0.5)
     torch.manual_seed(123)
-    again = draw(1, 5, 8, LATENT, 3.0, 0.5)
+    again = draw_flow(1, 5, 8, LATENT, 3.0, 0.5)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    for other in (draw(2, 5, 8, LATENT, 3.0, 0.5), draw(1, 6, 8, LATENT, 3.0, 0.5)):
+    for other in (draw_flow(2, 5, 8, LATENT, 3.0, 0.5), draw_flow(1, 6, 8, LATENT, 3.0, 0.5)):
         assert not torch.equal(first.noise, other.noise) and not torch.equal(first.t_fm, other.t_fm)
 
 
 def test_the_share_of_dropped_captions():
-    dropped = draw(0, 0, 20_000, (1, 1, 1), 3.0, 0.1).dropped
+    dropped = draw_flow(0, 0, 20_000, (1, 1, 1), 3.0, 0.1).dropped
     assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.01)
-    assert not draw(0, 0, 100, (1, 1, 1), 3.0, 0.0).dropped.any()
+    assert not draw_flow(0, 0, 100, (1, 1, 1), 3.0, 0.0).dropped.any()
 
 
 def test_the_noised_latent_by_hand():
@@ -74,7 +74,7 @@ def test_the_noised_latent_by_hand():
 def test_flow_loss_is_the_error_of_the_flow_velocity():
     velocity = FlowVelocity(tiny_network())
     batch, null = tiny_batch(4), tiny_null()
-    draws = draw(0, 0, 4, LATENT, 3.0, 0.0)
+    draws = draw_flow(0, 0, 4, LATENT, 3.0, 0.0)
     v = velocity.view.flow_velocity(noised(batch.latent, draws), draws.t_fm, batch.text, batch.mask)
     by_hand = ((v - (draws.noise - batch.latent)) ** 2).mean()
     assert flow_loss(velocity, batch, draws, null).item() == pytest.approx(by_hand.item(), rel=1e-6)
@@ -84,7 +84,7 @@ def test_flow_loss_is_the_error_of_the_flow_velocity():
 def test_a_dropped_caption_is_the_null_prompt_with_its_own_mask():
     velocity = FlowVelocity(tiny_network())
     batch, null = tiny_batch(4), tiny_null()
-    draws = draw(0, 0, 4, LATENT, 3.0, 0.0)
+    draws = draw_flow(0, 0, 4, LATENT, 3.0, 0.0)
     all_dropped = flow_loss(velocity, batch, draws._replace(dropped=torch.ones(4).bool()), null)
     expanded = batch._replace(text=null[0].expand(4, -1, -1), mask=null[1].expand(4, -1))
     assert all_dropped.item() == pytest.approx(flow_loss(velocity, expanded, draws, null).item(), rel=1e-6)
@@ -211,7 +211,7 @@ def test_names_in_a_checkpoint_are_kind_and_weight(engine):
 def test_the_result_is_the_trained_network(engine):
     stage = make_stage(engine)
     stage.update(0, tiny_batch())
-    result, draws = stage.result(), draw(0, 0, 8, LATENT, 3.0, 0.0)
+    result, draws = stage.result(), draw_flow(0, 0, 8, LATENT, 3.0, 0.0)
     assert same(snapshot(result), snapshot(stage.network)) and not result.training
     assert not same(snapshot(result), snapshot(tiny_network()))
     with torch.no_grad():
@@ -241,7 +241,7 @@ def test_activation_checkpointing_changes_no_number(engine):
 def test_bf16_loss_is_close_to_float32(bf16_engine):
     half = make_stage(bf16_engine).update(0, tiny_batch()).read(bf16_engine)["loss"]
     batch, null = tiny_batch(), tiny_null()
-    draws = draw(0, 0, 8, LATENT, 3.0, 0.1)
+    draws = draw_flow(0, 0, 8, LATENT, 3.0, 0.1)
     full = flow_loss(FlowVelocity(tiny_network()), batch, draws, null).item()
     assert half == pytest.approx(full, rel=0.02) and half != full
 

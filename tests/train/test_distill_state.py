@@ -7,12 +7,8 @@ from sprint.base.errors import SprintError
 from sprint.engine.engine import Engine
 from sprint.maths.schedule import lognormal_trig_times
 from sprint.maths.trigflow import SIGMA_DATA, data_estimate, diffuse
-from sprint.train.distill import (
-    DistillStage,
-    check_share,
-    draw,
-    one_step_sample,
-)
+from sprint.train.checks import check_share
+from sprint.train.distill import DistillStage, draw, one_step_sample
 from tests.tiny import LATENT, same, snapshot, tiny_batch, tiny_network, tiny_null
 from tests.train.test_adapt import kept, load
 from tests.train.test_distill import (

@@ -10,7 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline
 from safetensors.torch import load_file
 
 from sprint.data.batch import Sample
-from sprint.data.source import encode
+from sprint.data.batching import encode
 from sprint.engine import checkpoint
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import DistillStage

@@ -14,16 +14,13 @@ from torch import nn
 from sprint.base.errors import SprintError
 from sprint.maths.schedule import student_times
 from sprint.models.view import DENSE_TIME, TrigFlowView
-from sprint.sample.generate import StudentGenerator, TeacherGenerator, load_generator, read_settings
+from sprint.sample.generate import StudentGenerator, TeacherGenerator
+from sprint.sample.load import load_generator
+from sprint.weights.card import student_card, write_card
 from sprint.weights.convert import convert
-from sprint.weights.export import (
-    export_student,
-    export_teacher,
-    load_student,
-    student_card,
-    write_card,
-)
+from sprint.weights.export import export_student, export_teacher, load_student
 from sprint.weights.load import load_teacher
+from sprint.weights.settings import read_settings
 from tests.sample.test_generate import (
     PROMPTS,
     SEEDS,

@@ -22,8 +22,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sprint.base.errors import SprintError
-from sprint.recipe.schema import Data, DataKind, load_recipe
-from sprint.train.log import BAR, QUIET_INTERVAL
+from sprint.base.progress import BAR, QUIET_INTERVAL
+from sprint.recipe.load import load_recipe
+from sprint.recipe.schema import Data, DataKind
 from tools.ablations.jobs import (
     INTERRUPTED,
     RECIPE,

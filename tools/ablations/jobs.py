@@ -10,7 +10,8 @@ from pathlib import Path
 import yaml
 
 from sprint.base.errors import SprintError
-from sprint.recipe.schema import Recipe, load_recipe, recipe_text
+from sprint.recipe.load import load_recipe, recipe_text
+from sprint.recipe.schema import Recipe
 from sprint.train.log import METRICS, read_metrics
 from tools.ablations.rows import BASE_SEEDS, Group, Row
 

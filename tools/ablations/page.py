@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from sprint.base.files import write_whole
-from sprint.data.source import held_out_scenes
+from sprint.evaluate.metrics.real_scenes import REFERENCE_SCENES
+from sprint.lab.series import held_out_scenes
 from sprint.pages import html
 from sprint.pages.chart import line_chart
 from sprint.pages.grid import picture_grid
-from sprint.recipe.schema import load_recipe
-from sprint.train.report.columns import REFERENCE_SCENES
+from sprint.recipe.load import load_recipe
 from tools.ablations.answers import (
     PROMPTS,
     Answer,

@@ -16,20 +16,22 @@ from safetensors.torch import load, save
 
 from sprint.base.errors import Diverged, SprintError
 from sprint.base.files import write_whole
-from sprint.data.source import SHOWN, held_out_scenes
+from sprint.base.names import resolve
 from sprint.evaluate.metrics.gaussian import GaussianStatistics, fid, resampled_fid
+from sprint.evaluate.metrics.real_scenes import REFERENCE_SCENES, REFERENCE_SEED
+from sprint.evaluate.metrics.real_scenes import real_statistics as statistics_of
 from sprint.evaluate.result import share
 from sprint.lab.features import scene_features
 from sprint.lab.reader import score
-from sprint.models.encoders import resolve
+from sprint.lab.series import SHOWN, held_out_scenes
 from sprint.models.view import SPARSE_TIME, TrigFlowView
-from sprint.sample.generate import Generator, StudentGenerator, load_generator
+from sprint.sample.generate import Generator, StudentGenerator
+from sprint.sample.load import load_generator
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import GENERATOR, DistillStage
 from sprint.train.log import METRICS, RunLog, read_metrics
 from sprint.train.loop import Interrupted
-from sprint.train.report.columns import REFERENCE_SCENES, REFERENCE_SEED, draw_column
-from sprint.train.report.columns import real_statistics as statistics_of
+from sprint.train.report.columns import draw_column
 from sprint.train.report.report import Role
 from sprint.train.run import Run
 from sprint.weights.load import load_teacher

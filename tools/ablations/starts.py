@@ -25,14 +25,16 @@ from tqdm import tqdm
 
 from sprint.base.errors import SprintError
 from sprint.base.files import write_whole
+from sprint.base.names import resolve
 from sprint.data.batch import Batch
-from sprint.data.source import batch_positions, encode, open_source, prefetch
-from sprint.engine.engine import to_device
-from sprint.models.encoders import resolve
+from sprint.data.batching import batch_positions, encode, prefetch
+from sprint.data.source import open_source
+from sprint.engine.batches import to_device
 from sprint.models.view import DENSE_TIME, TrigFlowView
 from sprint.pages.chart import Point, line_chart
-from sprint.recipe.schema import AdaptStart, Recipe, load_recipe
-from sprint.train.adapt import AdaptStage, FlowDraws, draw, flow_loss
+from sprint.recipe.load import load_recipe
+from sprint.recipe.schema import AdaptStart, Recipe
+from sprint.train.adapt import AdaptStage, FlowDraws, draw_flow, flow_loss
 from sprint.train.run import Run
 from sprint.weights.load import load_teacher
 from tools.bench.measure import command
@@ -62,7 +64,7 @@ def held_out_batches(run: Run, count: int) -> HeldOut:
     for i in range(count):
         batch = encode(source.samples(batch_positions(i, size)), run.family)
         shape = tuple(batch.latent.shape[1:])
-        draws = draw(recipe.seed + 1, i, size, shape, settings.shift, settings.caption_dropout)
+        draws = draw_flow(recipe.seed + 1, i, size, shape, settings.shift, settings.caption_dropout)
         batches.append((batch, to_device(draws, run.engine.device)))
     return batches
 

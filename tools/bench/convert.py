@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from sprint.base.dtypes import DTYPES
 from sprint.models.sana.presets import PRESETS
-from sprint.weights.convert import DTYPES
 from tools.bench.random_checkpoint import write_random_checkpoint
 
 CONVERT = """

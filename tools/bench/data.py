@@ -46,9 +46,11 @@ from typing import NamedTuple, Protocol
 from sprint.base.cpu import keep_freed_memory
 from sprint.base.errors import SprintError
 from sprint.data.batch import Encoded
+from sprint.data.batching import batch_positions, collate, prefetch
 from sprint.data.buckets import CELL
-from sprint.data.source import batch_positions, collate, open_source, prefetch
-from sprint.recipe.schema import Precision, Text, load_recipe
+from sprint.data.source import open_source
+from sprint.recipe.load import load_recipe
+from sprint.recipe.schema import Precision, Text
 from tools.bench.data_cases import SCENES, Format, make_formats
 from tools.bench.measure import (
     RESULTS,

@@ -26,9 +26,11 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from sprint.base.files import write_whole
+from sprint.base.names import resolve
 from sprint.data.batch import Batch
-from sprint.engine.engine import Engine, take
-from sprint.models.encoders import resolve
+from sprint.engine.batches import take
+from sprint.engine.engine import Engine
+from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import (
     Adversarial,
     Distill,
@@ -38,7 +40,6 @@ from sprint.recipe.schema import (
     Precision,
     Recipe,
     Text,
-    load_recipe,
 )
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import DistillStage

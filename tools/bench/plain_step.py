@@ -30,7 +30,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.parametrizations import spectral_norm
 
 from sprint.data.batch import Batch
-from sprint.engine.engine import Engine, keep_time_in_float32, to_device
+from sprint.engine.batches import to_device
+from sprint.engine.engine import Engine, keep_time_in_float32
 from sprint.engine.optim import build_optimizer
 from sprint.maths import losses
 from sprint.maths.trigflow import SIGMA_DATA, data_estimate, diffuse, expand_time

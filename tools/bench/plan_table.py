@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from sprint.base.errors import SprintError
-from sprint.recipe.schema import load_recipe
+from sprint.recipe.load import load_recipe
 from sprint.train.plan.page import CARDS, GIB, SPARE, smallest_card
 from sprint.train.plan.plan import (
     ENGINES,

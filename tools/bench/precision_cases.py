@@ -18,21 +18,23 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from sprint.base.names import resolve
 from sprint.base.random import step_generator
 from sprint.data.batch import Batch
-from sprint.data.source import encode, open_source
+from sprint.data.batching import encode
+from sprint.data.source import open_source
 from sprint.maths import losses
 from sprint.maths.dual import value_and_tangent
 from sprint.maths.schedule import lognormal_trig_times
 from sprint.maths.trigflow import SIGMA_DATA, diffuse
-from sprint.models.encoders import Family, encode_null, load_family, resolve
+from sprint.models.encoders import Family, encode_null, load_family
 from sprint.models.guidance import with_null
 from sprint.models.sana.presets import transformer_config
 from sprint.models.student import Student, from_adapted
 from sprint.models.view import DENSE_TIME, TrigFlowView
-from sprint.recipe.schema import Recipe, load_recipe
-from sprint.train.adapt import draw as draw_flow
-from sprint.train.adapt import noised
+from sprint.recipe.load import load_recipe
+from sprint.recipe.schema import Recipe
+from sprint.train.adapt import draw_flow, noised
 from sprint.train.distill import Draws, draw, teacher_velocity
 from sprint.train.start import calibrated
 from sprint.weights.load import load_teacher

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sprint.base.dtypes import DTYPES
 from sprint.models.sana.presets import PRESETS, network_shapes, transformer_config
-from sprint.weights.convert import DTYPES
 from sprint.weights.keys import expected_shapes, rules_for
 from sprint.weights.writer import Spec, whole_or_nothing, write_safetensors
 

@@ -30,13 +30,15 @@ from torch import Tensor
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
 from sprint.base.errors import SprintError
+from sprint.base.names import resolve
 from sprint.maths.samplers import Noise
 from sprint.maths.trigflow import SIGMA_DATA
-from sprint.models.encoders import Family, human_instruction, load_family, resolve
+from sprint.models.encoders import Family, human_instruction, load_family
 from sprint.models.student import from_adapted
 from sprint.models.view import DENSE_TIME, TrigFlowView
 from sprint.recipe.schema import Precision
-from sprint.sample.generate import StudentGenerator, load_generator
+from sprint.sample.generate import StudentGenerator
+from sprint.sample.load import load_generator
 from sprint.train.start import with_ones
 from sprint.weights.load import load_teacher
 from tools.bench.measure import (

@@ -37,7 +37,7 @@ import transformers
 from sprint.base.errors import SprintError
 from sprint.base.files import write_whole
 from sprint.models.sana.presets import transformer_config
-from sprint.recipe.schema import load_recipe
+from sprint.recipe.load import load_recipe
 from sprint.train.log import METRICS, read_metrics
 from tools.bench.measure import command, first_line_of
 from tools.bench.speed import (

@@ -22,7 +22,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from sprint.base.files import write_whole
 from sprint.data.batch import Batch
 from sprint.engine import checkpoint
-from sprint.engine.engine import Engine, take, to_device
+from sprint.engine.batches import take, to_device
+from sprint.engine.engine import Engine
 from sprint.engine.held import Replicated, RowSharded, Whole
 from sprint.recipe.schema import (
     Adversarial,

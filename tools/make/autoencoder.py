@@ -15,9 +15,9 @@ import torch
 from diffusers import AutoencoderDC
 from tqdm import tqdm
 
-from sprint.data.source import HELD_OUT_SEED
 from sprint.lab.reader import score
 from sprint.lab.scenes import render, scene
+from sprint.lab.series import HELD_OUT_SEED
 from tools.bench.measure import command
 
 WIDTHS = (16, 32, 64, 128)

@@ -43,8 +43,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from sprint.base.files import write_whole
-from sprint.data.source import HELD_OUT_SEED, held_out_scenes
 from sprint.evaluate.metrics.gaussian import GaussianStatistics, fid
+from sprint.evaluate.metrics.real_scenes import REFERENCE_SCENES, REFERENCE_SEED
 from sprint.lab.features import (
     ASSETS,
     FEATURES,
@@ -64,8 +64,10 @@ from sprint.lab.scenes import (
     render,
     scene,
 )
-from sprint.sample.generate import StudentGenerator, load_generator
-from sprint.train.report.columns import REFERENCE_SCENES, REFERENCE_SEED, batches, draw_column
+from sprint.lab.series import HELD_OUT_SEED, held_out_scenes
+from sprint.sample.generate import StudentGenerator
+from sprint.sample.load import load_generator
+from sprint.train.report.columns import batches, draw_column
 from sprint.train.report.report import Role
 from tools.bench.measure import command
 

@@ -27,15 +27,15 @@ from torch.nn.functional import mse_loss
 from tqdm import tqdm
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
-from sprint.data.source import HELD_OUT_SEED
 from sprint.lab.reader import score
 from sprint.lab.scenes import render, scene
+from sprint.lab.series import HELD_OUT_SEED
 from sprint.maths.samplers import Noise, sample_ode
 from sprint.maths.schedule import shifted_logit_normal_flow_times, teacher_times
 from sprint.models.encoders import Family, tokenize
 from sprint.models.guidance import guided_velocity, with_null
 from sprint.models.view import SPARSE_TIME, TrigFlowView
-from sprint.sample.generate import SETTINGS_FILE
+from sprint.weights.settings import SETTINGS_FILE
 from tools.bench.measure import command
 
 WIDTH, DEPTH, HEAD_DIM, TEXT_WIDTH = 128, 4, 32, 128

@@ -8,10 +8,8 @@ FOLDER/unfinished.json           `Settings` alone, until then
 Reading needs neither the text encoder nor the autoencoder.
 """
 
-import hashlib
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -30,12 +28,11 @@ from sprint.data.cache.shards import ABOUT, TENSORS, tar_path
 from sprint.data.items import BadSample, Items, said
 from sprint.data.tar.samples import TarSamples
 from sprint.recipe.schema import Data, Text
+from sprint.weights.identity import FAMILY_PARTS, family_weights
 
 log = logging.getLogger(__name__)
 FORMAT = 1
 CACHE, UNFINISHED, NULL = "cache.json", "unfinished.json", "null.safetensors"
-FAMILY_PARTS = ("text_encoder", "vae")
-USUAL_WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -294,37 +291,3 @@ def _check_size(file: Path, size: int) -> None:
     if found != size:
         problem = "missing" if found is None else f"{found} bytes, {size} in {CACHE}"
         raise SprintError(f"{file}: {problem}; run the same `sprint cache` to make it anew")
-
-
-# ---- what encoded -----------------------------------------------------------------------------------
-
-
-def family_weights(name: str) -> dict[str, str] | None:
-    """SHA-256 of the weights of text encoder and autoencoder, by part; None where they are not on this machine.
-
-    name   built-in name, folder, or hub id that was downloaded before
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    from sprint.models.encoders import resolve
-
-    folder = Path(resolve(name))
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(name, local_files_only=True))
-        except (LocalEntryNotFoundError, HFValidationError):
-            return None
-    files = {part: _weights_in(folder / part) for part in FAMILY_PARTS}
-    return {part: hash_files(found) for part, found in files.items()} if all(files.values()) else None
-
-
-def _weights_in(folder: Path) -> list[Path]:
-    """What is loaded by default: variants such as model.fp16.safetensors do not count."""
-    usual = sorted(file for file in folder.glob("*.safetensors") if USUAL_WEIGHTS.fullmatch(file.name))
-    return usual or sorted(folder.glob("*.bin"))
-
-
-def hash_files(files: list[Path]) -> str:
-    """One SHA-256 over those of all files."""
-    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()

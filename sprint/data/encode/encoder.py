@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from sprint.base.errors import SprintError
+from sprint.base.names import resolve
 from sprint.base.random import step_generator
 from sprint.data.batch import Batch, Encoded, Item, Prompt, Sample, parts
-from sprint.data.cache.items import family_weights, hash_files
-from sprint.data.source import encode
-from sprint.models.encoders import TEXT_UNIT, Family, load_family, resolve
+from sprint.data.batching import encode
+from sprint.models.encoders import TEXT_UNIT, Family, load_family
 from sprint.models.view import TrigFlowView
 from sprint.recipe.schema import Data, DataKind, Precision, Recipe
 from sprint.sample.generate import TeacherGenerator
+from sprint.weights.identity import family_weights, hash_files
 from sprint.weights.load import build_network, understand_teacher
 
 

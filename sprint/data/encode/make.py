@@ -11,24 +11,25 @@ replaced: training from a cache that skipped some meets the others in another or
 import fcntl
 import json
 import logging
-import os
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 import safetensors.torch
-import torch
 from tqdm import tqdm
 
+from sprint.base.dtypes import DTYPES
 from sprint.base.errors import SprintError
 from sprint.base.files import sha256, write_whole
+from sprint.base.place import Place
+from sprint.base.progress import BAR, QUIET_INTERVAL
 from sprint.data.bad import BadSamples
 from sprint.data.batch import Item, Sample, parts
 from sprint.data.cache.items import (
@@ -57,8 +58,6 @@ from sprint.data.items import BadSample, Items
 from sprint.data.source import SceneSource, open_items
 from sprint.models.encoders import encode_null
 from sprint.recipe.schema import Data, DataKind, Recipe
-from sprint.train.log import BAR, QUIET_INTERVAL
-from sprint.weights.convert import DTYPES
 
 log = logging.getLogger(__name__)
 AT_ONCE = 16  # samples in one forward of the family
@@ -73,24 +72,6 @@ ALSO = {
     DataKind.huggingface: ("caption_temperature", "image_column", "caption_column"),
     DataKind.prompts: ("teacher_steps", "guidance_scale"),
 }
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which of how many processes this is, as torchrun says."""
-
-    rank: int = 0
-    processes: int = 1
-
-    @classmethod
-    def of_this_process(cls) -> "Place":
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-
-    @property
-    def device(self) -> torch.device:
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def make_cache(

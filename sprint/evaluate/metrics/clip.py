@@ -27,7 +27,7 @@ except ImportError:  # transformers 4, where the plain class is PIL's
     from transformers import CLIPImageProcessor as PilProcessor
 
 VIT_L_14 = "openai/clip-vit-large-patch14"
-AT_ONCE = 64  # pictures or texts in one forward
+IN_ONE_FORWARD = 64  # pictures or texts in one forward
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,9 @@ def embed_texts(clip: Clip, texts: Sequence[str]) -> Tensor:
 
 
 def _in_parts(clip: Clip, embedded: Callable[[Sequence], Tensor], items: Sequence) -> Tensor:
-    parts = [embedded(items[start : start + AT_ONCE]) for start in range(0, len(items), AT_ONCE)]
+    parts = [
+        embedded(items[start : start + IN_ONE_FORWARD]) for start in range(0, len(items), IN_ONE_FORWARD)
+    ]
     return torch.cat(parts) if parts else torch.zeros(0, clip.model.config.projection_dim)
 
 

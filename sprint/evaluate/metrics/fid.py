@@ -14,11 +14,11 @@ from sprint.evaluate.metrics.inception import inception
 from sprint.evaluate.metrics.kid import kid
 from sprint.evaluate.metrics.metric import Choices, Drawn
 from sprint.evaluate.metrics.real import RealStatistics, features_of, open_reference, save_statistics
+from sprint.evaluate.metrics.real_scenes import REFERENCE_SCENES, real_scene_features
 from sprint.evaluate.prompts import SCENES, Prompts, needed
 from sprint.evaluate.result import KEY_DIGITS, Figure, Measured
 from sprint.lab.features import scene_features
 from sprint.lab.scenes import SIZE
-from sprint.train.report.columns import REFERENCE_SCENES, real_scene_features
 
 KID_SUBSET = 1000  # pictures, or as many as there are
 KID_SUBSETS = 100

@@ -13,7 +13,7 @@ from torch import Tensor
 from sprint.base.errors import SprintError
 from sprint.evaluate.metrics.inception import finite
 
-PART = 1000  # features that are taken to float64 at once
+FEATURES_AT_ONCE = 1000  # features that are taken to float64 at once
 
 
 class Gaussian(Protocol):
@@ -49,7 +49,7 @@ class GaussianStatistics:
     def of(cls, features_ND: Tensor) -> "GaussianStatistics":
         """Of one set of features. Raises SprintError as `update`."""
         whole = cls()
-        for part in features_ND.split(PART):
+        for part in features_ND.split(FEATURES_AT_ONCE):
             whole.update(part)
         return whole
 

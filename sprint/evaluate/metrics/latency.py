@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from sprint.base.dtypes import DTYPES
 from sprint.base.errors import NotHereError
 from sprint.evaluate.metrics.stopwatch import (
     FLUX,
@@ -22,12 +23,11 @@ from sprint.evaluate.metrics.stopwatch import (
 from sprint.evaluate.models import TEACHER, Model
 from sprint.evaluate.prompts import Prompts
 from sprint.evaluate.result import Column, Figure, Measured
-from sprint.sample.generate import load_generator
-from sprint.weights.convert import DTYPES
+from sprint.sample.load import load_generator
 
 log = logging.getLogger(__name__)
 BATCHES, ROUNDS, WARMUP = (1, 10), 10, 3
-PARTS = ("text", "network", "decoder")
+SHOWN_PARTS = ("text", "network", "decoder")
 
 
 class Timing:
@@ -62,7 +62,7 @@ class Timing:
 
 def _figures(one: Latency, many: Latency, teacher: Latency | None) -> dict[str, Figure]:
     figures = {"latency, ms": middle(one.spread("whole"), 1000)}
-    figures |= {f"{part}, ms": middle(one.spread(part), 1000) for part in PARTS}
+    figures |= {f"{part}, ms": middle(one.spread(part), 1000) for part in SHOWN_PARTS}
     figures["pictures a second"] = Figure(many.pictures_per_second, spec=".1f")
     if teacher is not None:
         figures["faster than the teacher"] = middle(one.times_faster_than(teacher), higher=True)

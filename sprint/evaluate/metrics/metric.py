@@ -13,15 +13,13 @@ from typing import Protocol
 import numpy as np
 from huggingface_hub import try_to_load_from_cache
 
-from sprint.base.errors import NotHereError, SprintError
-from sprint.data.source import held_out_scenes
+from sprint.base.errors import NotHereError
 from sprint.evaluate.metrics.clip import VIT_L_14, ClipScorer
 from sprint.evaluate.metrics.geneval import GenEval, read_metadata
 from sprint.evaluate.metrics.geneval_rules import PICTURES, PROMPTS, is_official, summary
-from sprint.evaluate.prompts import GENEVAL, SCENES, Prompts, needed, scene_prompts, spread
+from sprint.evaluate.prompts import GENEVAL, Prompts, needed, spread
 from sprint.evaluate.result import Figure, Measured, Shot, Verdicts, share
 from sprint.evaluate.store import PictureStore
-from sprint.lab.scenes import SIZE, Claim
 
 AT_ONCE = 50  # pictures read and scored together
 BINOMIAL = "± is the binomial standard error, pictures taken as independent"
@@ -88,68 +86,6 @@ class Metric(Protocol):
 
     def measure(self, drawn: Drawn) -> Measured:
         """Figures of what `find` asked for."""
-
-
-# ---- scenes -----------------------------------------------------------------------------------------
-
-
-class SceneScore:
-    """Do pictures show what captions of the built-in scenes say? Read from pixels, in GenEval's categories."""
-
-    name, size = "scenes", SIZE
-
-    def __init__(self, choices: Choices):
-        self.prompts = scene_prompts(choices.count, choices.seed)
-
-    def find(self) -> Prompts:
-        return self.prompts
-
-    def open(self) -> None:
-        try:
-            import sprint.lab.reader  # noqa: F401 (scipy is optional)
-        except SprintError as error:
-            raise NotHereError(str(error)) from error
-
-    def protocol(self) -> dict[str, str]:
-        return {
-            "pictures": self.prompts.words,
-            "reader": "shapes and colours from pixels, by GenEval's rules",
-            "error": BINOMIAL,
-        }
-
-    def measure(self, drawn: Drawn) -> Measured:
-        from sprint.lab.reader import check, read
-
-        claims = [s.claim for s in held_out_scenes(len(drawn.prompts.shots))]
-        pictures = (picture for batch in drawn.batches("scenes") for picture in batch)
-        correct, reasons = [], []
-        for picture, claim in zip(pictures, claims, strict=True):
-            seen = read(picture)
-            correct.append(check(seen, claim))
-            reasons.append(seen_words(seen, claim))
-        figures = {"scene score": share(sum(correct), len(correct))} | by_group(drawn.prompts.shots, correct)
-        return Measured(figures, Verdicts(SCENES, correct, reasons=reasons))
-
-
-def seen_words(seen: Sequence, claim: Claim) -> str:
-    """`Seen` objects in words, with sizes and places where the claim speaks of them."""
-    from sprint.lab.reader import LARGE
-
-    sized = any(noun.size for noun in claim.nouns)
-    words = []
-    for thing in seen:
-        size = ("large " if thing.radius > LARGE else "small ") * sized
-        place = f" at {thing.x:.0f}, {thing.y:.0f}" * bool(claim.relation)
-        words.append(f"{size}{thing.color or 'unclear'} {thing.shape or 'scribble'}{place}")
-    return "; ".join(words) or "nothing"
-
-
-def by_group(shots: Sequence[Shot], correct: Sequence[bool]) -> dict[str, Figure]:
-    """The share of each group, in the order in which they first occur."""
-    groups: dict[str, list[bool]] = {}
-    for shot, verdict in zip(shots, correct, strict=True):
-        groups.setdefault(shot.group.replace("_", " "), []).append(verdict)
-    return {name: share(sum(verdicts), len(verdicts)) for name, verdicts in groups.items()}
 
 
 # ---- CLIP score -------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ MJHQ_FETCH = f"hf download {MJHQ} {MJHQ_PROMPTS} {MJHQ_ZIP} --repo-type dataset 
 MJHQ_UNPACK = f"unzip {MJHQ_ZIP} -d mjhq30k_imgs"
 MJHQ_PICTURES = ("mjhq30k_imgs", "imgs", ".")  # "imgs" as Sana's evaluation has it
 
-PART = 256  # pictures: what an interruption costs at most, in each process
+FILES_AT_ONCE = 256  # pictures: what an interruption costs at most, in each process
 BATCH = 64  # pictures that the network sees at once
 READERS = 8  # threads that decode
 AHEAD = 2 * BATCH  # pictures that are decoded before the network asks for them
@@ -243,7 +243,8 @@ def features_of(
     if not files:
         raise SprintError("features: no pictures")
     parts = [
-        _Part(keep, start, files[start : start + PART], network, size) for start in range(0, len(files), PART)
+        _Part(keep, start, files[start : start + FILES_AT_ONCE], network, size)
+        for start in range(0, len(files), FILES_AT_ONCE)
     ]
     rank, processes = (dist.get_rank(group), dist.get_world_size(group)) if dist.is_initialized() else (0, 1)
     missing = [k for k, part in enumerate(parts) if part.read() is None]

@@ -1,6 +1,7 @@
 """The plan as a page of text: recipe, parameters, memory of its own engine by part, and the totals of all engines."""
 
-from sprint.recipe.schema import Recipe, recipe_hash, recipe_text
+from sprint.recipe.load import recipe_hash, recipe_text
+from sprint.recipe.schema import Recipe
 from sprint.train.plan.activations import FOOTPRINTS
 from sprint.train.plan.engines import RECOMPUTED
 from sprint.train.plan.plan import (

@@ -18,10 +18,11 @@ from diffusers import SanaTransformer2DModel
 from torch import nn
 
 from sprint.base.errors import SprintError
+from sprint.base.names import resolve
 from sprint.models.discriminator import DiscriminatorHeads
-from sprint.models.encoders import resolve
 from sprint.models.sana.presets import QK_NORM, meta_network, transformer_config
 from sprint.recipe.schema import EngineKind, Optimizer, OptimizerKind, Recipe
+from sprint.train.checks import check_arch, check_taps
 from sprint.train.plan.activations import FP32, Update
 from sprint.train.plan.engines import (
     BUFFERED,
@@ -90,18 +91,13 @@ class Totals(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is and needs; `str(plan)` is the page that --dry-run prints."""
+    """What a run is and needs; `sprint.train.plan.page` prints it."""
 
     recipe: Recipe
     parameters: dict[str, int]  # by network
     stages: list[Stage]
     engines: dict[str, dict[int, Totals]]  # by row of `ENGINES` and number of GPUs, the larger of the stages
     misfits: list[str]  # numbers of GPUs that the recipe cannot have, and why
-
-    def __str__(self) -> str:
-        from sprint.train.plan.page import page  # it knows this file's types
-
-        return "\n".join(page(self))
 
 
 def dry_run(recipe: Recipe) -> Plan:
@@ -224,25 +220,6 @@ def teacher_config(recipe: Recipe) -> dict:
         raise SprintError(f"{recipe.teacher} is a student (it embeds guidance); a teacher is needed here")
     check_arch(recipe, config)
     return config
-
-
-def check_taps(recipe: Recipe, depth: int) -> None:
-    """Raise a `SprintError` if the discriminator taps a block that a teacher of `depth` blocks has not."""
-    taps = list(recipe.distill.adversarial.taps)
-    if recipe.distill.adversarial.weight > 0 and any(tap >= depth for tap in taps):
-        raise SprintError(f"distill.adversarial.taps = {taps}, but the teacher's blocks are 0 to {depth - 1}")
-
-
-def check_arch(recipe: Recipe, config: dict) -> None:
-    """Raise a `SprintError` if the recipe says `arch` and the teacher, by its config, has another size."""
-    if not recipe.arch:
-        return
-    expected = transformer_config(recipe.arch)
-    for key in ("num_layers", "num_attention_heads", "attention_head_dim"):
-        if config[key] != expected[key]:
-            raise SprintError(
-                f"arch = {recipe.arch} has {key} = {expected[key]}, but {recipe.teacher} has {config[key]}"
-            )
 
 
 def _tokens(recipe: Recipe, patch_size: int) -> int:

@@ -8,52 +8,24 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from sprint.base.files import write_whole
-from sprint.data.source import HELD_OUT_SEED, SHOWN
 from sprint.evaluate.metrics.gaussian import GaussianStatistics, fid
 from sprint.evaluate.metrics.inception import FeatureNetwork
-from sprint.evaluate.store import progress
 from sprint.lab.reader import score
-from sprint.lab.scenes import Scene, render, scene
+from sprint.lab.scenes import Scene
+from sprint.lab.series import SHOWN
 from sprint.sample.generate import Generator
 from sprint.train.report.report import Column, Role, Scores
-
-REFERENCE_SCENES = 3000  # real pictures behind FID
-REFERENCE_SEED = HELD_OUT_SEED + 1
-AT_ONCE = 100  # pictures in one call of a feature network
 
 
 def batches(scenes: list[Scene], size: int) -> Iterator[list[Scene]]:
     for start in range(0, len(scenes), size):
         yield scenes[start : start + size]
-
-
-def real_scene_features(
-    network: FeatureNetwork, count: int = REFERENCE_SCENES, seed: int = REFERENCE_SEED
-) -> Tensor:
-    """Of the first real scenes of a series that nobody trained on  -> [count, D]"""
-    pictures = (render(scene(seed, i).things) for i in range(count))
-    parts = []
-    with progress("real scenes", count) as bar:
-        while batch := list(islice(pictures, AT_ONCE)):
-            parts.append(network(np.stack(batch)))
-            bar.update(len(batch))
-    return torch.cat(parts)
-
-
-def real_statistics(
-    network: FeatureNetwork, count: int = REFERENCE_SCENES, seed: int = REFERENCE_SEED
-) -> GaussianStatistics:
-    """Of `real_scene_features`: what runs are scored against, or another set like it."""
-    return GaussianStatistics.of(real_scene_features(network, count, seed))
 
 
 def draw_column(
@@ -154,8 +126,3 @@ def load_column(role: Role, steps: int, folder: Path, origin: Origin) -> Column 
         numbers["fid"],
         pictures,
     )
-
-
-def real_floor(network: FeatureNetwork, real: GaussianStatistics, count: int) -> float:
-    """FID of `count` other real scenes: what a perfect generator would score."""
-    return fid(real_statistics(network, count, REFERENCE_SEED + 1), real)

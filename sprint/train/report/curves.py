@@ -9,7 +9,7 @@ from sprint.base.clock import OTHER
 from sprint.pages.chart import Point
 from sprint.train.log import TIME
 
-PARTS = ("data", "encode", "teacher", "student", "features", "heads", "forward", "backward", "optimizer")
+IN_ORDER = ("data", "encode", "teacher", "student", "features", "heads", "forward", "backward", "optimizer")
 UPDATES = {"flow": "Stage 1", "G": "Stage 2, student", "D": "Stage 2, discriminator"}  # by phase
 
 
@@ -81,8 +81,8 @@ def update_times(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
 def in_order(parts: Iterable[str]) -> list[str]:
     """Each once: the known ones in the order of an update, then the rest, "other" last."""
     given = dict.fromkeys(parts)
-    known = [part for part in PARTS if part in given]
-    return [*known, *(p for p in given if p not in (*PARTS, OTHER)), *([OTHER] if OTHER in given else [])]
+    known = [part for part in IN_ORDER if part in given]
+    return [*known, *(p for p in given if p not in (*IN_ORDER, OTHER)), *([OTHER] if OTHER in given else [])]
 
 
 def _line(rows: Sequence[dict], phase: str, metric: str) -> list[Point]:

@@ -1,23 +1,19 @@
 """From a finished run to its page: held-out pictures, scores, costs, curves."""
 
-import contextlib
 import dataclasses
-import json
-import platform
-import resource
-import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
 from pathlib import Path
 
 import torch
 
-from sprint.base.files import write_whole
-from sprint.data.source import SHOWN, held_out_scenes
-from sprint.recipe.schema import DataKind, Distill, Recipe, recipe_text
-from sprint.sample.generate import load_generator
+from sprint.base.environment import environment
+from sprint.lab.series import SHOWN, held_out_scenes
+from sprint.recipe.load import recipe_text
+from sprint.recipe.schema import DataKind, Distill, Recipe
+from sprint.sample.load import load_generator
+from sprint.train.costs import note_cost, read_costs
 from sprint.train.log import METRICS, read_metrics
 from sprint.train.report.curves import training_curves, update_times
 from sprint.train.report.report import (
@@ -27,20 +23,9 @@ from sprint.train.report.report import (
     distillation_goals,
     write_report,
 )
-from sprint.weights.export import Facts, write_card
+from sprint.weights.card import Facts, write_card
 
-COSTS = "costs.json"  # seconds by part and peak memory, kept over interruptions
-PACKAGES = (
-    "sprint-distill",
-    "torch",
-    "diffusers",
-    "transformers",
-    "numpy",
-    "scipy",
-    "pillow",
-    "pytorch-fid",
-)  # whose versions are told
-PARTS = {"adapt": "Stage 1: adapt", "distill": "Stage 2: sCM + LADD", "evaluate": "Evaluation"}
+TITLES = {"adapt": "Stage 1: adapt", "distill": "Stage 2: sCM + LADD", "evaluate": "Evaluation"}
 
 # keys of `Distill` whose defaults are the paper's
 OF_THE_METHOD = (
@@ -57,40 +42,13 @@ OF_THE_METHOD = (
 )
 
 
-def note_cost(folder: Path, part: str, seconds: float) -> None:
-    """Remember what a part of the run took."""
-    costs = read_costs(folder)
-    costs["seconds"][part] = round(seconds, 1)
-    costs["peak_memory"] = max(costs["peak_memory"], peak_memory())
-    write_whole(folder / COSTS, json.dumps(costs, indent=1))
-
-
-def read_costs(folder: Path) -> dict:
-    file = folder / COSTS
-    return json.loads(file.read_text()) if file.exists() else {"seconds": {}, "peak_memory": 0}
-
-
-def peak_memory() -> int:
-    """Bytes: of the GPU where one is used, of this process otherwise."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def evaluate_run(recipe: Recipe, folder: Path) -> tuple[list[Column], float]:
     """Every column, kept in folder/evaluation and drawn anew only for another model, other times or another
     feature network.  -> columns, FID of real against real"""
+    from sprint.evaluate.metrics.real_scenes import real_floor, real_statistics
     from sprint.evaluate.run import model_hash
     from sprint.lab.features import scene_features
-    from sprint.train.report.columns import (
-        Origin,
-        evaluate_column,
-        load_column,
-        real_floor,
-        real_statistics,
-        save_column,
-    )
+    from sprint.train.report.columns import Origin, evaluate_column, load_column, save_column
 
     settings, kept = recipe.evaluate, folder / "evaluation"
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -152,7 +110,7 @@ def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
         fid_space="the scene network's features",
         curves=training_curves(rows),
         update_times=update_times(rows),
-        seconds={PARTS[part]: seconds for part, seconds in costs["seconds"].items()},
+        seconds={TITLES[part]: seconds for part, seconds in costs["seconds"].items()},
         peak_memory=costs["peak_memory"],
         recipe=recipe_text(recipe),
         command=command,
@@ -179,20 +137,3 @@ def _shown(value: object) -> str:
     if isinstance(value, Sequence):
         return f"[{', '.join(map(_shown, value))}]" if value else "none"
     return f"{value:g}" if isinstance(value, float) else f"{value}"
-
-
-def environment(device: torch.device | str | None = None) -> dict[str, str]:
-    """Versions of what is installed, and the device in use: by default CUDA's where there is one."""
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    packages = {}
-    for name in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            packages[name] = version(name)
-    if torch.version.cuda:
-        packages["CUDA"] = torch.version.cuda
-    cuda = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine()
-    return packages | {
-        "python": platform.python_version(),
-        "device": f"{name}, {torch.get_num_threads()} threads",
-    }

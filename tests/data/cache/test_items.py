@@ -15,22 +15,19 @@ import torch
 from PIL import Image
 
 from sprint.base.errors import SprintError
+from sprint.data.batching import collate, encode
 from sprint.data.cache import items as cache
-from sprint.data.cache.items import (
-    CACHE,
-    NULL,
-    CachedItems,
-    family_weights,
-    verify,
-)
+from sprint.data.cache.items import CACHE, NULL, CachedItems, verify
 from sprint.data.cache.shards import Entry, read_record, write_shard
 from sprint.data.encode.make import make_cache
 from sprint.data.items import BadSample
-from sprint.data.source import collate, encode, open_source
+from sprint.data.source import open_source
 from sprint.models.encoders import encode_null, load_family
-from sprint.recipe.schema import Data, DataKind, Text, load_recipe
+from sprint.recipe.load import load_recipe
+from sprint.recipe.schema import Data, DataKind, Text
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import DistillStage
+from sprint.weights.identity import family_weights
 from tests.cli.cases import ROOT
 from tests.data.cache.test_shards import encoded
 from tests.sample.test_generate import CHANNELS, TEXT_WIDTH

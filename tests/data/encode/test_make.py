@@ -13,13 +13,16 @@ from PIL import Image
 
 from sprint.base.errors import SprintError
 from sprint.cli.main import build_parser
+from sprint.data.batching import collate, encode
 from sprint.data.cache.items import CACHE, UNFINISHED, CachedItems
 from sprint.data.cache.shards import locked, read_record
 from sprint.data.encode import make as caching
-from sprint.data.source import TRAINING_SEED, collate, encode, open_source
+from sprint.data.source import open_source
 from sprint.lab.scenes import render, scene
+from sprint.lab.series import TRAINING_SEED
 from sprint.models.encoders import load_family
-from sprint.recipe.schema import Data, DataKind, load_recipe
+from sprint.recipe.load import load_recipe
+from sprint.recipe.schema import Data, DataKind
 
 pytest_plugins = "tests.cli.fixtures"
 

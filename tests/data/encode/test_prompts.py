@@ -5,13 +5,15 @@ import torch
 
 from sprint.base.errors import SprintError
 from sprint.data.batch import Prompt
+from sprint.data.batching import collate
 from sprint.data.cache.items import CachedItems
 from sprint.data.encode.encoder import load_draws
 from sprint.data.encode.make import make_cache
-from sprint.data.source import collate, open_source
+from sprint.data.source import open_source
 from sprint.models.encoders import load_family
-from sprint.recipe.schema import Data, DataKind, load_recipe
-from sprint.sample.generate import load_generator
+from sprint.recipe.load import load_recipe
+from sprint.recipe.schema import Data, DataKind
+from sprint.sample.load import load_generator
 
 pytest_plugins = "tests.cli.fixtures"
 

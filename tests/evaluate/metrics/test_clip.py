@@ -123,7 +123,7 @@ def test_a_picture_depends_on_no_other_in_its_batch(scorer, monkeypatch):
         scorer(picture[None], [prompt]) for picture, prompt in zip(some_pictures(), PROMPTS, strict=True)
     ]
     torch.testing.assert_close(torch.cat(alone), together, rtol=0, atol=1e-4)
-    monkeypatch.setattr(clip_score, "AT_ONCE", 3)
+    monkeypatch.setattr(clip_score, "IN_ONE_FORWARD", 3)
     torch.testing.assert_close(scorer(some_pictures(), PROMPTS), together, rtol=0, atol=1e-4)
 
 

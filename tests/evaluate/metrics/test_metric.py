@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from sprint.base.errors import NotHereError, SprintError
-from sprint.data.source import HELD_OUT_SEED, held_out_scenes
 from sprint.evaluate.metrics import fid as distance
 from sprint.evaluate.metrics import metric as metrics
 from sprint.evaluate.metrics.fid import FrechetDistance
@@ -21,10 +20,10 @@ from sprint.evaluate.metrics.metric import (
     ClipScore,
     Drawn,
     GenEvalScore,
-    SceneScore,
     error_of_mean,
-    seen_words,
 )
+from sprint.evaluate.metrics.real_scenes import real_scene_features
+from sprint.evaluate.metrics.scenes import SceneScore, seen_words
 from sprint.evaluate.prompts import (
     Prompts,
     named_prompts,
@@ -38,8 +37,8 @@ from sprint.evaluate.result import Figure, Shot, share
 from sprint.evaluate.store import Drawing, PictureStore
 from sprint.lab.reader import Seen
 from sprint.lab.scenes import BACKGROUND, render, scene
+from sprint.lab.series import HELD_OUT_SEED, held_out_scenes
 from sprint.pages.png import write_png
-from sprint.train.report.columns import real_scene_features
 
 BLANK = np.full((64, 64, 3), BACKGROUND, np.uint8)
 

@@ -214,7 +214,7 @@ class Means:
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(reference, "PART", 4)
+    monkeypatch.setattr(reference, "FILES_AT_ONCE", 4)
     monkeypatch.setattr(reference, "BATCH", 2)
     monkeypatch.setattr(reference, "AHEAD", 3)
 
@@ -308,7 +308,7 @@ def in_a_process(rank: int, folder: Path, count: int) -> None:
     """Three runs of two processes: one to the end, one whose picture is torn, one that goes on."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    reference.PART, reference.BATCH = 4, 2
+    reference.FILES_AT_ONCE, reference.BATCH = 4, 2
     files = sorted(folder.glob("p*.png"))
     network = Means()
     got = {"features": features_of(files, network, 8, folder / "keep"), "seen": network.seen}

@@ -10,28 +10,28 @@ import torch
 from diffusers import SanaSprintPipeline
 
 from sprint.base.errors import SprintError
+from sprint.base.files import write_whole
 from sprint.cli.search_steps import add_search_steps
 from sprint.evaluate.metrics.gaussian import GaussianStatistics
 from sprint.evaluate.result import Figure, share
-from sprint.evaluate.search import steps as module
-from sprint.evaluate.search.steps import (
+from sprint.evaluate.search import judge
+from sprint.evaluate.search.adopt import adopt
+from sprint.evaluate.search.judge import Judge, Judged, judged_by_fid, paired_error
+from sprint.evaluate.search.lists import (
     BATCH,
     CONFIRM_SEED,
     SEARCH_SEED,
     Found,
-    Judged,
     Search,
-    adopt,
     candidates,
     greedy_search,
-    judged_by_fid,
-    paired_error,
-    search_steps,
-    table,
 )
+from sprint.evaluate.search.steps import search_steps, table
 from sprint.maths.schedule import student_times
-from sprint.sample.generate import load_generator, read_settings
+from sprint.sample.generate import StudentGenerator
+from sprint.sample.load import load_generator
 from sprint.weights.export import export_student
+from sprint.weights.settings import read_settings
 from tests.sample.test_generate import SIZE, levels_apart, mini_family, mini_student
 
 START = (1.5708, 1.1781, 0.7854, 0.3927, 0.0)
@@ -166,7 +166,7 @@ def test_search_of_a_folder_goes_on_where_it_was(student, tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return landscape(self, times, seed)
 
-    monkeypatch.setattr(module.Judge, "_measure", measure)
+    monkeypatch.setattr(Judge, "_measure", measure)
     search, out = Search(str(student), (2,), prompts=4), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         search_steps(search, out)
@@ -189,7 +189,7 @@ def test_fid_is_searched_downwards(student, tmp_path, monkeypatch):
         value = abs(times[1] - 1.0)
         return Judged(Figure(value, 0.01, higher=False), (value,) * 2)
 
-    monkeypatch.setattr(module.Judge, "_measure", measure)
+    monkeypatch.setattr(Judge, "_measure", measure)
     rows = search_steps(Search(str(student), (2,), "fid", prompts=4), tmp_path / "out")
     assert rows[2].times[1] == 1.0 and rows[2].gain == pytest.approx(0.3)
 
@@ -197,11 +197,11 @@ def test_fid_is_searched_downwards(student, tmp_path, monkeypatch):
 @pytest.mark.parametrize("objective", ["scenes", "fid"])
 def test_figures_are_of_the_pictures(student, tmp_path, monkeypatch, objective):
     """A random student draws no scene; both objectives see that, and both series are drawn."""
-    monkeypatch.setattr(module, "REAL_SCENES", 80)
+    monkeypatch.setattr(judge, "REAL_SCENES", 80)
     drawn = []
-    pictures = module.StudentGenerator.pictures
+    pictures = StudentGenerator.pictures
     monkeypatch.setattr(
-        module.StudentGenerator,
+        StudentGenerator,
         "pictures",
         lambda self, prompts, seeds, **named: (
             drawn.append((prompts, seeds)) or pictures(self, prompts, seeds, **named)
@@ -217,7 +217,7 @@ def test_figures_are_of_the_pictures(student, tmp_path, monkeypatch, objective):
 
 
 def test_half_a_line_of_a_killed_search_is_cut_off(student, tmp_path, monkeypatch):
-    monkeypatch.setattr(module.Judge, "_measure", landscape)
+    monkeypatch.setattr(Judge, "_measure", landscape)
     search, file = Search(str(student), (2,), prompts=4), tmp_path / "lists.jsonl"
     rows, before = search_steps(search, tmp_path), file.read_bytes()
     file.write_bytes(before[:-9])
@@ -225,19 +225,17 @@ def test_half_a_line_of_a_killed_search_is_cut_off(student, tmp_path, monkeypatc
 
 
 def test_another_feature_network_begins_anew(student, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "REAL_SCENES", 80)
+    monkeypatch.setattr(judge, "REAL_SCENES", 80)
     search, seen = Search(str(student), (2,), "fid", prompts=8, grid=(0.7,)), []
-    measure = module.Judge._measure
-    monkeypatch.setattr(
-        module.Judge, "_measure", lambda self, *place: seen.append(place) or measure(self, *place)
-    )
+    measure = Judge._measure
+    monkeypatch.setattr(Judge, "_measure", lambda self, *place: seen.append(place) or measure(self, *place))
     search_steps(search, tmp_path)
     count = len(seen)
     search_steps(search, tmp_path)
     assert len(seen) == count
-    network = module.scene_features()
+    network = judge.scene_features()
     network.name = "another"
-    monkeypatch.setattr(module, "scene_features", lambda device: network)
+    monkeypatch.setattr(judge, "scene_features", lambda device: network)
     search_steps(search, tmp_path)
     assert len(seen) == 2 * count
 
@@ -284,7 +282,7 @@ def test_adopting_where_there_are_no_links(tmp_path, monkeypatch):
     def refuse(source, target):
         raise OSError(1, "Operation not permitted", str(target))
 
-    monkeypatch.setattr(module.os, "link", refuse)
+    monkeypatch.setattr("sprint.evaluate.search.adopt.os.link", refuse)
     adopt(folder, {2: found(0.5, 0.6)})
     assert load_generator(str(folder)).times(2) == [1.5708, 1.1, 0.0]
 
@@ -292,7 +290,7 @@ def test_adopting_where_there_are_no_links(tmp_path, monkeypatch):
 def test_adopting_is_whole_or_not_at_all(tmp_path, monkeypatch):
     folder = export_student(tmp_path / "student", mini_student(), None, mini_family(), {})
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    writes = iter([module.write_whole, None])
+    writes = iter([write_whole, None])
 
     def full_disk(path, data):
         write = next(writes)
@@ -300,7 +298,7 @@ def test_adopting_is_whole_or_not_at_all(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device", str(path))
         return write(path, data)
 
-    monkeypatch.setattr(module, "write_whole", full_disk)
+    monkeypatch.setattr("sprint.evaluate.search.adopt.write_whole", full_disk)
     with pytest.raises(SprintError, match="No space left on device; it is as it was"):
         adopt(folder, {2: found(0.5, 0.6)})
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
@@ -325,7 +323,7 @@ def call(*argv):
 
 
 def test_verb_writes_tells_and_adopts(student, capsys, monkeypatch):
-    monkeypatch.setattr(module.Judge, "_measure", landscape)
+    monkeypatch.setattr(Judge, "_measure", landscape)
     call(student, "--steps", "2", "--prompts", "3", "--grid", "0.5,0.1", "--device", "cpu")
     out = capsys.readouterr().out
     assert "use it" in out and f"sprint sample {student} --times 1.5708,1,0" in out

@@ -16,7 +16,8 @@ from accelerate.state import AcceleratorState
 
 from sprint.base.errors import Diverged, SprintError
 from sprint.data.encode.make import make_cache
-from sprint.recipe.schema import Data, Recipe, load_recipe, recipe_text
+from sprint.recipe.load import load_recipe, recipe_text
+from sprint.recipe.schema import Data, Recipe
 from sprint.train.loop import Interrupted
 from sprint.train.run import Run
 from tools.ablations import __main__ as ablations

@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 from sprint.engine.zero import BUCKET
 from sprint.models.sana.presets import meta_network, transformer_config
-from sprint.recipe.schema import EngineKind, OptimizerKind, Precision, load_recipe
+from sprint.recipe.load import load_recipe
+from sprint.recipe.schema import EngineKind, OptimizerKind, Precision
 from sprint.train.plan.activations import FP32
 from sprint.train.plan.engines import (
     AGAIN,
@@ -32,6 +33,7 @@ from sprint.train.plan.engines import (
     rows_of,
     trained,
 )
+from sprint.train.plan.page import page
 from sprint.train.plan.plan import (
     build_networks,
     distill_memory,
@@ -242,7 +244,7 @@ def test_batches_that_do_not_divide_are_named(name, overrides, expected):
 
 def test_the_page_compares_engines():
     plan = dry_run(load_recipe(RECIPES / "4.8b.yaml"))
-    lines = str(plan).splitlines()
+    lines = page(plan)
     assert len(plan.misfits) == 1 and plan.misfits[0] in lines
     start = next(i for i, line in enumerate(lines) if line.startswith("# every engine"))
     table = {line[:38].strip(): line[38:].split() for line in lines[start + 1 : lines.index("", start)]}
@@ -261,7 +263,7 @@ def test_the_page_compares_engines():
 
 
 def test_the_table_of_the_readme(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("measure.RESULTS", tmp_path)
+    monkeypatch.setattr("tools.bench.measure.RESULTS", tmp_path)
     monkeypatch.setattr(plan_table, "SIZES", ("tiny",))
     assert plan_table.main([]) == 0
     table = capsys.readouterr().out.splitlines()

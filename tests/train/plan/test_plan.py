@@ -12,15 +12,11 @@ from sprint.base.errors import SprintError
 from sprint.engine.optim import build_optimizer
 from sprint.models.discriminator import DiscriminatorHeads
 from sprint.models.sana.presets import transformer_config
-from sprint.recipe.schema import (
-    Optimizer,
-    OptimizerKind,
-    Precision,
-    Recipe,
-    load_recipe,
-)
+from sprint.recipe.load import load_recipe
+from sprint.recipe.schema import Optimizer, OptimizerKind, Precision, Recipe
 from sprint.train.plan.activations import FOOTPRINTS
 from sprint.train.plan.engines import optimizer_state_numel
+from sprint.train.plan.page import page
 from sprint.train.plan.plan import dry_run
 from tools.bench import memory as bench_memory
 from tools.bench.measure import SIZES, Request
@@ -57,7 +53,7 @@ def test_parameter_counts_equal_the_published_networks(name):
     assert tuple(networks) == COUNTS[name]
     assert heads / 4 == pytest.approx({"0.6b": 13.28e6, "1.6b": 50.19e6, "4.8b": 50.19e6}[name], rel=1e-3)
     for count in networks:
-        assert f"{count:,}" in str(plan)
+        assert f"{count:,}" in "\n".join(page(plan))
 
 
 def test_a_teacher_on_disk_is_read_from_its_files(teacher):
@@ -265,12 +261,12 @@ def test_refusals(teacher, tmp_path):
 
 
 def test_the_page_has_recipe_counts_and_an_aligned_table(teacher):
-    page = str(dry_run(small(teacher, "distill.batch_size=48")))
-    assert f"teacher: {teacher}" in page
-    lines = page.splitlines()
+    said = "\n".join(page(dry_run(small(teacher, "distill.batch_size=48"))))
+    assert f"teacher: {teacher}" in said
+    lines = said.splitlines()
     start = lines.index("# stage 2, distill, engine single: GiB on each GPU")
     table = lines[start + 1 : lines.index("", start)]
     assert table[0].split() == ["GPUs", "1"]
     assert table[1].split() == ["pictures", "on", "each", "48"]
     assert len({len(line) for line in table}) == 1
-    assert "width x (177 bytes x image tokens + 16 bytes x text tokens)" in page
+    assert "width x (177 bytes x image tokens + 16 bytes x text tokens)" in said

@@ -4,7 +4,8 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
-from sprint.recipe.schema import Distill, load_recipe
+from sprint.recipe.load import load_recipe
+from sprint.recipe.schema import Distill
 from sprint.train.report.write import OF_THE_METHOD, beside_the_paper
 
 
