@@ -150,13 +150,17 @@ def result(folder: str) -> dict:
     return json.loads(Path(folder, "result.json").read_text())
 
 
-def test_an_evaluation_is_read_again_and_goes_on(sprint):
+def test_an_evaluation_draws_nothing_again(sprint):
     before = result("evaluated")
     sprint(EVALUATE)
     again = result("evaluated")
     assert as_it_was("evaluated/pictures/*/*.png")
     for key in ("columns", "sets", "used", "protocols", "left_out"):
         assert again[key] == before[key]
+
+
+def test_figures_of_an_evaluation_stay_beside_later_ones(sprint):
+    before = result("evaluated")
     sprint("evaluate runs/mini/student --metrics latency --steps 1 --out evaluated")
     (timed,) = result("evaluated")["columns"]
     assert timed["measured"].keys() == {"scenes", "latency"}
