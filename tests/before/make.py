@@ -160,7 +160,7 @@ def make() -> None:
     sprint("convert original.safetensors --cross-attention-heads 2 --time-scale sparse -o trigflow")
     shutil.rmtree("wide")
     sprint("sample runs/mini/student --prompt red --prompt blue --out pictures")
-    sprint("evaluate runs/mini --metrics scenes --steps 1 --count 2 --out evaluated")
+    sprint("evaluate runs/mini/student --metrics scenes --steps 1,2 --count 2 --out evaluated")
     sprint("search-steps runs/mini/student --steps 2 --prompts 2 --grid 0.7 --out searched")
     for lock in Path().rglob(".lock*"):
         lock.unlink()
