@@ -14,6 +14,7 @@ from sprint import __version__
 from sprint.cli_evaluate import add_compare, add_evaluate
 from sprint.cli_search import add_search_steps
 from sprint.cli_shared import add_verb, at_least_one, device_here, numbers, quiet_libraries
+from sprint.ending import run_to_end
 from sprint.errors import SprintError
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
@@ -76,6 +77,11 @@ flow velocity recovered from the TrigFlow view. A failed certificate leaves noth
   sprint convert teacher --to original -o teacher.safetensors      back to Sana's own names
   sprint convert runs/tiny/student --to original -o student.pth
 """
+
+
+def command() -> None:
+    """`main`, and with it the end of the process: what `sprint` and `python -m sprint` start."""
+    run_to_end(main)
 
 
 def main(argv: list[str] | None = None) -> None:

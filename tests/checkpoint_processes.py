@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from sprint.checkpoint import Saver, latest, read_facts, read_tensors
+from sprint.ending import run_to_end
 from sprint.errors import SprintError
 
 
@@ -101,12 +102,15 @@ def full_disk(*arguments: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-if __name__ == "__main__":
+def main(here: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     own_group = dist.new_group(backend="gloo")
-    here = Path(sys.argv[1])
     read_what_one_wrote(here / "one", own_group)
     write_for_one(here / "two", own_group)
     fail_on_one(here / "two", own_group)
-    dist.destroy_process_group()
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    run_to_end(lambda: main(Path(sys.argv[1])))

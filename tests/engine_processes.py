@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from sprint.ending import run_to_end
 from sprint.engine import Engine, take
 from sprint.recipe import EngineKind, Precision, Recipe
 from sprint.train.adapt import AdaptStage
@@ -65,4 +66,4 @@ def main(folder: str, steps: str, *cases: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_to_end(lambda: main(*sys.argv[1:]))

@@ -10,6 +10,7 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from sprint.ending import run_to_end
 from sprint.models.presets import transformer_config
 from sprint.recipe import Optimizer, OptimizerKind
 from sprint.zero import Zero
@@ -54,8 +55,7 @@ def main(folder: Path) -> None:
     if dist.get_rank() == 0:
         (folder / "held.json").write_text(json.dumps(held))
     dist.barrier()  # one that leaves early takes the other's connection with it
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_to_end(lambda: main(Path(sys.argv[1])))

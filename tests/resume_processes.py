@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from sprint import checkpoint
+from sprint.ending import run_to_end
 from sprint.engine import Engine, take
 from sprint.recipe import EngineKind, Optimizer, OptimizerKind, Precision
 from sprint.train.distill import DistillStage
@@ -62,4 +63,4 @@ def main(folder: str, *cases: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_to_end(lambda: main(*sys.argv[1:]))

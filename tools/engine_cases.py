@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from sprint.convert.load import load_teacher
 from sprint.data.batch import Batch
+from sprint.ending import run_to_end
 from sprint.engine import Engine, take
 from sprint.files import write_whole
 from sprint.models.family import resolve
@@ -287,8 +288,7 @@ def main(what: str, folder: Path) -> None:
         write_whole(folder / f"found-{what}-{processes}.json", json.dumps(found))
     if dist.is_initialized():
         dist.barrier()
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    run_to_end(lambda: main(sys.argv[1], Path(sys.argv[2])))

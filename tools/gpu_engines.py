@@ -22,6 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from sprint import checkpoint
 from sprint.data.batch import Batch
+from sprint.ending import run_to_end
 from sprint.engine import Engine, take, to_device
 from sprint.files import write_whole
 from sprint.recipe import Adversarial, Distill, EngineKind, Optimizer, Precision, Recipe
@@ -129,9 +130,7 @@ def main(folder: str, *kinds: str) -> None:
         found = steps_under(engine, Path(folder) / "checkpoints" / kind)
         if engine.main_process:
             write_whole(Path(folder) / f"{kind}.json", json.dumps(found))
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_to_end(lambda: main(*sys.argv[1:]))
