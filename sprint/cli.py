@@ -79,9 +79,9 @@ flow velocity recovered from the TrigFlow view. A failed certificate leaves noth
 """
 
 
-def command() -> None:
+def command(argv: list[str] | None = None) -> None:
     """`main`, and with it the end of the process: what `sprint` and `python -m sprint` start."""
-    run_to_end(main)
+    run_to_end(lambda: main(argv))
 
 
 def main(argv: list[str] | None = None) -> None:
