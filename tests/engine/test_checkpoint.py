@@ -339,8 +339,8 @@ def run(code: str, *command: str | Path, **options) -> subprocess.CompletedProce
 FULL = """
 import subprocess, sys, torch
 from pathlib import Path
-from sprint.checkpoint import Saver, latest
-from sprint.errors import SprintError
+from sprint.engine.checkpoint import Saver, latest
+from sprint.base.errors import SprintError
 folder = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True)
 saver = Saver(folder)

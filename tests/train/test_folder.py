@@ -26,7 +26,7 @@ CLAIM = """
 import sys
 from pathlib import Path
 from sprint.run_folder import claim
-from sprint.errors import SprintError
+from sprint.base.errors import SprintError
 try:
     claim(Path(sys.argv[1]), "hash")
     print("claimed")
