@@ -367,7 +367,7 @@ def test_disk_that_is_really_full(tmp_path):
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
-from sprint import checkpoint
+from sprint.engine import checkpoint
 checkpoint.sha256 = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 saver = checkpoint.Saver(Path(sys.argv[1]))
 saver.save("b", {"x": torch.ones(2)}, {})
@@ -387,7 +387,7 @@ def test_kill_in_the_middle_leaves_the_older_one_latest_and_is_swept(tmp_path):
 LEFT = """
 import os, sys, threading, torch
 from pathlib import Path
-from sprint import checkpoint
+from sprint.engine import checkpoint
 checkpoint.PATIENCE = float(sys.argv[2])
 os.fsync = lambda descriptor: threading.Event().wait(float(sys.argv[3]))
 checkpoint.Saver(Path(sys.argv[1])).save("a", {"x": torch.ones(2)}, {})
