@@ -103,7 +103,8 @@ def test_no_tap_is_an_error():
 def test_gradient_to_the_input_matches_finite_differences(monkeypatch):
     """In true float64: diffusers' attention, and its RMSNorm if there is one, step down to float32."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    tapped = TappedTeacher(make_view(torch.float64, qk_norm=None), (0, 2))
+    view = make_view(torch.float64, qk_norm=None)
+    tapped = TappedTeacher(view, (0, 2))
     x_hat, t, text, mask = make_inputs(torch.float64)
     generator = torch.Generator().manual_seed(2)
     weights = [torch.randn(2, 16, WIDTH, generator=generator, dtype=torch.float64) for _ in range(2)]
@@ -119,7 +120,7 @@ def test_gradient_to_the_input_matches_finite_differences(monkeypatch):
         difference = (total(x_hat + h * direction) - total(x_hat - h * direction)) / (2 * h)
     assert (gradient * direction).sum().item() == near(
         difference.item(),
-        central(h, of_network(tapped)),
+        central(h, of_network(view)),
         scale=max(difference.abs(), total(x_hat).abs()).item(),
     )
 

@@ -34,15 +34,15 @@ def rounding(dtype: torch.dtype, *, terms: int = 1, steps: int = 1) -> float:
 
 
 def of_network(*modules: nn.Module, passes: int = 1, terms: int = 1) -> float:
-    """`rounding` through networks: every layer is one step, the sum over its inputs (or of `terms`) its length.
+    """`rounding` through networks: one walk along the sums of all layers, over their inputs or `terms` if longer.
 
-    A backward pass is two more passes (towards inputs and towards weights), a tangent one. `terms` is for a
-    longer sum outside the layers: over tokens or over the batch. As if no two layers stood side by side, which
-    pays for products without weights, as in attention.
+    Layers err independently and hand on what came before about as large as it was, so that their errors add
+    as those of one long sum do. A backward pass is two more passes (towards inputs and towards weights), a
+    tangent one. As if no two layers stood side by side, which pays for products without weights, as in attention.
     """
     weights = [m.weight for module in modules for m in module.modules() if isinstance(m, WITH_SUMS)]
-    lengths = [max(terms, weight.numel() // len(weight)) for weight in weights]
-    return passes * sum(rounding(weights[0].dtype, terms=length) for length in lengths)
+    walk = sum(max(terms, weight.numel() // len(weight)) for weight in weights)
+    return rounding(weights[0].dtype, terms=passes * walk)
 
 
 def of_autocast(network: nn.Module) -> float:
