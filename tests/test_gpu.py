@@ -22,6 +22,7 @@ from sprint.models.presets import transformer_config
 from sprint.models.view import DENSE_TIME, TrigFlowView
 from sprint.recipe import Recipe, load_recipe
 from sprint.train.distill import DISCRIMINATOR, GENERATOR, DistillStage
+from tests.tolerance import of_network
 
 pytestmark = [
     pytest.mark.gpu,
@@ -86,7 +87,9 @@ def test_value_and_tangent_equal_the_cpu():
 
     for here, there in zip(on(CPU), on(CUDA), strict=True):
         assert here.norm() > 1
-        assert (there - here).norm() < 1e-4 * here.norm()
+        assert (there - here).norm() < of_network(
+            random_network(guidance_embeds=True), passes=2
+        ) * here.norm()
 
 
 @pytest.mark.parametrize("checkpointing", ["true", "false"])
