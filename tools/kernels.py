@@ -100,8 +100,10 @@ def run(variant: str, modules: Sequence[Path], arguments: Sequence[str]) -> Resu
             f"--junitxml={report}",
         ]
         command += [*arguments, *map(str, modules)]
+        # torch keeps compiled code by graph, not by what ATEN_CPU_CAPABILITY lets it use
+        own = environment(variant) | {"TORCHINDUCTOR_CACHE_DIR": folder}
         before = time.perf_counter()
-        done = subprocess.run(command, cwd=ROOT, env=environment(variant), capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True)
         seconds = time.perf_counter() - before
         if not report.exists():
             return Result(0, 0, [f"pytest ended with {done.returncode}"], seconds, done.stdout + done.stderr)
