@@ -100,7 +100,7 @@ def test_prompts_are_drawn_ahead_as_on_the_fly(sprint, recipe, prompt_recipe, dr
     cached = collate(open_source(cached_data).samples(positions), "cpu", max_length=80)
     assert same(cached.latent, online.latent) and torch.equal(cached.mask, online.mask)
     real = online.mask.bool()
-    assert_close(cached.text[real], online.text[real], of_network(draws.family.text_encoder))
+    assert_close(cached.text[real], online.text[real], of_network(draws.teacher.family.text_encoder))
 
 
 def test_a_size_that_does_not_divide_is_refused(prompt_recipe, tmp_path):
