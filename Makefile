@@ -35,6 +35,13 @@ distill: $(READY) ## teacher to student with RECIPE (tiny): about ten minutes on
 test: $(READY) ## every test
 	$(BIN)/python -m pytest
 
+.PHONY: kernels kernels-quick
+kernels: $(READY) ## the numeric tests under other processors' kernels and with two threads: most of an hour on two cores
+	$(BIN)/python -m tools.kernels --jobs 2
+
+kernels-quick: $(READY) ## two of those variants on a few quick modules: about a minute
+	$(BIN)/python -m tools.kernels --quick --jobs 2
+
 lint: $(READY) ## ruff: check and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

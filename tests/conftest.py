@@ -1,5 +1,6 @@
 """Fixtures that several test files share. The networks and batches themselves are in `tests.tiny`."""
 
+import os
 import signal
 
 import pytest
@@ -12,7 +13,8 @@ from sprint.recipe.schema import Precision
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that; the tests of Ctrl-C need it heard.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-torch.set_num_threads(1)  # networks this small lose more to threads than they gain, and sums keep their order
+# Networks this small lose more to threads than they gain; tools/kernels.py asks for two all the same.
+torch.set_num_threads(int(os.environ.get("SPRINT_TEST_THREADS", "1")))
 
 
 @pytest.fixture
