@@ -1,6 +1,6 @@
-"""Run by torchrun from test_engine.py: steps of both stages under one engine, losses and weights to FOLDER.
+"""Started for test_engine.py: steps of both stages under one engine, losses and weights to FOLDER.
 
-torchrun --nproc_per_node 2 tests/engine_processes.py FOLDER ENGINE [STEPS] [MICRO_BATCH] [SHARD_SIZE] [TEACHER]
+torchrun --nproc_per_node 2 -m tests.engine_processes FOLDER ENGINE [STEPS] [MICRO_BATCH] [SHARD_SIZE] [TEACHER]
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""Run by torchrun from test_resume.py: each engine goes on from one checkpoint, and leaves its own.
+"""Forked for test_resume.py: each engine goes on from one checkpoint, and leaves its own.
 
-torchrun --nproc_per_node 2 tests/resume_processes.py FOLDER ddp fsdp2 ...
+torchrun --nproc_per_node 2 -m tests.resume_processes FOLDER ddp fsdp2 ...
 """
 
 import sys

@@ -20,7 +20,7 @@ from sprint import dcp
 from sprint.checkpoint import Saver, latest, read_facts, read_tensors
 from sprint.errors import SprintError
 from tests.checkpoint_processes import full_disk, whole_state
-from tests.test_engine import torchrun
+from tests.launch import forked
 
 
 def names(folder: Path) -> list[str]:
@@ -435,7 +435,7 @@ def test_two_processes_write_for_one_and_read_what_one_wrote(tmp_path):
     saver = Saver(tmp_path / "one")
     saver.save("whole", whole_state(), {})
     saver.wait()
-    torchrun("checkpoint_processes.py", 2, str(tmp_path))
+    forked("tests.checkpoint_processes", 2, str(tmp_path))
     path = latest(tmp_path / "two")
     assert names(path) == [".metadata", "__0_0.distcp", "__1_0.distcp", "facts.json", "manifest.json"]
     found = {key: torch.zeros_like(tensor) for key, tensor in whole_state().items()}

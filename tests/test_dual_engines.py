@@ -5,7 +5,7 @@ import torch
 
 from sprint.dual import Dual
 from tests.dual_processes import SIZE, Pass, counted, scm_loss
-from tests.test_engine import torchrun
+from tests.launch import forked
 from tests.tiny import DEPTH
 
 ENGINES = ["ddp", "fsdp2", "fsdp2, recompute", "zero-2", "zero-3"]
@@ -16,7 +16,7 @@ def theirs(tmp_path_factory):
     """What two processes found, each with half of the batch; gradients are the reduced and gathered ones."""
     pytest.importorskip("deepspeed")
     folder = tmp_path_factory.mktemp("engines")
-    torchrun("dual_processes.py", 2, str(folder))
+    forked("tests.dual_processes", 2, str(folder))
     results = torch.load(folder / "result.pt", weights_only=True)
     assert results["processes"] == 2
     return results

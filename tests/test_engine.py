@@ -1,8 +1,6 @@
 import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -20,6 +18,7 @@ from sprint.recipe import EngineKind, Precision
 from sprint.sharding import Whole
 from sprint.train.distill import DistillStage
 from tests.engine_processes import BATCH, both_stages, recipe_for_engines
+from tests.launch import forked, torchrun
 from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null, tiny_recipe
 
 T = torch.tensor([0.5, 0.5 + 1e-4])
@@ -170,19 +169,6 @@ def test_frozen_bf16_holds_half_the_memory_but_for_time(bf16_engine):
 # ---- several processes ----------------------------------------------------------------------------------
 
 
-def torchrun(script: str, processes: int, *arguments: str) -> None:
-    """Run tests/SCRIPT in so many gloo processes; its own asserts and output are the result."""
-    root = Path(__file__).parents[1]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-    command += [f"--master_port={port}", str(root / "tests" / script), *arguments]
-    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr[-3000:]
-
-
 @pytest.fixture(scope="module")
 def whole_batch():
     """One process with all of it: both stages, with AdamW."""
@@ -205,7 +191,8 @@ def in_processes(tmp_path_factory):
     found = {}
     for processes, cases in CASES.items():
         folder = tmp_path_factory.mktemp("engines")
-        torchrun("engine_processes.py", processes, str(folder), str(STEPS), *cases)
+        launch = torchrun if processes == 2 else forked
+        launch("tests.engine_processes", processes, str(folder), str(STEPS), *cases)
         results = torch.load(folder / "result.pt", weights_only=True)
         found |= {(processes, case): result for case, result in results.items()}
     return found

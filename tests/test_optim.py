@@ -15,8 +15,8 @@ from sprint.optim import (
     start_state,
 )
 from sprint.recipe import Optimizer, OptimizerKind
+from tests.launch import forked
 from tests.optim_processes import DTYPES, SETTINGS, SHAPES, STEPS, Run
-from tests.test_engine import torchrun
 
 BETA1, BETA2, BETA3 = BETAS = (0.9, 0.999, 0.9999)
 EPS1, EPS2 = 1e-30, 1e-16
@@ -344,7 +344,7 @@ def test_clip_gradients_returns_the_norm_before():
 def theirs(request, tmp_path_factory):
     """What processes found that hold rows of each weight, some uneven, some none."""
     folder = tmp_path_factory.mktemp("optim")
-    torchrun("optim_processes.py", request.param, str(folder))
+    forked("tests.optim_processes", request.param, str(folder))
     return torch.load(folder / "result.pt", weights_only=True)
 
 

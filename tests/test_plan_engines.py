@@ -34,7 +34,7 @@ from sprint.plan_engines import (
 )
 from sprint.recipe import EngineKind, OptimizerKind, Precision, load_recipe
 from sprint.zero import BUCKET
-from tests.test_engine import torchrun
+from tests.launch import forked
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 CAME, ADAMW = OptimizerKind.came, OptimizerKind.adamw
@@ -159,7 +159,7 @@ def test_what_fully_shard_gathers_is_planned(mesh):
 def test_what_deepspeed_holds_is_planned(tmp_path):
     """Between backward and update: ZeRO-2 has let its bucket go by then, ZeRO-3 never does."""
     pytest.importorskip("deepspeed")
-    torchrun("plan_processes.py", 2, str(tmp_path))
+    forked("tests.plan_processes", 2, str(tmp_path))
     held = json.loads((tmp_path / "held.json").read_text())
     network, bucket = meta_network(transformer_config("tiny")), FP32 * BUCKET
     for engine, freed in ((EngineKind.zero2, bucket), (EngineKind.zero3, 0)):

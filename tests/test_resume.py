@@ -6,8 +6,8 @@ from accelerate.state import AcceleratorState
 
 from sprint.engine import Engine
 from sprint.recipe import Precision
+from tests.launch import forked
 from tests.resume_processes import END, MIDDLE, START, arrive, leave, stage_of, steps
-from tests.test_engine import torchrun
 
 CASES = ["ddp", "fsdp2", "zero2", "zero3", "fsdp2-came"]
 
@@ -36,7 +36,7 @@ def uninterrupted(engine, tmp_path_factory):
 def in_processes(uninterrupted):
     """By case: the losses of two processes from START to MIDDLE. Their checkpoints are in the folder."""
     folder, _ = uninterrupted
-    torchrun("resume_processes.py", 2, str(folder), *CASES)
+    forked("tests.resume_processes", 2, str(folder), *CASES)
     return torch.load(folder / "result.pt", weights_only=True)
 
 
