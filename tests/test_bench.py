@@ -255,6 +255,7 @@ def test_the_steps_memory_is_that_of_a_process_of_its_own():
     assert peaks["everything"] > peaks["G"] > peaks["D"] > 0
 
 
+@pytest.mark.slow
 def test_the_step_is_measured(results, capsys, monkeypatch):
     monkeypatch.setattr(bench_step, "in_fresh_process", without_fresh_processes)
     monkeypatch.setattr(bench_step, "keep_freed_memory", lambda: None)
@@ -270,6 +271,7 @@ def test_the_step_is_measured(results, capsys, monkeypatch):
         assert 0 < ratios["G+D"]["min"] <= ratios["G+D"]["median"] <= ratios["G+D"]["max"]
 
 
+@pytest.mark.slow
 def test_value_and_tangent_are_measured(results, capsys, monkeypatch):
     monkeypatch.setattr(bench_jvp, "in_fresh_process", without_fresh_processes)
     monkeypatch.setattr(bench_jvp, "keep_freed_memory", lambda: None)

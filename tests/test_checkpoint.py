@@ -375,6 +375,7 @@ saver.wait()
 """
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle_leaves_the_older_one_latest_and_is_swept(tmp_path):
     save(tmp_path, "a", 1.0)
     assert run(KILLED, tmp_path).returncode == -signal.SIGKILL

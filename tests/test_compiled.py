@@ -62,6 +62,7 @@ def assert_close(ours: dict, theirs: dict) -> None:
         torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=1e-6 * scale, msg=name)
 
 
+@pytest.mark.slow
 def test_the_compiler_itself_gives_the_same():
     eager, student = results(make_student()), make_student()
     before, compiler = compiled_graphs(), compile_blocks(student.network)

@@ -172,6 +172,7 @@ def test_what_deepspeed_holds_is_planned(tmp_path):
 # ---- the table --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_engines_of_a_recipe():
     recipe = load_recipe(RECIPES / "4.8b.yaml")
     networks = build_networks(recipe)
@@ -233,6 +234,7 @@ def test_batches_that_do_not_divide_are_named(name, overrides, expected):
     assert list(misfits(load_recipe(RECIPES / f"{name}.yaml", overrides))) == expected
 
 
+@pytest.mark.slow
 def test_the_page_compares_engines():
     plan = dry_run(load_recipe(RECIPES / "4.8b.yaml"))
     lines = str(plan).splitlines()
@@ -253,6 +255,7 @@ def test_the_page_compares_engines():
     assert "(" not in table["zero2, AdamW, recomputed"][2]
 
 
+@pytest.mark.slow
 def test_the_table_of_the_readme(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("measure.RESULTS", tmp_path)
     monkeypatch.setattr(plan_table, "SIZES", ("tiny",))
