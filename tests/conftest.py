@@ -1,6 +1,7 @@
 """Fixtures that several test files share. The networks and batches themselves are in `tests.tiny`."""
 
 import gc
+import os
 import signal
 
 import pytest
@@ -13,13 +14,25 @@ from sprint.recipe import Precision
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that; the tests of Ctrl-C need it heard.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-torch.set_num_threads(1)  # networks this small lose more to threads than they gain, and sums keep their order
+# Networks this small lose more to threads than they gain, and sums keep their order. Processes that tests start hear
+# of it by the variable.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What takes seconds: processes of their own, and whole runs. A test that asks for one of these fixtures, or itself
 # calls one of these functions, is marked slow, besides those that say so themselves.
 PROCESSES = {"forked", "torchrun", "spawn", "Popen", "subprocess", "multiprocessing", "in_fresh_process"}
 PROCESSES |= {"in_processes", "launcher", "theirs", "zygote", "fake", "memory_of_a_fresh_process"}
-RUNS = {"finished", "few", "uninterrupted", "under_engines", "whole_batch", "counts", "case_on_cpu"}
+RUNS = {
+    "finished",
+    "few",
+    "uninterrupted",
+    "under_engines",
+    "whole_batch",
+    "counts",
+    "case_on_cpu",
+    "without_code",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
