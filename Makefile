@@ -50,32 +50,32 @@ format: $(READY) ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 teacher: $(READY) ## train the built-in tiny teacher anew into TEACHER_DIR: about an hour and a half on two cores
-	test -f $(TEACHER_DIR)/vae/training.json || $(BIN)/python tools/make_autoencoder.py --out $(TEACHER_DIR)
-	$(BIN)/python tools/make_teacher.py --out $(TEACHER_DIR)
+	test -f $(TEACHER_DIR)/vae/training.json || $(BIN)/python -m tools.make.autoencoder --out $(TEACHER_DIR)
+	$(BIN)/python -m tools.make.teacher --out $(TEACHER_DIR)
 
 gpu-check: $(READY) ## everything that needs a GPU, in at most ten minutes
-	$(BIN)/python tools/gpu_check.py
+	$(BIN)/python -m tools.gpu
 
 bench: $(READY) ## speed, memory, FLOPs and precision of the step and of sampling: about 25 minutes on two cores
-	$(BIN)/python tools/bench_jvp.py --compile
-	$(BIN)/python tools/bench_step.py
-	$(BIN)/python tools/bench_sampling.py
-	$(BIN)/python tools/bench_memory.py
-	$(BIN)/python tools/bench_memory.py --network 0.6b --micro-batch 0 16
-	$(BIN)/python tools/bench_flops.py
-	$(BIN)/python tools/bench_flops.py --network 0.6b --precision bf16
-	$(BIN)/python tools/bench_growth.py
-	$(BIN)/python tools/bench_precision.py
+	$(BIN)/python -m tools.bench.jvp --compile
+	$(BIN)/python -m tools.bench.step
+	$(BIN)/python -m tools.bench.sampling
+	$(BIN)/python -m tools.bench.memory
+	$(BIN)/python -m tools.bench.memory --network 0.6b --micro-batch 0 16
+	$(BIN)/python -m tools.bench.flops
+	$(BIN)/python -m tools.bench.flops --network 0.6b --precision bf16
+	$(BIN)/python -m tools.bench.growth
+	$(BIN)/python -m tools.bench.precision
 
 chaos: $(READY) ## kill, damage and starve runs in every way we know; nothing may be lost: some minutes
-	$(BIN)/python tools/chaos.py
+	$(BIN)/python -m tools.chaos
 
 .PHONY: ablations
 ablations: $(READY) ## the paper's ablations on the tiny family, beside the paper: hours; ARGS=--quick for a first look
-	$(BIN)/python tools/ablations.py $(ARGS)
+	$(BIN)/python -m tools.ablations $(ARGS)
 
 bench-convert: $(READY) ## speed and memory of `sprint convert` against `cp`
-	$(BIN)/python tools/bench_convert.py
+	$(BIN)/python -m tools.bench.convert
 
 clean: ## remove the environment and caches, keep runs/
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -9,8 +9,8 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers.models.normalization import RMSNorm
 
-from sprint.engine import Engine
-from sprint.recipe import Precision
+from sprint.engine.engine import Engine
+from sprint.recipe.schema import Precision
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that; the tests of Ctrl-C need it heard.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from diffusers import SanaSprintPipeline
 
-from sprint.evaluate import columns
-from sprint.log import METRICS, read_metrics
-from sprint.recipe import load_recipe
+from sprint.evaluate.metrics import real_scenes
+from sprint.recipe.load import load_recipe
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import DistillStage
+from sprint.train.log import METRICS, read_metrics
 from sprint.train.run import distill
 from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null, tiny_recipe
 
@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     recipe = load_recipe(ROOT / "recipes" / "tiny.yaml", FEW)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(columns, "REFERENCE_SCENES", 100)
+        patched.setattr(real_scenes, "REFERENCE_SCENES", 100)
         first = distill(recipe, root, "sprint distill tiny")
         student = root / "smoke" / "student" / "transformer" / "diffusion_pytorch_model.safetensors"
         written = student.stat().st_mtime_ns

@@ -5,7 +5,7 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
 from sprint.data.batch import Batch
-from sprint.recipe import (
+from sprint.recipe.schema import (
     Adapt,
     Adversarial,
     Consistency,

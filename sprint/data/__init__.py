@@ -1,0 +1,1 @@
+"""From positions to samples to batches."""

@@ -6,8 +6,8 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+from sprint.base.errors import SprintError
 from sprint.data.items import BadSample, said
-from sprint.errors import SprintError
 
 try:
     import fcntl

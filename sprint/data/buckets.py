@@ -14,12 +14,12 @@ from diffusers.pipelines.sana.pipeline_sana import (
 )
 from tqdm import tqdm
 
+from sprint.base.errors import SprintError
 from sprint.data.bad import BadSamples
 from sprint.data.batch import parts
 from sprint.data.items import BadSample, Items
 from sprint.data.pictures import Shape, nearest
-from sprint.errors import SprintError
-from sprint.recipe import Data
+from sprint.recipe.schema import Data
 
 log = logging.getLogger(__name__)
 SANA = {

@@ -5,8 +5,8 @@ from typing import Literal
 
 import numpy as np
 
+from sprint.base.errors import SprintError
 from sprint.data.batch import Item
-from sprint.errors import SprintError
 
 Reason = Literal[
     "missing picture",

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
-from sprint import report_page as html
-from sprint.errors import SprintError
+from sprint.base.errors import SprintError
+from sprint.base.files import write_whole
 from sprint.evaluate.page import (
     PAGE_BYTES,
     TITLES,
@@ -23,7 +23,7 @@ from sprint.evaluate.page import (
     verdict_words,
 )
 from sprint.evaluate.result import Column, Figure, Result, Shot, Verdicts, read_result
-from sprint.files import write_whole
+from sprint.pages import html
 
 BEST = " *"  # after the best figure of a row
 NOISE = 2.0  # standard errors within which a difference may be chance

@@ -1,20 +1,16 @@
 """Which models an evaluation looks at: their role, their steps, their names, and the hash that tells them apart."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sprint.convert.checkpoint import understand
-from sprint.convert.load import understand_teacher
-from sprint.data.cache import FAMILY_PARTS, family_weights, hash_files
-from sprint.data.scenes import SIZE as SCENE_SIZE
-from sprint.errors import SprintError
+from sprint.base.errors import SprintError
+from sprint.base.names import BUILT_IN, resolve
 from sprint.evaluate.published import published_size
-from sprint.files import sha256
-from sprint.generate import STUDENT_STEPS, read_settings
-from sprint.models.family import BUILT_IN, resolve
+from sprint.lab.scenes import SIZE as SCENE_SIZE
+from sprint.weights.checkpoint import understand
+from sprint.weights.load import understand_teacher
+from sprint.weights.settings import STUDENT_STEPS, read_settings
 
 STUDENT, TEACHER = "student", "teacher"
 STUDENT_DEFAULT, TEACHER_DEFAULT = (1, 2, 4), (20,)  # steps
@@ -111,49 +107,3 @@ def recipe_of(model: str) -> str:
             except (OSError, UnicodeDecodeError) as error:
                 raise SprintError(f"{file}: cannot be read as UTF-8 text; mend it or move it away") from error
     return ""
-
-
-# ---- identity ---------------------------------------------------------------------------------------
-
-
-def model_hash(path: str) -> str:
-    """SHA-256 over all that decides what is drawn, but for times, size and dtype: these are a `Drawing`'s own.
-
-    It covers weights and configs of network, text encoder and autoencoder, the tokenizer, and how prompts are
-    read. Raises SprintError where one of them is not on this machine.
-
-    path   a model that was loaded before, so that its files are here
-    """
-    name = resolve(path)
-    network, settings = understand(name), read_settings(name)
-    weights = family_weights(name)
-    if weights is None:
-        raise SprintError(f"{path}: no weights of {' and '.join(FAMILY_PARTS)} here; name a complete folder")
-    facts = {
-        "weights": weights | {"network": hash_files(network.source.files)},
-        "network": network.config,
-        "time_scale": network.time_scale,
-        "files": _family_files(path, _folder(name)),
-        "text": [settings.max_length, settings.instruction],
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _folder(name: str) -> Path:
-    """A model's folder, or where the hub's files of that name lie."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(name, local_files_only=True))  # `family_weights` found it there
-
-
-def _family_files(path: str, folder: Path) -> dict[str, str]:
-    """SHA-256 of what stands beside the family's weights: configs, and all of the tokenizer."""
-    configs = [folder / part / "config.json" for part in FAMILY_PARTS]
-    tokenizer = sorted(f for f in (folder / "tokenizer").glob("[!.]*") if f.is_file())
-    missing = [config for config in configs if not config.is_file()]
-    if missing or not tokenizer:
-        part = missing[0].relative_to(folder) if missing else "tokenizer"
-        raise SprintError(f"{path}: no {part} there; name a complete folder")
-    return {file.relative_to(folder).as_posix(): sha256(file) for file in (*configs, *tokenizer)}

@@ -10,11 +10,11 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from sprint import report_page as html
-from sprint.evaluate.grid import resize_picture
-from sprint.evaluate.png import read_png
+from sprint.base.files import write_whole
 from sprint.evaluate.result import Column, Figure, Result, Shot, Verdicts
-from sprint.files import write_whole
+from sprint.pages import html
+from sprint.pages.grid import resize_picture
+from sprint.pages.png import read_png
 
 PAGE = "index.html"
 PAGE_BYTES = 1_000_000  # of pictures on a page, as text; further rows are left out

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sprint.data.source import held_out_scenes
-from sprint.errors import NotHereError, SprintError
+from sprint.base.errors import NotHereError, SprintError
 from sprint.evaluate.result import Shot
+from sprint.lab.series import held_out_scenes
 
 SCENES, GENEVAL, MJHQ, TEXT = "scenes", "geneval", "mjhq", "prompts"  # names of sets
 SCENE_COUNT = 600  # held-out scenes, as in the report of a run
@@ -38,7 +38,7 @@ def scene_prompts(count: int | None, seed: int) -> Prompts:
 
 def reference_prompts(path: Path, count: int | None, seed: int) -> Prompts:
     """Prompts of real pictures, the first `count` of them. Raises NotHereError where there are none."""
-    from sprint.evaluate.reference import MJHQ_PROMPTS, RealStatistics, open_reference
+    from sprint.evaluate.metrics.real import MJHQ_PROMPTS, RealStatistics, open_reference
 
     pictures = open_reference(path)
     captions = [] if isinstance(pictures, RealStatistics) else [p.prompt for p in pictures if p.prompt]

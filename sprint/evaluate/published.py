@@ -7,7 +7,7 @@ batch 10. Only a run of the same size on the same kind of machine can be compare
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sprint.models.presets import PRESETS
+from sprint.models.sana.presets import PRESETS
 
 SOURCE = "SANA-Sprint, arXiv 2503.09641, Table 2: A100, bf16, 1024 px, MJHQ-30K"
 FLUX_SCHNELL = "FLUX-schnell"

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from sprint.errors import SprintError
-from sprint.files import write_whole
+from sprint.base.errors import SprintError
+from sprint.base.files import write_whole
 
 FILE = "result.json"
 FORMAT = 1  # of the file; another number is refused

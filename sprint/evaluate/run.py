@@ -13,13 +13,22 @@ from pathlib import Path
 
 import torch
 
-from sprint.caching import Place
-from sprint.convert.convert import DTYPES
-from sprint.errors import NotHereError, SprintError
-from sprint.evaluate.distance import FrechetDistance
+from sprint.base.dtypes import DTYPES
+from sprint.base.environment import environment
+from sprint.base.errors import NotHereError, SprintError
+from sprint.base.place import Place
 from sprint.evaluate.earlier import open_out, with_earlier
-from sprint.evaluate.metrics import Choices, ClipScore, Drawn, GenEvalScore, Metric, SceneScore
-from sprint.evaluate.models import Model, evaluation_name, find_models, model_hash, recipe_of
+from sprint.evaluate.metrics.fid import FrechetDistance
+from sprint.evaluate.metrics.latency import Timing, first_line, time_columns
+from sprint.evaluate.metrics.metric import (
+    Choices,
+    ClipScore,
+    Drawn,
+    GenEvalScore,
+    Metric,
+)
+from sprint.evaluate.metrics.scenes import SceneScore
+from sprint.evaluate.models import Model, evaluation_name, find_models, recipe_of
 from sprint.evaluate.page import write_page
 from sprint.evaluate.prompts import (
     SCENES,
@@ -32,9 +41,8 @@ from sprint.evaluate.prompts import (
 from sprint.evaluate.published import FLUX_SCHNELL, SOURCE, Published, published
 from sprint.evaluate.result import Column, Figure, Measured, Result, write_result
 from sprint.evaluate.store import Drawing, PictureStore, draw, wait_for
-from sprint.evaluate.timing import Timing, first_line, time_columns
-from sprint.generate import load_generator
-from sprint.train.page import environment
+from sprint.sample.load import load_generator
+from sprint.weights.identity import model_hash
 
 log = logging.getLogger(__name__)
 LATENCY = Timing.name

@@ -7,7 +7,6 @@ or for which metric. What is there is whole; what is missing is drawn by the nex
 import hashlib
 import json
 import logging
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,13 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from sprint.evaluate.png import is_whole, read_png, write_png
+from sprint.base.files import write_whole
+from sprint.base.progress import progress
 from sprint.evaluate.result import KEY_DIGITS, Shot
-from sprint.files import write_whole
-from sprint.generate import Generator
-from sprint.log import BAR, QUIET_INTERVAL
+from sprint.pages.png import is_whole, read_png, write_png
+from sprint.sample.generate import Generator
 
 log = logging.getLogger(__name__)
 SAMPLING = 1  # of how a picture comes from prompt, seed and times; another number draws all pictures anew
@@ -157,18 +155,3 @@ def wait_for(store: PictureStore, shots: Sequence[Shot]) -> None:
             told = True
             log.warning("waiting for %d pictures of other processes in %s", len(missing), store.folder)
         time.sleep(POLL_SECONDS)
-
-
-def progress(what: str, total: int, done: int = 0, show: bool = True) -> tqdm:
-    """A bar on standard error that is gone when it is full; sparse lines where that is no terminal."""
-    return tqdm(
-        desc=what,
-        total=total,
-        initial=done,
-        unit=" pictures",
-        bar_format=BAR + ", {rate_fmt}",
-        file=sys.stderr,
-        leave=False,
-        disable=not show,
-        mininterval=0.2 if sys.stderr.isatty() else QUIET_INTERVAL,
-    )

@@ -1,0 +1,1 @@
+"""Networks and what stands round them."""

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sprint.maths.trigflow import expand_time
 from sprint.models.view import TrigFlowView
-from sprint.trigflow import expand_time
 
 
 class GuidedText(NamedTuple):

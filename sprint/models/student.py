@@ -4,9 +4,9 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 
-from sprint.dual import value_of
+from sprint.maths.dual import value_of
+from sprint.maths.trigflow import flow_time
 from sprint.models.view import DENSE_TIME, TrigFlowView
-from sprint.trigflow import flow_time
 
 GUIDANCE_STD = 0.02
 

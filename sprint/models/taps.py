@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from sprint.errors import SprintError
+from sprint.base.errors import SprintError
 from sprint.models.view import TrigFlowView
 
 

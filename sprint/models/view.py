@@ -4,7 +4,7 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 
-from sprint.trigflow import flow_time, to_flow_input, to_trig_velocity
+from sprint.maths.trigflow import flow_time, to_flow_input, to_trig_velocity
 
 SPARSE_TIME = 1000.0  # Sana's base checkpoints embed 1000 · t_fm
 DENSE_TIME = 1.0  # Sana-Sprint's embed t_fm itself

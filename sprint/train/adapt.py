@@ -10,19 +10,20 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
-from sprint.clock import Clock
-from sprint.compiled import prepare_blocks
-from sprint.convert.load import empty_network
+from sprint.base.clock import Clock
+from sprint.base.random import step_generator
 from sprint.data.batch import Batch, parts
-from sprint.dist import step_generator
-from sprint.engine import Engine, take, to_device
-from sprint.losses import mean_square_error
+from sprint.engine.batches import take, to_device
+from sprint.engine.compiled import prepare_blocks
+from sprint.engine.engine import Engine
+from sprint.engine.held import Read, Tensors
+from sprint.maths.losses import mean_square_error
+from sprint.maths.schedule import shifted_logit_normal_flow_times
+from sprint.maths.trigflow import expand_time
 from sprint.models.view import DENSE_TIME, FlowVelocity
-from sprint.recipe import Recipe
-from sprint.schedule import shifted_logit_normal_flow_times
-from sprint.sharding import Read, Tensors
+from sprint.recipe.schema import Recipe
 from sprint.train.update import Means, Updater
-from sprint.trigflow import expand_time
+from sprint.weights.load import empty_network
 
 
 class FlowDraws(NamedTuple):
@@ -33,7 +34,7 @@ class FlowDraws(NamedTuple):
     dropped: Tensor
 
 
-def draw(
+def draw_flow(
     seed: int, step: int, batch_size: int, latent_shape: tuple, shift: float, dropout: float
 ) -> FlowDraws:
     """All randomness of one step, for the whole batch."""
@@ -98,7 +99,9 @@ class AdaptStage:
         """One optimizer step on this process's share of batch number `step`."""
         engine, settings = self.engine, self.settings
         shape = tuple(batch.latent.shape[1:])
-        draws = draw(self.recipe.seed, step, self.batch_size, shape, settings.shift, settings.caption_dropout)
+        draws = draw_flow(
+            self.recipe.seed, step, self.batch_size, shape, settings.shift, settings.caption_dropout
+        )
         draws = to_device(take(draws, engine.share(self.batch_size)), engine.device)
         means, size = Means(), len(batch.latent)
         self.trained.zero_grad()

@@ -14,27 +14,28 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
-from sprint import losses
-from sprint.clock import Clock
-from sprint.compiled import prepare_blocks
-from sprint.convert.load import empty_network
+from sprint.base.clock import Clock
+from sprint.base.random import step_generator
 from sprint.data.batch import Batch, parts
-from sprint.dist import step_generator
-from sprint.dual import value_and_tangent
-from sprint.ema import Ema
-from sprint.engine import Engine, take, to_device
-from sprint.errors import SprintError
+from sprint.engine.batches import take, to_device
+from sprint.engine.compiled import prepare_blocks
+from sprint.engine.ema import Ema
+from sprint.engine.engine import Engine
+from sprint.engine.held import Read, Tensors
+from sprint.maths import losses
+from sprint.maths.dual import value_and_tangent
+from sprint.maths.schedule import lognormal_trig_times, with_max_time
+from sprint.maths.trigflow import SIGMA_DATA, data_estimate, diffuse, noise_estimate
+from sprint.models.discriminator import DiscriminatorHeads, deinterleave, interleave, swapped
 from sprint.models.guidance import GuidedText, guided_velocity, with_null
-from sprint.models.heads import DiscriminatorHeads, deinterleave, interleave, swapped
+from sprint.models.sana.text_memory import TextMemory
 from sprint.models.student import Student, TrainedStudent, from_adapted
 from sprint.models.taps import TappedTeacher
-from sprint.models.text import TextMemory
 from sprint.models.view import DENSE_TIME, TrigFlowView
-from sprint.recipe import Distill, Recipe
-from sprint.schedule import lognormal_trig_times, with_max_time
-from sprint.sharding import Read, Tensors
+from sprint.recipe.schema import Distill, Recipe
+from sprint.train.checks import check_share
 from sprint.train.update import Means, Updater, prefixed, under
-from sprint.trigflow import SIGMA_DATA, data_estimate, diffuse, noise_estimate
+from sprint.weights.load import empty_network
 
 GENERATOR, DISCRIMINATOR = "G", "D"
 SECOND_STEP = (0.3, 0.7)  # where it starts, as a share of the time of the first
@@ -120,27 +121,6 @@ def renoised_features(tapped: TappedTeacher, x_0: Tensor, draws: Draws, batch: B
     """What the frozen teacher sees of x_0 at the discriminator's own noise level."""
     x_t = diffuse(x_0, draws.renoise_noise, draws.renoise_t)
     return tapped(x_t / SIGMA_DATA, draws.renoise_t, batch.text, batch.mask)
-
-
-def check_share(recipe: Recipe, engine: Engine) -> None:
-    """Raise SprintError if the batch does not divide over the processes in whole groups of neighbours.
-
-    Neighbours share statistics and swap prompts: a cut of the batch, or an end, may not leave one alone.
-    """
-    settings, share = recipe.distill, len(engine.share(recipe.distill.batch_size))
-    neighbours = settings.adversarial.neighbours
-    if settings.adversarial.weight == 0:
-        return
-    if engine.processes > 1 and share % neighbours:
-        raise SprintError(
-            f"distill.batch_size = {settings.batch_size} leaves {share} samples to each of {engine.processes} "
-            f"processes, which distill.adversarial.neighbours = {neighbours} does not divide; change one of them"
-        )
-    if settings.adversarial.misaligned_pairs and (share % neighbours == 1 or neighbours == 1):
-        raise SprintError(
-            f"misaligned pairs need at least 2 neighbours, and {share} samples in groups of {neighbours} leave "
-            "1 alone; change distill.batch_size or distill.adversarial.neighbours"
-        )
 
 
 class DistillStage:

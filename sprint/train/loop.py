@@ -8,14 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from sprint import checkpoint
-from sprint.clock import Clock
+from sprint.base.clock import Clock
+from sprint.base.errors import SprintError
 from sprint.data.batch import Batch, Item
-from sprint.data.source import Source, batch_positions, prefetch
-from sprint.engine import Engine
-from sprint.errors import SprintError
-from sprint.log import RunLog
-from sprint.sharding import Read, Tensors
+from sprint.data.batching import batch_positions, prefetch
+from sprint.data.source import Source
+from sprint.engine import checkpoint
+from sprint.engine.engine import Engine
+from sprint.engine.held import Read, Tensors
+from sprint.train.log import RunLog
 from sprint.train.update import Means, Updater
 
 GO_ON, STOP, TROUBLE = 0, 1, 2  # what a process has to say after a step; the highest counts

@@ -19,27 +19,32 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
-from sprint.convert.load import load_teacher, understand_teacher
-from sprint.cpu import keep_freed_memory
+from sprint.base.cpu import keep_freed_memory
+from sprint.base.errors import SprintError
+from sprint.base.files import write_whole
+from sprint.base.names import resolve
 from sprint.data.batch import Batch, Encoded, Item, Prompt
-from sprint.data.cache import CachedItems
-from sprint.data.source import ItemSource, Source, collate, encode, open_items, open_source
-from sprint.encoder import TeacherDraws, load_draws
-from sprint.engine import Engine, to_device
-from sprint.errors import SprintError
-from sprint.export import export_student, export_teacher
-from sprint.files import write_whole
-from sprint.log import RunLog
-from sprint.models.adapted import calibrated, with_ones
-from sprint.models.family import TEXT_UNIT, Family, encode_null, load_family, resolve
+from sprint.data.batching import collate, encode
+from sprint.data.cache.items import CachedItems
+from sprint.data.encode.encoder import TeacherDraws, load_draws
+from sprint.data.source import ItemSource, Source, open_items, open_source
+from sprint.engine.batches import to_device
+from sprint.engine.engine import Engine
+from sprint.models.encoders import TEXT_UNIT, Family, encode_null, load_family
 from sprint.models.view import DENSE_TIME
-from sprint.plan import check_arch, check_taps
-from sprint.recipe import AdaptStart, DataKind, Precision, Recipe, recipe_hash, recipe_text
-from sprint.run_folder import claim
-from sprint.train.adapt import AdaptStage, draw, noised
-from sprint.train.distill import DistillStage, check_share
+from sprint.recipe.load import recipe_hash, recipe_text
+from sprint.recipe.schema import AdaptStart, DataKind, Precision, Recipe
+from sprint.train.adapt import AdaptStage, draw_flow, noised
+from sprint.train.checks import check_arch, check_share, check_taps
+from sprint.train.costs import note_cost
+from sprint.train.distill import DistillStage
+from sprint.train.folder import claim
+from sprint.train.log import RunLog
 from sprint.train.loop import Interrupted, Rhythm, Stage, train
-from sprint.train.page import model_facts, note_cost, write_page
+from sprint.train.report.write import model_facts, write_page
+from sprint.train.start import calibrated, with_ones
+from sprint.weights.export import export_student, export_teacher
+from sprint.weights.load import load_teacher, understand_teacher
 
 log = logging.getLogger(__name__)
 CALIBRATION_BATCHES, CALIBRATION_SIZE = 4, 32
@@ -74,7 +79,7 @@ class Run:
         """Data, teacher, text side and autoencoder: what is wrong with them shows before the folder is touched."""
         recipe = self.recipe
         if recipe.evaluate.prompts:
-            import sprint.evaluate.columns  # noqa: F401 (scoring wants an extra: say so now, not after training)
+            import sprint.train.report.columns  # noqa: F401 (scoring wants an extra: say so now, not after training)
         trained = (self.folder / "teacher").exists()
         config = understand_teacher(
             str(self.folder / "teacher") if trained else resolve(recipe.teacher)
@@ -184,7 +189,7 @@ class Run:
         for i in range(CALIBRATION_BATCHES):
             batch = self.encode(source.samples(range(i * size, (i + 1) * size)))
             shape, shift = tuple(batch.latent.shape[1:]), self.recipe.adapt.shift
-            draws = draw(self.recipe.seed, -1 - i, size, shape, shift, dropout=0.0)
+            draws = draw_flow(self.recipe.seed, -1 - i, size, shape, shift, dropout=0.0)
             draws = to_device(draws, self.engine.device)
             batches.append((noised(batch.latent, draws), draws.t_fm, batch))
         return calibrated(teacher, batches, time_scale, self.recipe.adapt.qk_norm, own_time_scale)

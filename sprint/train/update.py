@@ -6,10 +6,10 @@ Nothing here reads the device but `Means.read`: the host can queue an update whi
 import torch
 from torch import Tensor
 
-from sprint.engine import Engine
-from sprint.errors import Diverged
-from sprint.optim import learning_rate_schedule
-from sprint.sharding import Read, Tensors, Whole
+from sprint.base.errors import Diverged
+from sprint.engine.engine import Engine
+from sprint.engine.held import Read, Tensors, Whole
+from sprint.engine.optim import learning_rate_schedule
 
 PATIENCE = 20  # updates in a row that may be skipped before the run stops
 

@@ -1,0 +1,1 @@
+"""What knows nothing of networks: errors, files, names, seeds, clocks, processes by rank."""

@@ -1,0 +1,128 @@
+"""`sprint evaluate` and `sprint compare` on the command line."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from sprint.base.errors import SprintError
+from sprint.cli.shared import (
+    add_verb,
+    at_least_one,
+    device_here,
+    numbers,
+    quiet_libraries,
+)
+
+METRICS = "scenes, fid, clip, geneval, latency"
+
+EVALUATE = """\
+Draw with a model and measure: a table, OUT/result.json and OUT/index.html with the pictures, worst first.
+Pictures are drawn once for each prompt and seed; interrupted, the same command goes on where it stopped.
+A metric whose weights are not here is left out with a line that says what to fetch. Figures of an earlier run
+in the same OUT stay where model, prompts, seeds and guidance are the same.
+
+  sprint evaluate runs/tiny                                      student at 1, 2 and 4 steps, teacher at 20
+  sprint evaluate runs/tiny/student --steps 1 --metrics scenes --count 60
+  sprint evaluate tiny --metrics scenes,latency                  the built-in teacher alone
+  sprint evaluate STUDENT --teacher TEACHER --reference MJHQ-30K --dtype bf16 --device cuda
+  sprint evaluate STUDENT --metrics geneval --geneval-metadata evaluation_metadata.jsonl
+
+The tiny family is measured on 600 built-in scenes, others on the prompts of --reference and GenEval's. Several
+processes share the drawing:  torchrun --nproc_per_node 8 -m sprint evaluate STUDENT --reference MJHQ-30K
+"""
+
+
+# ---- evaluate ---------------------------------------------------------------------------------------
+
+
+def add_evaluate(verbs) -> None:
+    verb = add_verb(
+        verbs, "evaluate", "measure a student: FID, CLIP score, GenEval, scenes, latency", EVALUATE
+    )
+    verb.add_argument(
+        "model", help="a student, teacher or run folder, a hub id, or 'tiny', the built-in teacher"
+    )
+    verb.add_argument("--teacher", help="another model, for a column of 20 steps (a run brings its own)")
+    verb.add_argument("--metrics", help=f"some of {METRICS} (default: those that fit the model)")
+    verb.add_argument("--steps", help="such as 1,2,4, which is the default for students; 20 for teachers")
+    verb.add_argument("--out", type=Path, help="folder of the result (default evaluations/NAME)")
+    verb.add_argument("--prompts", help="scenes, a folder with captions, or a text file with a prompt a line")
+    verb.add_argument("--count", type=at_least_one, metavar="N", help="fewer pictures than the protocol's")
+    verb.add_argument("--seed", type=int, default=0, help="of the first picture; the next ones count up")
+    verb.add_argument("--guidance", type=float, default=4.5, help="guidance scale (default 4.5)")
+    verb.add_argument(
+        "--batch-size", type=at_least_one, help="pictures drawn together (50 at 64 px, else 10)"
+    )
+    verb.add_argument(
+        "--reference",
+        type=Path,
+        help="real pictures for FID: MJHQ-30K, a folder or statistics (earlier runs': evaluations/.reference)",
+    )
+    verb.add_argument(
+        "--inception-weights", help="local copy of FID's Inception (default: torch hub's cache)"
+    )
+    verb.add_argument(
+        "--clip-model", help="hub id or folder, for CLIP score and GenEval (default: OpenAI's ViT-L/14)"
+    )
+    verb.add_argument("--geneval-metadata", help="evaluation_metadata.jsonl, its folder or a hub data set")
+    verb.add_argument("--geneval-detector", help="hub id or folder of a Mask2Former (default: GenEval's)")
+    verb.add_argument("--device", help="cpu, cuda, … (default: cuda where there is one)")
+    verb.add_argument(
+        "--dtype", choices=("fp32", "bf16"), default="fp32", help="of the weights (default fp32)"
+    )
+    verb.set_defaults(verb=evaluate)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    metrics, steps = _names(args.metrics), [] if args.steps is None else numbers("--steps", args.steps, int)
+    _check_numbers(args)
+    quiet_libraries()
+    from sprint.base.place import Place
+    from sprint.evaluate.metrics.metric import Choices
+    from sprint.evaluate.models import evaluation_name
+    from sprint.evaluate.page import PAGE, result_table
+    from sprint.evaluate.run import KEPT, KEPT_REAL, Options
+    from sprint.evaluate.run import evaluate as run
+
+    device = device_here(args.device or str(Place.of_this_process().device))
+    out = args.out or Path("evaluations") / evaluation_name(args.model)
+    choices = Choices(
+        kept=out / KEPT,
+        kept_real=out.parent / KEPT_REAL,
+        count=args.count,
+        seed=args.seed,
+        reference=args.reference,
+        geneval_metadata=args.geneval_metadata,
+        geneval_detector=args.geneval_detector,
+        clip_model=args.clip_model,
+        inception_weights=args.inception_weights,
+        device=device,
+    )
+    options = Options(
+        model=args.model,
+        out=out,
+        choices=choices,
+        teacher=args.teacher,
+        metrics=metrics,
+        steps=steps,
+        prompts=args.prompts,
+        guidance=args.guidance,
+        batch_size=args.batch_size,
+        dtype=args.dtype,
+        command=shlex.join(["sprint", *args.argv]),
+    )
+    if result := run(options):
+        print(f"{result_table(result)}\nresult: {out / 'result.json'}\npage: {out / PAGE}")
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    if not 0 <= args.guidance < float("inf"):
+        raise SprintError(f"--guidance {args.guidance}: give a number of at least 0")
+    if not 0 <= args.seed < 2**62:
+        raise SprintError(f"--seed {args.seed}: give a whole number from 0 to 2**62 - 1")
+    if args.count == 1:
+        raise SprintError("--count 1: FID needs at least 2 pictures, and hundreds say little")
+
+
+def _names(text: str | None) -> list[str]:
+    return [] if text is None else [name.strip() for name in text.split(",")]

@@ -1,0 +1,1 @@
+"""Latents and embedded text in shards, read."""

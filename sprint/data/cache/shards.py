@@ -1,0 +1,181 @@
+"""One shard of a cache: NNNNNN.tar, and its record NNNNNN.json, which is written once the tar is whole.
+
+NNNNNN.tar    for every sample KEY.json (prompt, height and width in pixels, index in the source) and
+              KEY.safetensors (latent [C, h, w], text [T, D]); KEY is the index in nine digits
+NNNNNN.json   a `Record`
+
+The same samples give the same bytes: the tar knows no times and no owners. Being made, it is
+.NNNNNN.tar.HOST.PROCESS.part; what a process that died has left so is swept away.
+"""
+
+import io
+import json
+import os
+import re
+import socket
+import tarfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import safetensors.torch
+import torch
+
+from sprint.base.errors import SprintError
+from sprint.base.files import sha256, write_whole
+from sprint.data.batch import Encoded
+
+ABOUT, TENSORS = "json", "safetensors"  # suffixes of a sample's two entries
+
+
+class Entry(NamedTuple):
+    """A sample on its way into a shard. index: in the source; height, width: of its picture in pixels"""
+
+    index: int
+    prompt: str
+    height: int
+    width: int
+    encoded: Encoded
+
+
+class Skipped(NamedTuple):
+    """A sample of the source that could not be used, and why: the words of a `BadSample`."""
+
+    index: int
+    reason: str
+    where: str
+
+
+class Record(NamedTuple):
+    """A whole shard.
+
+    bytes, sha256   of the tar
+    samples         how many it holds
+    first           index in the source at which it begins
+    skipped         in the order of the source
+    """
+
+    bytes: int
+    sha256: str
+    samples: int
+    first: int
+    skipped: list[Skipped]
+
+
+def tar_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.tar"
+
+
+def record_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.json"
+
+
+# ---- writing ----------------------------------------------------------------------------------------
+
+
+def write_shard(
+    folder: Path, number: int, first: int, samples: Iterable[Entry | Skipped], dtype: torch.dtype
+) -> Record:
+    """Write shard `number`, whose first sample is number `first` of the source, with tensors as `dtype`.
+
+    Whole or not at all, whatever `samples` raises. One that another process has put there meanwhile is kept.
+    Raises SprintError where it cannot be written.
+
+    -> the record of the shard that stands there
+    """
+    tar = tar_path(folder, number)
+    scrap = tar.with_name(f".{tar.name}.{socket.gethostname()}.{os.getpid()}.part")
+    try:
+        with open(scrap, "wb") as file:
+            count, skipped = _fill(file, samples, dtype)
+            file.flush()
+            os.fsync(file.fileno())
+        record = Record(scrap.stat().st_size, sha256(scrap), count, first, skipped)
+        with locked(folder):
+            if is_whole(folder, number):
+                return read_record(folder, number)
+            record_path(folder, number).unlink(missing_ok=True)  # of the tar that this one replaces
+            os.replace(scrap, tar)
+            write_whole(record_path(folder, number), json.dumps(record._asdict()))
+    except OSError as error:
+        raise SprintError(
+            f"{tar}: cannot be written: {error.strerror or error}; whole shards are kept: "
+            "mend that and run the same command again"
+        ) from error
+    finally:
+        scrap.unlink(missing_ok=True)
+    return record
+
+
+def _fill(
+    file: BinaryIO, samples: Iterable[Entry | Skipped], dtype: torch.dtype
+) -> tuple[int, list[Skipped]]:
+    """-> how many samples were written, and what was skipped"""
+    count, skipped = 0, []
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in samples:
+            if isinstance(sample, Skipped):
+                skipped.append(sample)
+                continue
+            about = {name: value for name, value in sample._asdict().items() if name != "encoded"}
+            tensors = {name: x.to(dtype).contiguous() for name, x in sample.encoded._asdict().items()}
+            _add(tar, f"{sample.index:09d}.{ABOUT}", json.dumps(about).encode())
+            _add(tar, f"{sample.index:09d}.{TENSORS}", safetensors.torch.save(tensors))
+            count += 1
+    return count, skipped
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)  # time, owner and group are 0
+    entry.size = len(content)
+    tar.addfile(entry, io.BytesIO(content))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process changes which files stand in the folder."""
+    import fcntl  # not on Windows, where caches can be read and not made
+
+    with open(folder / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        yield
+
+
+def sweep(folder: Path) -> None:
+    """Delete what processes of this machine that are gone had begun to write."""
+    for scrap in folder.glob(".*.tar.*.part"):
+        name = re.fullmatch(r"\.\d+\.tar\.(.+)\.(\d+)\.part", scrap.name)
+        if name and name[1] == socket.gethostname() and not _runs(int(name[2])):
+            scrap.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
+# ---- reading ----------------------------------------------------------------------------------------
+
+
+def read_record(folder: Path, number: int) -> Record:
+    """Raises SprintError where it is missing or damaged."""
+    path = record_path(folder, number)
+    try:
+        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+        return record._replace(skipped=[Skipped(*entry) for entry in record.skipped])
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise SprintError(f"{path}: missing or damaged; run the same `sprint cache` again") from error
+
+
+def is_whole(folder: Path, number: int) -> bool:
+    """True where tar and record are there and agree in size."""
+    try:
+        return tar_path(folder, number).stat().st_size == read_record(folder, number).bytes
+    except (OSError, SprintError):
+        return False

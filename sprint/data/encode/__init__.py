@@ -1,0 +1,1 @@
+"""What makes those shards: a teacher's text encoder and autoencoder over samples."""

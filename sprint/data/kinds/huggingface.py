@@ -1,0 +1,110 @@
+"""A dataset of the `datasets` library: on the hub, a folder of `save_to_disk`, or a folder of its files.
+
+Nothing of it is executed: since version 4 the library runs no loading scripts.
+"""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from sprint.base.errors import SprintError
+from sprint.data.batch import Sample
+from sprint.data.buckets import shapes_of
+from sprint.data.captions import caption_from
+from sprint.data.items import BadSample, Items, Reason, said
+from sprint.data.pictures import Shape, picture_from, size_from
+from sprint.recipe.schema import Data
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SPLIT = "train"
+
+
+class HuggingFaceItems(Items):
+    """Rows of the split "train", or of the only one there is. data.path names a folder here or a hub id.
+
+    Pictures may be a column of images, bytes or paths; captions of texts, or of lists of texts to draw from.
+    Raises `SprintError` if the dataset cannot be had, or has no such columns.
+    """
+
+    def __init__(self, data: Data):
+        self._data, self._shapes = data, shapes_of(data)
+        rows = _load(data.path)
+        for key in ("image_column", "caption_column"):
+            if getattr(data, key) not in rows.column_names:
+                raise SprintError(
+                    f"{data.path}: no column {getattr(data, key)!r}, which data.{key} names; "
+                    f"there are {', '.join(rows.column_names)}"
+                )
+        rows = _undecoded(rows.with_format(None), data.image_column)
+        self._pictures = rows.select_columns([data.image_column])
+        self._captions = rows.select_columns([data.caption_column])
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def item(self, index: int, draw: np.random.Generator) -> Sample:
+        where = self.where(index)
+        caption = self._value(self._captions, index, "unreadable caption")
+        caption = caption_from(caption, where, self._data.caption_temperature, draw)
+        return Sample(picture_from(self._picture(index), self._shapes, where), caption)
+
+    def size(self, index: int) -> Shape:
+        return size_from(self._picture(index), self.where(index))
+
+    def _picture(self, index: int) -> str | BinaryIO:
+        """A path, or the bytes, whatever the column holds them in."""
+        value = self._value(self._pictures, index, "unreadable picture")
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if value is None:
+            raise BadSample("missing picture", self.where(index))
+        if isinstance(value, str):
+            return value
+        if isinstance(value, bytes):
+            return io.BytesIO(value)
+        raise BadSample("unreadable picture", self.where(index), "neither an image nor bytes nor a path")
+
+    def where(self, index: int) -> str:
+        return f"{self._data.path}, row {index}"
+
+    def _value(self, column: "Dataset", index: int, problem: Reason) -> object:
+        """What a row holds in the one column that is there."""
+        try:
+            (value,) = column[index].values()
+        except Exception as error:  # of the library, of pyarrow or of the file system
+            raise BadSample(problem, self.where(index), said(error)) from error
+        return value
+
+
+def _load(path: str) -> "Dataset":
+    try:
+        import datasets
+    except ImportError as error:
+        raise SprintError(
+            "data.kind = huggingface needs a library: pip install 'sprint-distill[data]'"
+        ) from error
+    saved = any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    try:
+        found = datasets.load_from_disk(path) if saved else datasets.load_dataset(path)
+    except Exception as error:  # a damaged file fails wherever the library first trips over it
+        raise SprintError(
+            f"{path}: no dataset to be had; set data.path to a hub id, a folder of save_to_disk with rows in it, "
+            f"or one of parquet or image files ({type(error).__name__}: {said(error)})"
+        ) from error
+    if isinstance(found, datasets.Dataset):
+        return found
+    if SPLIT not in found and len(found) != 1:
+        raise SprintError(f"{path}: no split {SPLIT!r}; there are {', '.join(found)}")
+    return found[SPLIT] if SPLIT in found else next(iter(found.values()))
+
+
+def _undecoded(rows: "Dataset", column: str) -> "Dataset":
+    """Images as bytes or paths: they are decoded here as those of every other source."""
+    from datasets import Image
+
+    decoded = isinstance(rows.features[column], Image)
+    return rows.cast_column(column, Image(decode=False)) if decoded else rows

@@ -1,0 +1,1 @@
+"""Tar files read by place, with an index that is remembered."""

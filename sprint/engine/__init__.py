@@ -1,0 +1,1 @@
+"""Who holds what, over processes; optimizers, checkpoints, compiled blocks."""

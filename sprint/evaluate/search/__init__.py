@@ -1,0 +1,1 @@
+"""Better step lists for a student."""

@@ -1,0 +1,1 @@
+"""The papers as functions of tensors: TrigFlow, schedules, losses, samplers, dual numbers."""

@@ -1,0 +1,104 @@
+"""The losses of SANA-Sprint as pure functions of tensors. float32 or float64 in and out.
+
+Sources: SANA-Sprint (arXiv 2503.09641, Algorithm 1 and §3.2-3.3), sCM (arXiv 2410.11081, Eq. 8 and §4).
+Symbols as in `sprint.maths.trigflow`; F⁻ is F without gradient, F' its total time derivative times cos t · sin t,
+D = σ_d · F_teacher the teacher's dx_t/dt (guided), w_φ(t) = logvar.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import relu
+
+from sprint.maths.trigflow import SIGMA_DATA, expand_time
+
+
+def mean_square_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Unweighted, over everything: flow matching, stage 1.  -> scalar"""
+    return (prediction - target).square().mean()
+
+
+# ---- sCM ------------------------------------------------------------------------------------------
+
+
+def tangent_inputs(t: Tensor, D: Tensor, sigma_data: float = SIGMA_DATA) -> tuple[Tensor, Tensor]:
+    """Tangents of the network's inputs (x_hat, t): cos t · sin t · (dx_hat/dt, 1).  (sCM §4.2)
+
+    t [B]; D [B, C, H, W].  -> v_x [B, C, H, W], v_t [B]
+    """
+    v_t = torch.cos(t) * torch.sin(t)
+    return expand_time(v_t, D) * D / sigma_data, v_t
+
+
+def consistency_tangent(
+    F_minus: Tensor,
+    F_prime: Tensor,
+    D: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    r: float,
+    sigma_data: float = SIGMA_DATA,
+) -> Tensor:
+    """g = −cos² t (σ_d F⁻ − D) − r (cos t sin t x_t + σ_d F'), r the tangent warm-up.  (Algorithm 1)
+
+    At r = 1 this is cos t · df/dt along the teacher's flow.  All [B, C, H, W]; t [B].
+    """
+    t = expand_time(t, x_t)
+    c, s = torch.cos(t), torch.sin(t)
+    return -(c**2) * (sigma_data * F_minus - D) - r * (c * s * x_t + sigma_data * F_prime)
+
+
+def normalise_tangent(g: Tensor, constant: float = 0.1) -> Tensor:
+    """g / (‖g‖₂ + c), the norm per sample over C, H, W.  (sCM §4.2)"""
+    norm = torch.linalg.vector_norm(g, dim=(1, 2, 3), keepdim=True)
+    return g / (norm + constant)
+
+
+def consistency_loss(
+    F: Tensor, F_minus: Tensor, g: Tensor, logvar: Tensor, t: Tensor, sigma_data: float = SIGMA_DATA
+) -> Tensor:
+    """mean[ e^(−logvar) / (σ_d tan t) · (F − F⁻ − g)² + logvar ].  (Algorithm 1)
+
+    F carries the gradient; F⁻ and g carry none.  logvar, t [B].  -> scalar
+    """
+    weight = torch.exp(-logvar) / (sigma_data * torch.tan(t))
+    return (expand_time(weight, F) * (F - F_minus - g).square()).mean() + logvar.mean()
+
+
+def tangent_warmup(generator_updates: int, warmup_updates: int) -> float:
+    """r = min(1, generator updates done / warm-up).  (sCM §4.1)"""
+    return min(1.0, generator_updates / max(1, warmup_updates))
+
+
+def settled_logvar(t: Tensor, values: int, sigma_data: float = SIGMA_DATA) -> Tensor:
+    """Where logvar comes to rest while ‖g‖ ≈ 1: ln of the weighted square, −ln(C·H·W · σ_d tan t).
+
+    values  C·H·W.  It is the minimum over logvar of the loss above, so the loss is 1 + this there.
+    """
+    return -torch.log(values * sigma_data * torch.tan(t))
+
+
+# ---- a straighter path ----------------------------------------------------------------------------
+
+
+def self_consistency_loss(x_0: Tensor, later_x_0: Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
+    """mean[ (f(x_t, t) − f(x_s, s))² ] / σ_d², x_s on the circle through f(x_t, t) and the noise that leads there.
+
+    Ours, beside the paper's losses: it asks for straight paths. Consistency distillation (arXiv 2303.01469) takes
+    x_s from the flow itself, where an exact student has no distance; on the circle it has one, unless all data is
+    one point (`test_distill_variants.py` has the Gaussian case). The target f(x_s, s) carries no gradient.
+    Both [B, C, H, W].  -> scalar
+    """
+    return (x_0 - later_x_0).square().mean() / sigma_data**2
+
+
+# ---- LADD -----------------------------------------------------------------------------------------
+
+
+def generator_adversarial_loss(fake_logits: Tensor) -> Tensor:
+    """−mean(logits).  (SANA-Sprint Eq. 10)"""
+    return -fake_logits.mean()
+
+
+def discriminator_hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """½ · (mean relu(1 − real) + mean relu(1 + fake)).  (SANA-Sprint Eq. 11)"""
+    return 0.5 * (relu(1 - real_logits).mean() + relu(1 + fake_logits).mean())

@@ -1,0 +1,1 @@
+"""How any page is set: HTML, charts, grids of pictures, PNG files."""

@@ -1,0 +1,40 @@
+"""Pictures as PNG files: written whole, read with errors that name them."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sprint.base.errors import SprintError
+from sprint.base.files import write_whole
+
+BROKEN = (OSError, SyntaxError, ValueError)  # what Pillow raises; SyntaxError for a broken PNG
+
+
+def write_png(path: Path, picture: np.ndarray) -> Path:
+    """picture: uint8 [H, W, 3]; whole or not at all."""
+    png = io.BytesIO()
+    Image.fromarray(picture).save(png, "PNG")
+    return write_whole(path, png.getvalue())
+
+
+def read_png(path: Path) -> np.ndarray:
+    """-> uint8 [H, W, 3].  Raises SprintError where the file is damaged."""
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except BROKEN as error:
+        raise SprintError(
+            f"{path}: damaged picture; delete it, the same `sprint evaluate` draws it again"
+        ) from error
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the file is a PNG whose checksums are right. Its pixels are not unpacked."""
+    try:
+        with Image.open(path) as picture:
+            picture.verify()
+    except BROKEN:
+        return False
+    return True

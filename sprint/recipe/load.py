@@ -1,0 +1,154 @@
+"""Reading: defaults, then the file, then `key=value` overrides; every value is checked as it is set."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import is_dataclass
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sprint.base.errors import SprintError
+from sprint.recipe.schema import Recipe
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read and validate a recipe.
+
+    path        a file, or the bare name of one in ./recipes ("tiny")
+    overrides   "key=value" with dotted keys and YAML values ("distill.optimizer.lr=2e-5")
+
+    Raises `SprintError` for a missing or broken file, an unknown key (naming the nearest), a value of the
+    wrong type, and whatever `validate` refuses.
+    """
+    file = _find(path)
+    config = OmegaConf.structured(Recipe)
+    for key, value in _read_yaml(file).items():
+        _assign(config, str(key), value, where=str(file))
+    paths = 0
+    for override in overrides:
+        key, value = _parse_override(override)
+        paths += key == "data.path"
+        if paths > 1:
+            raise SprintError(
+                "command line: data.path is given twice; if the shell did that, put quotes around {…}"
+            )
+        _assign(config, key, value, where="command line")
+    try:
+        recipe = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:  # ${interpolations}
+        raise SprintError(f"{file}: {_first_line(error)}") from error
+    from sprint.recipe.rules import validate  # it knows this file's types
+
+    validate(recipe)
+    return recipe
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The whole recipe as YAML, defaults included; `load_recipe` reads it back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(recipe), resolve=True)
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """Twelve hex digits of SHA-256 over what determines the result, not over names, logging or how it is computed."""
+    settings = OmegaConf.to_container(OmegaConf.structured(recipe), resolve=True, enum_to_str=True)
+    for key in ("name", "needs", "arch", "save_every", "log_every", "wandb"):
+        del settings[key]
+    for key in ("engine", "shard_size", "shard_teacher", "timeout", "micro_batch_size"):
+        del settings[key]  # a run may go on with another of these
+    for key in ("activation_checkpointing", "compile"):
+        del settings[key]
+    for key in ("workers", "bad_share"):
+        del settings["data"][key]
+    del settings["evaluate"]["batch_size"]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _find(path: str | Path) -> Path:
+    shipped = Path("recipes") / f"{path}.yaml"
+    for file in (Path(path), shipped):
+        if file.is_file():
+            return file
+    names = sorted(file.stem for file in Path("recipes").glob("*.yaml"))
+    known = f"; recipes here: {', '.join(names)}" if names else ""
+    raise SprintError(f"{path}: no such recipe (looked for {Path(path)} and {shipped}{known})")
+
+
+def _read_yaml(file: Path) -> dict:
+    try:
+        loaded = OmegaConf.load(file)  # refuses duplicate keys, which plain YAML does not
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1
+        raise SprintError(f"{file}, line {line}: not valid YAML: {error.problem}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise SprintError(f"{file}: not a readable recipe: {_first_line(error)}") from error
+    if not isinstance(loaded, DictConfig):
+        raise SprintError(f"{file}: not a recipe: expected 'key: value' lines, found a list")
+    return OmegaConf.to_container(loaded, resolve=False)
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise SprintError(f"command line: {override!r} is not an override; write key=value")
+    if _keys().get(key) is str:
+        return key, text
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SprintError(f"command line: {override!r}: the value is not valid YAML") from error
+
+
+def _assign(config: DictConfig, key: str, value: Any, where: str) -> None:
+    """Set one key; a mapping sets the keys under it."""
+    keys = _keys()
+    if key not in keys:
+        raise SprintError(f"{where}: {key!r}: no such key; the nearest is {_nearest(key)}")
+    if is_dataclass(keys[key]):
+        if not isinstance(value, dict | None):
+            raise SprintError(f"{where}: {key} = {value!r}, but it is a group of keys, not a value")
+        for name, inner in (value or {}).items():
+            _assign(config, f"{key}.{name}", inner, where)
+        return
+    try:
+        OmegaConf.update(config, key, value)
+    except OmegaConfBaseException as error:
+        raise SprintError(f"{where}: {key} = {value!r}, but it takes {_expected(keys[key])}") from error
+
+
+@cache
+def _keys() -> dict[str, type]:
+    """Every valid dotted key, of groups too, and its type."""
+    return dict(_walk(Recipe, ""))
+
+
+def _walk(group: type, prefix: str) -> Iterator[tuple[str, type]]:
+    for name, kind in get_type_hints(group).items():
+        yield prefix + name, kind
+        if is_dataclass(kind):
+            yield from _walk(kind, f"{prefix}{name}.")
+
+
+def _nearest(key: str) -> str:
+    """The valid key most like `key`: one with the same last name (a key at the wrong level), else any."""
+    namesakes = [k for k in _keys() if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    return difflib.get_close_matches(key, namesakes or _keys(), n=1, cutoff=0.0)[0]
+
+
+def _expected(kind: type) -> str:
+    if get_origin(kind) is tuple:
+        kinds = {int: "a list of whole numbers", float: "a list of numbers"}
+        return kinds.get(get_args(kind)[0], "a list of lists of numbers")
+    if issubclass(kind, Enum):
+        return f"one of {', '.join(kind.__members__)}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

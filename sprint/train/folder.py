@@ -1,0 +1,64 @@
+"""One run per folder: a folder belongs to one recipe for good, and to one process at a time."""
+
+import errno
+import fcntl
+import logging
+import os
+from pathlib import Path
+from typing import TextIO
+
+from sprint.base.errors import SprintError
+from sprint.base.files import write_whole
+
+log = logging.getLogger(__name__)
+
+# Kept open: the kernel drops the locks when this process ends, however it ends.
+_locks: dict[Path, TextIO] = {}
+
+
+def claim(folder: Path, recipe_hash: str) -> None:
+    """Make `folder` this recipe's and, until the process ends, this process's. Claiming it again is free.
+
+    Raises SprintError if another process is running in it, or another recipe has been.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.resolve() not in _locks:
+            _locks[folder.resolve()] = _lock(folder)
+        owner = _owner(folder, recipe_hash)
+    except OSError as error:
+        raise SprintError(f"cannot use {folder} for a run: {error.strerror}") from error
+    if owner != recipe_hash:
+        raise SprintError(
+            f"{folder} holds a run of another recipe ({owner}, this one is {recipe_hash}): "
+            "choose another name=... or delete the folder"
+        )
+
+
+def _owner(folder: Path, recipe_hash: str) -> str:
+    """The hash of the recipe that has `folder`: from now on this one, if there was none."""
+    owner = folder / "recipe.hash"
+    if not owner.exists():
+        write_whole(owner, recipe_hash + "\n")
+    return owner.read_text().strip()
+
+
+def _lock(folder: Path) -> TextIO:
+    file = open(folder / ".lock", "a+")  # noqa: SIM115 (kept open on purpose)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        raise SprintError(
+            f"{folder} is in use by process {holder}: wait for it or choose another name=..."
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        log.warning("%s: its file system knows no locks, so a second run there would not be noticed", folder)
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file

@@ -1,0 +1,1 @@
+"""What a run will hold and need, before anything is run."""

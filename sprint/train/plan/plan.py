@@ -1,0 +1,319 @@
+"""The dry run: the real networks on the meta device, their parameters, and what one GPU must hold.
+
+Weights, gradients and optimizer state are counted exactly, in pieces where the engine cuts them. Activations are
+planned for the highest moment of an update, from the bytes that a block keeps or works with per token and channel,
+measured once on small networks. Tests measure whole updates in one process, where the plan is within 10%.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import SanaTransformer2DModel
+from torch import nn
+
+from sprint.base.errors import SprintError
+from sprint.base.names import resolve
+from sprint.models.discriminator import DiscriminatorHeads
+from sprint.models.sana.presets import QK_NORM, meta_network, transformer_config
+from sprint.recipe.schema import EngineKind, Optimizer, OptimizerKind, Recipe
+from sprint.train.checks import check_arch, check_taps
+from sprint.train.plan.activations import FP32, Update
+from sprint.train.plan.engines import (
+    BUFFERED,
+    CASTS_KEPT,
+    COPIES,
+    GRADIENTS,
+    RECOMPUTED,
+    ZERO,
+    Layout,
+    Parts,
+    average_bytes,
+    count,
+    frozen,
+    layout_of,
+    trained,
+)
+from sprint.weights.checkpoint import understand
+
+GPU_COUNTS = (8, 32, 256)
+DC_AE_DOWNSCALE = 32  # pixels per latent cell, unless the teacher's own autoencoder is on disk
+
+BATCH = "texts and latents"
+ACTIVATIONS = {"activations": False, f"activations{RECOMPUTED}": True}  # rows: activation checkpointing
+ENGINES = {  # rows of the table of totals, with what they set in the recipe
+    "single": (EngineKind.single, False),
+    "ddp": (EngineKind.ddp, False),
+    "fsdp2": (EngineKind.fsdp2, False),
+    "fsdp2, teacher too": (EngineKind.fsdp2, True),
+    "zero2, AdamW": (EngineKind.zero2, False),
+    "zero3, AdamW": (EngineKind.zero3, False),
+}
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What a run trains and uses, on the meta device."""
+
+    teacher: SanaTransformer2DModel
+    adapted: SanaTransformer2DModel
+    student: nn.ModuleDict  # the network and its logvar head
+    heads: DiscriminatorHeads
+    tokens: int  # latent cells that the network sees
+    latent_numel: int  # numbers in the latent of one picture
+    width: int
+
+    @property
+    def depth(self) -> int:
+        return len(self.teacher.transformer_blocks)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """memory: bytes by number of GPUs and part, each GPU with its share of the global batch."""
+
+    name: str
+    batch_size: int
+    memory: dict[int, Parts]
+
+
+class Totals(NamedTuple):
+    """Bytes, without and with activation checkpointing."""
+
+    kept: float
+    recomputed: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is and needs; `sprint.train.plan.page` prints it."""
+
+    recipe: Recipe
+    parameters: dict[str, int]  # by network
+    stages: list[Stage]
+    engines: dict[str, dict[int, Totals]]  # by row of `ENGINES` and number of GPUs, the larger of the stages
+    misfits: list[str]  # numbers of GPUs that the recipe cannot have, and why
+
+
+def dry_run(recipe: Recipe) -> Plan:
+    """Plan a run without its weights and without the network.
+
+    Raises `SprintError` if the teacher is neither on disk nor named by `arch`, or the recipe does not fit it.
+    """
+    networks = build_networks(recipe)
+    parameters = {
+        "teacher": count(networks.teacher),
+        "adapted teacher (QK-norm)": count(networks.adapted),
+        "student (guidance embedder, logvar)": count(networks.student),
+    }
+    if recipe.distill.adversarial.weight > 0:
+        parameters[f"discriminator heads ({len(networks.heads.heads)})"] = count(networks.heads)
+    return Plan(
+        recipe=recipe,
+        parameters=parameters,
+        stages=stages_of(recipe, networks, gpu_counts(recipe.engine)),
+        engines={row: totals(with_engine(recipe, *engine), networks) for row, engine in ENGINES.items()},
+        misfits=list(misfits(recipe)),
+    )
+
+
+def gpu_counts(engine: EngineKind) -> tuple[int, ...]:
+    return (1,) if engine is EngineKind.single else GPU_COUNTS
+
+
+def stages_of(recipe: Recipe, networks: Networks, gpu_counts: tuple[int, ...]) -> list[Stage]:
+    """The stages that the recipe takes, with their memory under its engine."""
+    adapt, distill, stages = recipe.adapt, recipe.distill, []
+    if adapt.steps > 0:
+        memory = {gpus: adapt_memory(recipe, networks, gpus) for gpus in gpu_counts}
+        stages.append(Stage("stage 1, adapt", adapt.batch_size, memory))
+    if distill.steps > 0:
+        memory = {gpus: distill_memory(recipe, networks, gpus) for gpus in gpu_counts}
+        stages.append(Stage("stage 2, distill", distill.batch_size, memory))
+    return stages
+
+
+def totals(recipe: Recipe, networks: Networks) -> dict[int, Totals]:
+    """By number of GPUs, of the stage that needs more."""
+    counts = gpu_counts(recipe.engine)
+    stages = stages_of(recipe, networks, counts)
+    sums = {gpus: [totals_of(stage.memory[gpus]) for stage in stages] for gpus in counts}
+    return {gpus: Totals(*map(max, zip(*each, strict=True))) for gpus, each in sums.items() if each}
+
+
+def with_engine(recipe: Recipe, engine: EngineKind, shard_teacher: bool) -> Recipe:
+    """The recipe under another engine. ZeRO takes AdamW only, so there the networks get it."""
+
+    def optimizer(settings: Optimizer) -> Optimizer:
+        return replace(settings, kind=OptimizerKind.adamw) if zero else settings
+
+    zero = engine in ZERO
+    adapt = replace(recipe.adapt, optimizer=optimizer(recipe.adapt.optimizer))
+    distill = replace(recipe.distill, optimizer=optimizer(recipe.distill.optimizer))
+    return replace(recipe, engine=engine, shard_teacher=shard_teacher, adapt=adapt, distill=distill)
+
+
+def misfits(recipe: Recipe) -> Iterator[str]:
+    """Where a batch does not divide over the processes, or a process's share into neighbours."""
+    adversarial, batches = recipe.distill.adversarial, {}
+    if recipe.adapt.steps > 0:
+        batches["adapt.batch_size"] = recipe.adapt.batch_size
+    if recipe.distill.steps > 0:
+        batches["distill.batch_size"] = recipe.distill.batch_size
+    for gpus, (key, batch_size) in product(gpu_counts(recipe.engine), batches.items()):
+        share, rest = divmod(batch_size, gpus)
+        if rest:
+            yield f"{gpus} GPUs: {key} = {batch_size} does not divide over them"
+        elif key.startswith("distill") and adversarial.weight > 0 and share % adversarial.neighbours:
+            fewer = math.gcd(share, adversarial.neighbours)
+            yield (
+                f"{gpus} GPUs: pictures on each, {share}, are no multiple of distill.adversarial.neighbours = "
+                f"{adversarial.neighbours}; set {f'that to {fewer}, or ' if fewer > 1 else ''}"
+                f"{key} to {gpus * adversarial.neighbours}"
+            )
+
+
+# ---- the networks -----------------------------------------------------------------------------------
+
+
+def build_networks(recipe: Recipe) -> Networks:
+    """Teacher, adapted teacher, student and heads of a recipe, on the meta device."""
+    config = teacher_config(recipe)
+    check_taps(recipe, config["num_layers"])
+    return networks_of(config, len(recipe.distill.adversarial.taps), _tokens(recipe, config["patch_size"]))
+
+
+def networks_of(config: dict, taps: int, tokens: int) -> Networks:
+    """The networks of a teacher with this `config`, on the meta device. tokens: latent cells of a picture"""
+    adapted = {**config, "qk_norm": QK_NORM}
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    student = meta_network({**adapted, "guidance_embeds": True})
+    with torch.device("meta"):
+        logvar, heads = nn.Linear(width, 1), DiscriminatorHeads(width, taps)
+    return Networks(
+        teacher=meta_network(config),
+        adapted=meta_network(adapted),
+        student=nn.ModuleDict({"network": student, "logvar": logvar}),
+        heads=heads,
+        tokens=tokens,
+        latent_numel=config["in_channels"] * tokens * config["patch_size"] ** 2,
+        width=width,
+    )
+
+
+def teacher_config(recipe: Recipe) -> dict:
+    """The teacher's architecture: from its files if they are on disk, else the preset named by `arch`."""
+    path = Path(resolve(recipe.teacher)).expanduser()
+    if not path.exists():
+        if not recipe.arch:
+            raise SprintError(
+                f"{recipe.teacher}: not on disk; for a dry run without it, set arch=0.6b (or 1.6b, 4.8b)"
+            )
+        return transformer_config(recipe.arch)
+    config = understand(path).config
+    if config["guidance_embeds"]:
+        raise SprintError(f"{recipe.teacher} is a student (it embeds guidance); a teacher is needed here")
+    check_arch(recipe, config)
+    return config
+
+
+def _tokens(recipe: Recipe, patch_size: int) -> int:
+    config = Path(resolve(recipe.teacher_family or recipe.teacher)) / "vae" / "config.json"
+    downscale = DC_AE_DOWNSCALE
+    if config.is_file():
+        downscale = 2 ** (len(json.loads(config.read_text())["encoder_block_out_channels"]) - 1)
+    cell = downscale * patch_size
+    if recipe.data.size % cell:
+        raise SprintError(f"data.size = {recipe.data.size}, but it must be a multiple of {cell}")
+    return (recipe.data.size // cell) ** 2
+
+
+# ---- memory of one GPU ------------------------------------------------------------------------------
+
+
+def adapt_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
+    """Bytes by part in stage 1."""
+    settings = recipe.adapt
+    parts = trained(networks.adapted, settings.optimizer.kind, recipe.precision, layout_of(recipe, gpus))
+    parts[BATCH] = _batch_bytes(recipe, networks, local_batch(settings.batch_size, gpus))
+    for row, recomputed in ACTIVATIONS.items():
+        update = _update(recipe, networks, settings.batch_size, gpus, parts, recomputed)
+        parts[row] = max(update.flow())
+    return parts
+
+
+def distill_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
+    """Bytes by part in stage 2, at the highest moment of either update."""
+    distill, adversarial = recipe.distill, recipe.distill.adversarial
+    consistent, adverse = distill.consistency.weight > 0, adversarial.weight > 0
+    layout = layout_of(recipe, gpus)
+    parts = trained(networks.student, distill.optimizer.kind, recipe.precision, layout)
+    if distill.ema_decay > 0:
+        parts["EMA (fp32)"] = average_bytes(networks.student, layout)
+    parts |= frozen(networks.adapted, recipe, gpus)
+    if adverse:  # heads are whole everywhere
+        heads = trained(networks.heads, adversarial.optimizer.kind, recipe.precision, Layout())
+        parts["heads, with optimizer"] = sum(heads.values())
+    parts[BATCH] = _batch_bytes(recipe, networks, local_batch(distill.batch_size, gpus))
+    for row, recomputed in ACTIVATIONS.items():
+        update = _update(recipe, networks, distill.batch_size, gpus, parts, recomputed)
+        moments = update.consistency() if consistent else []
+        moments += update.adversarial(first=not consistent) + update.discriminator() if adverse else []
+        parts[row] = max(moments)
+    return parts
+
+
+def _update(
+    recipe: Recipe, networks: Networks, batch_size: int, gpus: int, parts: Parts, recomputed: bool
+) -> Update:
+    pictures = forward_batch(recipe, batch_size, gpus)
+    there_before = recipe.engine in BUFFERED or pictures < local_batch(batch_size, gpus)
+    one_block_cast = recomputed and recipe.engine not in CASTS_KEPT  # its copies may come at any moment
+    return Update(
+        precision=recipe.precision,
+        recomputed=recomputed,
+        pictures=pictures,
+        width=networks.width,
+        depth=networks.depth,
+        tokens=networks.tokens,
+        text_tokens=recipe.text.max_length,
+        caption_channels=networks.teacher.config.caption_channels,
+        taps=tuple(recipe.distill.adversarial.taps),
+        kinds=2 + recipe.distill.adversarial.misaligned_pairs,
+        copies=0 if one_block_cast else parts.get(COPIES, 0),
+        first_gradients=0 if there_before else parts[GRADIENTS],
+    )
+
+
+def local_batch(batch_size: int, gpus: int) -> int:
+    """A process's share of a batch."""
+    return math.ceil(batch_size / gpus)
+
+
+def forward_batch(recipe: Recipe, batch_size: int, gpus: int) -> int:
+    """Pictures in one forward: a process's share of the batch, or a micro-batch of it."""
+    local = local_batch(batch_size, gpus)
+    return min(local, recipe.micro_batch_size or local)
+
+
+def _batch_bytes(recipe: Recipe, networks: Networks, pictures: int) -> int:
+    """Embedded prompts, latents and up to three draws of noise."""
+    text = networks.teacher.config.caption_channels * recipe.text.max_length
+    return FP32 * pictures * (text + 4 * networks.latent_numel)
+
+
+def with_totals(parts: Parts) -> Parts:
+    """The same and their sums, without and with activation checkpointing."""
+    kept, recomputed = totals_of(parts)
+    return {**parts, "total": kept, f"total{RECOMPUTED}": recomputed}
+
+
+def totals_of(parts: Parts) -> Totals:
+    kept = sum(size for name, size in parts.items() if not name.endswith(RECOMPUTED))
+    recomputed = sum(size for name, size in parts.items() if name + RECOMPUTED not in parts)
+    return Totals(kept, recomputed)

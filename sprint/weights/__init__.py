@@ -1,0 +1,1 @@
+"""A model on disk: weights in, weights out, proved equal."""

@@ -1,0 +1,256 @@
+"""`sprint convert`: a checkpoint in any layout becomes a network seen through TrigFlow, or goes back.
+
+source ──► understand ──► written beside the output ──► certificate ──► renamed to the output
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sprint.base.dtypes import DTYPES
+from sprint.base.errors import SprintError
+from sprint.base.files import sha256
+from sprint.maths.trigflow import SIGMA_DATA
+from sprint.models.sana.presets import PRESETS, meta_network
+from sprint.weights.checkpoint import Checkpoint, understand
+from sprint.weights.sources import SIDE_FILES, TRIGFLOW_FILE, open_source
+from sprint.weights.verify import check_bits, check_velocity_fast, check_velocity_full, compare_tensors
+from sprint.weights.writer import Spec, whole_or_nothing, write_pickle, write_safetensors
+
+Target = Literal["trigflow", "flow", "original"]
+Verify = Literal["fast", "full", "off"]
+NETWORK_FILE = "diffusion_pytorch_model.safetensors"  # what diffusers looks for
+ORIGINAL_FILE = "model.safetensors"
+EXTRA_FILE = SIDE_FILES[0]
+
+
+def convert(
+    source: str | Path,
+    out: str | Path | None = None,
+    to: Target = "trigflow",
+    verify: Verify = "fast",
+    dtype: str | None = None,
+    time_scale: float | None = None,
+    cross_attention_heads: int | None = None,
+    progress: bool = True,
+) -> dict:
+    """Convert `source`; -> what was done, certificate included (the content of trigflow.json, and `out`).
+
+    source   a file, an index of shards, a diffusers folder, or a hub id (see `open_source`)
+    out      by default NAME-TARGET here
+    to       "trigflow": a folder that diffusers opens, with trigflow.json; "flow": the same without it;
+             "original": Sana's own names, in a folder, or in the one file that `out` names
+    verify   "fast": every tensor's bits, velocities of a cut network in fp32; "full": also the whole network
+             in fp32 and fp64, and both ways back; "off"
+    dtype    "fp32", "fp16" or "bf16" for the network's weights; by default they stay as they are
+
+    Raises SprintError for bad input, a failed certificate or a full disk; then nothing is left behind.
+    """
+    _check_choice("--to", to, ("trigflow", "flow", "original"))
+    _check_choice("--verify", verify, ("fast", "full", "off"))
+    _check_choice("--dtype", dtype, (None, *DTYPES))
+    torch_dtype = DTYPES.get(dtype)
+    checkpoint = understand(source, time_scale, cross_attention_heads)
+    out = Path(out).expanduser() if out else default_out(source, to)
+    with whole_or_nothing(out) as place, ThreadPoolExecutor(1) as worker:
+        digests = worker.submit(_describe_files, checkpoint)
+        written = _write(checkpoint, place, to, torch_dtype, progress)
+        certificate = _certify(checkpoint, written, place, to, verify, torch_dtype)
+        record = _record(checkpoint, written, digests.result(), certificate)
+        if to == "trigflow":
+            (place / TRIGFLOW_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return record | {"out": str(out)}
+
+
+def _check_choice(option: str, value: str | None, choices: tuple) -> None:
+    if value not in choices:
+        raise SprintError(f"{option} {value}: choose one of {', '.join(c for c in choices if c)}")
+
+
+def default_out(source: str | Path, to: Target) -> Path:
+    """NAME-TARGET in the current folder; a pipeline's `transformer` is named after the pipeline."""
+    path = Path(source)
+    name = path.resolve().parent.name if path.name == "transformer" else path.name.split(".safetensors")[0]
+    return Path(f"{Path(name).stem if Path(name).suffix in ('.pth', '.pt', '.bin', '.ckpt') else name}-{to}")
+
+
+# ---- writing ----------------------------------------------------------------------------------------
+
+
+def _write(
+    checkpoint: Checkpoint, place: Path, to: Target, dtype: torch.dtype | None, progress: bool
+) -> Checkpoint:
+    """Write the target and look at it as a checkpoint of its own, read back from the disk."""
+    layout = "original" if to == "original" else "diffusers"
+    bar = tqdm(unit="B", unit_scale=True, desc="convert", disable=not progress, leave=False)
+    specs = checkpoint.specs(layout, dtype)
+    bar.total = sum(kind.itemsize * torch.Size(shape).numel() for kind, shape in specs.values())
+    with bar:
+        stream = _watched(checkpoint.stream(layout, dtype), bar)
+        if layout == "original":
+            _write_original(checkpoint, place, specs, stream)
+        else:
+            _write_diffusers(checkpoint, place, specs, stream)
+    return replace(checkpoint, source=open_source(place), layout=layout)
+
+
+def _watched(stream: Iterable[tuple[str, Tensor]], bar: tqdm) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in stream:
+        yield name, tensor
+        bar.update(tensor.nbytes)
+
+
+def _write_diffusers(
+    checkpoint: Checkpoint, folder: Path, specs: dict[str, Spec], stream: Iterator[tuple[str, Tensor]]
+) -> None:
+    folder.mkdir()
+    meta_network(checkpoint.config).save_config(folder)
+    write_safetensors(folder / NETWORK_FILE, specs, stream, checkpoint.metadata)
+    if checkpoint.extras:
+        extras = checkpoint.extra_specs(), checkpoint.stream_extras()
+        write_safetensors(folder / EXTRA_FILE, *extras, {"format": "pt"})
+
+
+def _write_original(
+    checkpoint: Checkpoint, place: Path, specs: dict[str, Spec], stream: Iterator[tuple[str, Tensor]]
+) -> None:
+    def with_extras() -> Iterator[tuple[str, Tensor]]:
+        yield from stream
+        yield from checkpoint.stream_extras()
+
+    if place.suffix == ".pth":
+        write_pickle(place, with_extras())
+        return
+    if place.suffix != ".safetensors":
+        place.mkdir()
+        place = place / ORIGINAL_FILE
+    write_safetensors(place, specs | checkpoint.extra_specs(), with_extras(), checkpoint.metadata)
+
+
+# ---- proving ----------------------------------------------------------------------------------------
+
+
+def _certify(
+    checkpoint: Checkpoint,
+    written: Checkpoint,
+    place: Path,
+    to: Target,
+    verify: Verify,
+    dtype: torch.dtype | None,
+) -> dict:
+    if verify == "off":
+        return {"verify": "off"}
+    certificate = {"verify": verify, "bits": check_bits(checkpoint, written, dtype)}
+    if to == "trigflow" and verify == "fast":
+        certificate["velocity"] = check_velocity_fast(written)
+    if to == "trigflow" and verify == "full":
+        certificate["velocity"] = check_velocity_full(written, place)
+        certificate["ways_back"] = {
+            way: _check_way_back(checkpoint, written, place.parent / f"{way}.safetensors", way, dtype)
+            for way in ("flow", "original")
+        }
+    return certificate
+
+
+def _check_way_back(
+    checkpoint: Checkpoint, written: Checkpoint, place: Path, to: Target, dtype: torch.dtype | None
+) -> int:
+    """(c): convert the result on, and find the source's tensors in that; -> how many."""
+    place = place.with_suffix("") if to == "flow" else place
+    return compare_tensors(checkpoint, _write(written, place, to, None, progress=False), dtype)
+
+
+def _describe_files(checkpoint: Checkpoint) -> list[dict]:
+    return [
+        {"name": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)}
+        for file in checkpoint.source.files
+    ]
+
+
+def _record(checkpoint: Checkpoint, written: Checkpoint, files: list[dict], certificate: dict) -> dict:
+    source, config = checkpoint.source, checkpoint.config
+    return {
+        "source": {
+            "name": source.name,
+            "layout": checkpoint.layout,
+            "prefix": source.prefix,
+            "ignored": source.ignored,
+            "files": files,
+            "tensors": len(source.entries),
+            "dtypes": _dtypes(checkpoint),
+        },
+        "time": checkpoint.time,
+        "time_scale": checkpoint.time_scale,
+        "time_scale_from": checkpoint.time_scale_from,
+        "sigma_data": SIGMA_DATA,
+        "network": {
+            "depth": config["num_layers"],
+            "width": checkpoint.width,
+            "parameters": sum(torch.Size(shape).numel() for shape in checkpoint.network.values()),
+            "cross_attention_heads": config["num_cross_attention_heads"],
+            "cross_attention_heads_from": checkpoint.cross_heads_from,
+            "qk_norm": config["qk_norm"] is not None,
+            "guidance": config["guidance_embeds"],
+        },
+        "tensors": {"network": len(checkpoint.network), "extra": checkpoint.extras},
+        "dtypes": _dtypes(written),
+        "certificate": certificate,
+    }
+
+
+def _dtypes(checkpoint: Checkpoint) -> list[str]:
+    return sorted({str(entry.dtype).removeprefix("torch.") for entry in checkpoint.source.entries.values()})
+
+
+# ---- telling ----------------------------------------------------------------------------------------
+
+
+def describe(result: dict) -> str:
+    """A few lines for a person: size, clock, certificate, place."""
+    net, source = result["network"], result["source"]
+    traits = ", QK-norm" * net["qk_norm"] + ", guidance" * net["guidance"]
+    lines = [
+        f"{size_name(net['depth'], net['width'])}: depth {net['depth']}, width {net['width']}, "
+        f"{net['parameters']:,} parameters{traits}",
+        f"from {source['name']}: {source['layout']} layout, {source['tensors']} tensors, "
+        f"{' and '.join(source['dtypes'])}",
+        f"time: {result['time']}, scale {result['time_scale']:g} (from {result['time_scale_from']})",
+        f"cross-attention heads: {net['cross_attention_heads']} (from {net['cross_attention_heads_from']})",
+        *_describe_certificate(result["certificate"]),
+        f"written to {result['out']}",
+    ]
+    return "\n".join(lines)
+
+
+def _describe_certificate(certificate: dict) -> Iterator[str]:
+    if certificate["verify"] == "off":
+        yield "not verified (--verify off)"
+        return
+    yield f"(a) {certificate['bits']['tensors']} source tensors come back {certificate['bits']['equal']}"
+    if "velocity" not in certificate:
+        return
+    velocity = certificate["velocity"]
+    fp64 = "" if velocity["fp64_error"] is None else f", {velocity['fp64_error']:.1e} in fp64"
+    where = f"{velocity['network']}, {velocity['times']} times"
+    yield f"(b) velocities agree to {velocity['fp32_error']:.1e} in fp32{fp64} ({where})"
+    if ways := certificate.get("ways_back"):
+        count = min(ways.values())
+        yield f"(c) written on to {' and '.join(ways)}, {count} source tensors come back bit for bit"
+    else:
+        yield "(c) ways back not written out (--verify full does)"
+
+
+def size_name(depth: int, width: int) -> str:
+    """Sana 0.6B, or the size it was pruned or grown from."""
+    rows = [row for row in PRESETS.values() if row.width == width]
+    exact = [row.name for row in rows if row.depth == depth]
+    if exact:
+        return f"Sana {exact[0].upper() if exact[0][0].isdigit() else exact[0]}"
+    return f"Sana of another depth than {rows[0].name}" if rows else "Sana of its own size"

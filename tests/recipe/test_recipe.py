@@ -1,0 +1,310 @@
+from pathlib import Path
+
+import pytest
+
+from sprint.base.errors import SprintError
+from sprint.recipe.load import load_recipe, recipe_hash, recipe_text
+from sprint.recipe.schema import DataKind, OptimizerKind, Precision, Recipe
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
+SMALL = """\
+name: small
+teacher: tiny
+data: {size: 64}
+adapt: {steps: 300, optimizer: {kind: adamw, lr: 1e-3, betas: [0.9, 0.99]}}
+distill:
+  optimizer: {kind: adamw, lr: 4e-4, betas: [0.9, 0.99]}
+  adversarial: {taps: [1, 3, 5], optimizer: {kind: adamw, betas: [0.9, 0.99]}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL)
+    return file
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "some.yaml"
+    file.write_text(text)
+    return file
+
+
+def refusal(path, *overrides: str) -> str:
+    """The one line with which a recipe is refused."""
+    with pytest.raises(SprintError) as error:
+        load_recipe(path, overrides)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ---- shipped recipes --------------------------------------------------------------------------------
+
+
+def test_three_recipes_are_shipped():
+    assert {"0.6b", "1.6b", "tiny"} <= {file.stem for file in SHIPPED}
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_shipped_recipe_loads_by_path_and_by_name(file):
+    recipe = load_recipe(file)
+    assert recipe == load_recipe(file.stem)
+    assert isinstance(recipe, Recipe)
+    assert recipe.needs
+
+
+@pytest.mark.parametrize(("name", "shift"), [("0.6b", 4.0), ("1.6b", 3.0)])
+def test_large_recipes_carry_the_papers_settings(name, shift):
+    recipe = load_recipe(name)
+    adapt, distill = recipe.adapt, recipe.distill
+    assert (recipe.precision, recipe.data.kind, recipe.data.size) == (Precision.bf16, DataKind.folder, 1024)
+    assert (adapt.steps, adapt.batch_size, adapt.shift, adapt.caption_dropout) == (5000, 1024, shift, 0.1)
+    assert (distill.steps, distill.batch_size, distill.guidance_scales) == (20000, 512, (4.0, 4.5, 5.0))
+    assert (distill.consistency.time.mean, distill.consistency.time.std) == (0.2, 1.6)
+    assert distill.consistency.tangent_warmup_updates == 2000
+    assert distill.consistency.tangent_normalisation == 0.1
+    assert (distill.adversarial.weight, distill.adversarial.taps) == (0.5, (2, 8, 14, 19))
+    assert (distill.adversarial.time.mean, distill.adversarial.time.std) == (-0.6, 1.0)
+    assert distill.adversarial.max_time_probability == 0.5
+    for optimizer, lr in (
+        (adapt.optimizer, 2e-5),
+        (distill.optimizer, 2e-6),
+        (distill.adversarial.optimizer, 2e-6),
+    ):
+        assert (optimizer.kind, optimizer.lr, optimizer.clip_norm) == (OptimizerKind.came, lr, 0.1)
+        assert optimizer.betas == (0.9, 0.999, 0.9999)
+
+
+# ---- overrides --------------------------------------------------------------------------------------
+
+
+def test_overrides_beat_the_file_and_the_file_beats_defaults(tmp_path):
+    file = write(tmp_path, "teacher: tiny\ndata: {size: 64}\nadapt: {steps: 7, batch_size: 5}\n")
+    recipe = load_recipe(file, ["adapt.steps=9", "distill.optimizer.lr=2e-5", "precision=bf16"])
+    assert (recipe.adapt.steps, recipe.adapt.batch_size, recipe.adapt.shift) == (9, 5, 3.0)
+    assert (recipe.distill.optimizer.lr, recipe.precision) == (2e-5, Precision.bf16)
+
+
+def test_lists_groups_and_text_as_overrides(small):
+    recipe = load_recipe(
+        small,
+        [
+            "distill.guidance_scales=[3, 4.5, 6]",
+            "adapt.optimizer={kind: came, betas: [0.9, 0.99, 0.999]}",
+            "name=007",
+            "needs=a=b: {c}",
+        ],
+    )
+    assert recipe.distill.guidance_scales == (3.0, 4.5, 6.0)
+    assert recipe.adapt.optimizer.kind is OptimizerKind.came
+    assert recipe.adapt.optimizer.lr == 1e-3  # a group keeps what the override does not name
+    assert (recipe.name, recipe.needs) == ("007", "a=b: {c}")
+
+
+def test_override_without_equals_sign(small):
+    assert refusal(small, "adapt.steps") == "command line: 'adapt.steps' is not an override; write key=value"
+
+
+# ---- misspelt and mistyped --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("teachr", "teacher"),
+        ("adpat.steps", "adapt.steps"),
+        ("distill.batchsize", "distill.batch_size"),
+        ("distill.optimzer.lr", "distill.optimizer.lr"),
+        ("distill.consistency.time.men", "distill.consistency.time.mean"),
+        ("distill.adversarial.optimizer.beta", "distill.adversarial.optimizer.betas"),
+        ("distill.taps", "distill.adversarial.taps"),  # the right name at the wrong level
+        ("distill.lr", "distill.optimizer.lr"),
+    ],
+)
+def test_misspelt_key_names_the_nearest(small, tmp_path, wrong, nearest):
+    complaint = f"{wrong!r}: no such key; the nearest is {nearest}"
+    assert refusal(small, f"{wrong}=1") == f"command line: {complaint}"
+    *groups, name = wrong.split(".")
+    nested = "".join(f"{'  ' * depth}{group}:\n" for depth, group in enumerate(groups))
+    file = write(tmp_path, f"{nested}{'  ' * len(groups)}{name}: 1\n")
+    message = refusal(file)  # a file may stop at a misspelt group, before its key
+    assert message.startswith(f"{file}: ")
+    assert nearest.startswith(message.rpartition(" ")[2])
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("adapt.steps=many", "adapt.steps = 'many', but it takes a whole number"),
+        ("adapt.steps=1.5", "adapt.steps = 1.5, but it takes a whole number"),
+        ("adapt.steps=", "adapt.steps = None, but it takes a whole number"),
+        ("distill.optimizer.lr=true", "distill.optimizer.lr = True, but it takes a number"),
+        ("wandb=maybe", "wandb = 'maybe', but it takes true or false"),
+        ("precision=fp8", "precision = 'fp8', but it takes one of fp32, bf16"),
+        (
+            "data.kind=tar",
+            "data.kind = 'tar', but it takes one of scenes, folder, webdataset, huggingface, cache, prompts",
+        ),
+        ("distill.optimizer.betas=0.9", "distill.optimizer.betas = 0.9, but it takes a list of numbers"),
+        (
+            "distill.adversarial.taps=[1, 2.5]",
+            "distill.adversarial.taps = [1, 2.5], but it takes a list of whole numbers",
+        ),
+        (
+            "distill.student_times=[1, 2]",
+            "distill.student_times = [1, 2], but it takes a list of lists of numbers",
+        ),
+        (
+            "distill.guidance_scales=[1, [2]]",
+            "distill.guidance_scales = [1, [2]], but it takes a list of numbers",
+        ),
+        ("distill=3", "distill = 3, but it is a group of keys, not a value"),
+        ("evaluate.steps=[1", "'evaluate.steps=[1': the value is not valid YAML"),
+    ],
+)
+def test_wrong_type_names_key_value_and_type(small, override, complaint):
+    assert refusal(small, override) == f"command line: {complaint}"
+
+
+def test_wrong_type_in_a_file(tmp_path):
+    file = write(tmp_path, "adapt:\n  optimizer:\n    lr: fast\n")
+    assert refusal(file) == f"{file}: adapt.optimizer.lr = 'fast', but it takes a number"
+
+
+def test_broken_files(tmp_path):
+    broken = write(tmp_path, "name: a\nadapt: [1\nseed: 3\n")
+    assert refusal(broken).startswith(f"{broken}, line 3: not valid YAML: ")
+    assert "duplicate key seed" in refusal(write(tmp_path, "seed: 1\nseed: 2\n"))
+    assert "not a recipe" in refusal(write(tmp_path, "- 1\n- 2\n"))
+    assert "Interpolation key 'nowhere' not found" in refusal(write(tmp_path, "teacher: ${nowhere}"))
+    (tmp_path / "some.yaml").write_bytes(b"name: \xff\xfe")
+    assert "not a readable recipe" in refusal(tmp_path / "some.yaml")
+
+
+def test_missing_file_names_what_is_there(small, monkeypatch):
+    monkeypatch.chdir(small.parent)
+    assert refusal("huge") == "huge: no such recipe (looked for huge and recipes/huge.yaml)"
+    (small.parent / "recipes").mkdir()
+    small.rename("recipes/small.yaml")
+    assert refusal("huge").endswith("recipes/huge.yaml; recipes here: small)")
+    assert refusal("recipes").startswith("recipes: no such recipe")  # a folder
+    assert load_recipe("small").name == "small"
+
+
+# ---- validation -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("adapt.steps=-1", "adapt.steps = -1, but it must be at least 0"),
+        ("adapt.batch_size=0", "adapt.batch_size = 0, but it must be at least 1"),
+        ("distill.batch_size=1", "distill.batch_size = 1, but misaligned pairs need at least 2"),
+        ("adapt.caption_dropout=1.1", "adapt.caption_dropout = 1.1, but it must be between 0 and 1"),
+        ("adapt.optimizer.lr=0", "adapt.optimizer.lr = 0.0, but it must be above 0"),
+        ("adapt.optimizer.lr=.nan", "adapt.optimizer.lr = nan, but it must be above 0"),
+        ("distill.ema_decay=1", "distill.ema_decay = 1.0, but it must be at least 0 and below 1"),
+        ("text.max_length=1", "text.max_length = 1, but it must be at least 2"),
+        (
+            "distill.optimizer.kind=came",
+            "distill.optimizer.betas = [0.9, 0.99], but came takes 3 numbers in [0, 1)",
+        ),
+        (
+            "adapt.optimizer.betas=[0.9, 1]",
+            "adapt.optimizer.betas = [0.9, 1.0], but adamw takes 2 numbers in [0, 1)",
+        ),
+        (
+            "distill.adversarial.taps=[3, 1]",
+            "distill.adversarial.taps = [3, 1], but blocks are counted from 0 and listed once, in order",
+        ),
+        ("distill.adversarial.taps=[]", "distill.adversarial.taps is empty, but its weight is not 0"),
+        ("evaluate.steps=[0]", "evaluate.steps = [0], but a student takes 1 to 4 steps"),
+        ("evaluate.steps=[5]", "evaluate.steps = [5], but a student takes 1 to 4 steps"),
+        (
+            "distill.student_times=[[1.5, 0.8]]",
+            "distill.student_times = [[1.5, 0.8]]: times must fall strictly and end at 0, not [1.5, 0.8]",
+        ),
+        (
+            "distill.student_times=[[1.5, 0.8, 0], [1.5, 0.7, 0]]",
+            "distill.student_times = [[1.5, 0.8, 0.0], [1.5, 0.7, 0.0]], but it takes one list at most for each of "
+            "1 to 4 steps",
+        ),
+        (
+            "distill.guidance_scales=[]",
+            "distill.guidance_scales = [], but it takes one or more numbers of at least 0",
+        ),
+        ("teacher=", "teacher is empty; set a built-in name, a folder, a file or a hub id"),
+        ("data.kind=folder", "data.kind = folder needs data.path"),
+        ("data.size=128", "data.size = 128, but scenes are drawn at 64 pixels"),
+    ],
+)
+def test_values_that_cannot_work(small, override, complaint):
+    assert refusal(small, override) == f"recipe small: {complaint}"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/tmp"])
+def test_name_must_be_a_folder_name(small, name):
+    assert "cannot name a folder in runs/" in refusal(small, f"name={name}")
+
+
+def test_relations_between_keys(small):
+    off = "distill.adversarial.weight=0"
+    assert "nothing to train on" in refusal(small, off, "distill.consistency.weight=0")
+    assert "looks at LADD's samples" in refusal(small, off, "distill.self_consistency=1")
+    assert "only scenes can be scored" in refusal("0.6b", "evaluate.prompts=100")
+    assert load_recipe(small, [off, "distill.batch_size=1", "distill.adversarial.taps=[]"])
+
+
+# ---- text and hash ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_text_reads_back_as_the_same_recipe(file, tmp_path):
+    recipe = load_recipe(file)
+    again = load_recipe(write(tmp_path, recipe_text(recipe)))
+    assert again == recipe
+    assert recipe_hash(again) == recipe_hash(recipe)
+
+
+def test_hash_changes_with_what_determines_the_result_only(small):
+    original = recipe_hash(load_recipe(small))
+    assert len(original) == 12
+    for same in ("log_every=1", "save_every=7", "wandb=true", "name=other", "needs=luck", "adapt.steps=300"):
+        assert recipe_hash(load_recipe(small, [same])) == original, same
+    how = (
+        "engine=ddp",
+        "micro_batch_size=4",
+        "activation_checkpointing=true",
+        "timeout=60",
+        "data.workers=3",
+    )
+    for same in (*how, "shard_teacher=true", "data.bad_share=0.5"):
+        assert recipe_hash(load_recipe(small, [same])) == original, same
+    different = [
+        "seed=1",
+        "adapt.steps=301",
+        "distill.optimizer.lr=4.1e-4",
+        "distill.adversarial.time.mean=-0.7",
+        "evaluate.prompts=60",
+    ]
+    assert len({recipe_hash(load_recipe(small, [key])) for key in different} - {original}) == len(different)
+
+
+def test_hash_does_not_tell_whole_numbers_from_equal_floats():
+    one, other = Recipe(), Recipe()
+    one.adapt.shift, other.adapt.shift = 3, 3.0
+    assert recipe_hash(one) == recipe_hash(other)
+
+
+def test_a_path_given_twice_is_refused(small):
+    """What the shell makes of data.path=x-{0..1}.tar. Of any other key the last one counts."""
+    assert load_recipe(small, ["adapt.steps=3", "adapt.steps=4"]).adapt.steps == 4
+    with pytest.raises(SprintError, match=r"data.path is given twice; .* quotes"):
+        load_recipe(small, ["data.path=x-0.tar", "data.path=x-1.tar"])

@@ -1,0 +1,374 @@
+"""The page says what it is given, alone, and safely."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sprint.pages.chart import (
+    BOTTOM,
+    LEFT,
+    RIGHT,
+    TOP,
+    Scale,
+    line_chart,
+    running_median,
+)
+from sprint.pages.grid import (
+    CELL,
+    GAP,
+    HEADER,
+    MARGIN,
+    grid_size,
+    picture_grid,
+    resize_picture,
+)
+from sprint.train.report.curves import training_curves, update_times
+from sprint.train.report.report import (
+    Column,
+    Curve,
+    Goal,
+    Report,
+    Role,
+    Scores,
+    distillation_goals,
+    headline,
+    write_report,
+)
+
+CAPTIONS = ("a red circle", 'two <script>alert("x")</script> squares')
+
+
+def picture(value):
+    return np.full((64, 64, 3), value, np.uint8)
+
+
+def column(role, steps, seconds, overall, fid):
+    scores = Scores(overall, {"colors": overall, "counting": overall / 2, "color_attr": 0.25})
+    return Column(role, steps, seconds, scores, fid, [picture(10), picture(200)])
+
+
+def full_report():
+    columns = [
+        column(Role.teacher, 20, 0.2, 0.8, 3.0),
+        column(Role.undistilled, 1, 0.0125, 0.1, 15.0),
+        column(Role.student, 1, 0.0125, 0.72, 4.5),
+        column(Role.student, 4, 0.04, 0.56, 4.8),
+    ]
+    report = Report(
+        name="tiny & small",
+        columns=columns,
+        captions=CAPTIONS,
+        prompts=600,
+        fid_space="the scene network's features",
+        curves=[Curve("Stage 1: flow loss", {"this run": [(1, 0.5), (2, 0.25)]})],
+        seconds={"Stage 1": 100.0, "Stage 2": 500.0},
+        peak_memory=3 * 2**30,
+        recipe="name: tiny\nseed: 7\n",
+        command="sprint distill recipes/tiny.yaml",
+        environment={"torch": "2.11.0"},
+        notes=["Made up for a test."],
+    )
+    return dataclasses.replace(report, goals=distillation_goals(report))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    path = write_report(folder, full_report())
+    return folder, path.read_text(encoding="utf-8")
+
+
+# ---- the page ---------------------------------------------------------------------------------------
+
+
+def test_three_files_and_no_scraps(written):
+    folder, _ = written
+    assert sorted(file.name for file in folder.iterdir()) == ["report.html", "report.json", "samples.png"]
+
+
+def test_the_page_loads_nothing(written):
+    _, page = written
+    assert "http://" not in page and "https://" not in page and "//cdn" not in page
+    assert not re.search(r"<(script|link|iframe|object|embed)\b|@import|url\(", page)
+    assert {source[:22] for source in re.findall(r'src="([^"]*)"', page)} == {"data:image/png;base64,"}
+    assert "default-src 'none'" in page
+
+
+def test_what_people_wrote_is_escaped(written):
+    _, page = written
+    assert "two &lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; squares" in page
+    assert "<h1>tiny &amp; small</h1>" in page
+
+
+def test_every_text_field_is_escaped(tmp_path):
+    evil = "<b id='evil'>"
+    report = Report(
+        evil,
+        [Column(Role.student, 1, scores=Scores(0.5, {evil: 0.5}), pictures=[picture(0)])],
+        [evil],
+        fid_space=evil,
+        goals=[Goal(evil, evil, evil, False)],
+        curves=[Curve(evil, {evil: [(0, 1), (1, 2)], "b": [(0, 1)]}, evil, evil, note=evil)],
+        seconds={evil: 1.0},
+        recipe=evil,
+        command=evil,
+        environment={evil: evil},
+        notes=[evil],
+    )
+    page = write_report(tmp_path, report).read_text()
+    assert "&lt;b id=" in page
+    assert "<b id" not in page
+
+
+def test_the_page_holds_the_numbers(written):
+    _, page = written
+    assert "12 ms" in page and "16× as fast" in page  # 0.2 / 0.0125
+    for cell in ("0.72", "15.00", "1.50", "200 ms", "10 min 0 s", "3.0 GiB", "seed: 7", "2.11.0"):
+        assert cell in page, cell
+    for text in (
+        "Attribute binding",
+        "sprint distill recipes/tiny.yaml",
+        "Made up for a test.",
+        "600 held-out",
+    ):
+        assert text in page, text
+    assert page.count("<img ") == 8
+
+
+def test_the_headline_is_one_sentence_and_a_verdict():
+    assert headline(full_report()) == (
+        "One set of weights, 1 to 4 steps: 1 step takes 12 ms a picture and keeps 90% of the scene score of "
+        "the 20-step teacher. 6 of 8 goals fall short."
+    )
+
+
+def test_missing_parts_are_left_out(tmp_path):
+    page = write_report(tmp_path, Report("0.6b", recipe="name: 0.6b")).read_text()
+    assert re.findall("<h2>(.*?)</h2>", page) == ["To make it again"]
+    assert "None" not in page
+    assert not (tmp_path / "samples.png").exists()
+
+
+def test_pictures_without_scores(tmp_path):
+    columns = [Column(Role.student, 2, pictures=[picture(9)])]
+    page = write_report(tmp_path, Report("0.6b", columns, ["a dog"])).read_text()
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Pictures"]
+    assert "One set of weights, 2 steps." in page
+
+
+def test_pictures_must_match_captions(tmp_path):
+    report = Report("tiny", [Column(Role.student, 1, pictures=[picture(0)])], CAPTIONS)
+    with pytest.raises(ValueError, match="student_1: 1 pictures for 2 captions"):
+        write_report(tmp_path, report)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_holds_the_same_without_pictures(tmp_path):
+    report = dataclasses.replace(
+        full_report(), columns=[Column(Role.student, 1, fid=float("nan"))], captions=()
+    )
+    write_report(tmp_path, report)
+    data = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert data["columns"] == [
+        {
+            "role": "student",
+            "steps": 1,
+            "seconds_per_picture": None,
+            "scores": None,
+            "fid": None,
+            "key": "student_1",
+        }
+    ]
+    assert data["peak_memory"] == 3 * 2**30
+    assert data["curves"][0]["lines"]["this run"] == [[1, 0.5], [2, 0.25]]
+
+
+def test_large_pictures_are_reduced_and_small_ones_kept(tmp_path):
+    large, small = np.zeros((1024, 512, 3), np.uint8), picture(0)
+    report = Report("0.6b", [Column(Role.student, 1, pictures=[large, small])], CAPTIONS)
+    images = re.findall("<img [^>]*>", write_report(tmp_path, report).read_text())
+    assert 'width="128" height="256"' in images[0] and "pixels" not in images[0]
+    assert 'width="64" height="64"' in images[1] and 'class="pixels"' in images[1]
+
+
+# ---- goals and curves -------------------------------------------------------------------------------
+
+
+def test_goals_compare_with_the_teacher():
+    goals = {goal.text: goal for goal in full_report().goals}
+    assert goals["FID ÷ teacher's, 1 step"] == Goal("FID ÷ teacher's, 1 step", "≤ 1.2", "1.500", False)
+    assert goals["FID ÷ teacher's, 4 steps"] == Goal("FID ÷ teacher's, 4 steps", "≤ 1.5", "1.600", False)
+    assert goals["Overall ÷ teacher's, 1 step"] == Goal("Overall ÷ teacher's, 1 step", "≥ 1", "0.900", False)
+    assert goals["Colors ÷ teacher's, 1 step"].met
+    assert goals["Overall ÷ teacher's, 4 steps"] == Goal(
+        "Overall ÷ teacher's, 4 steps", "≥ 0.75", "0.700", False
+    )
+    assert "FID ÷ teacher's, 2 steps" not in goals  # not measured
+
+
+def test_curves_come_from_the_metrics():
+    rows = [
+        {"stage": "adapt", "step": 1, "phase": "flow", "loss": 0.5, "grad_norm": None},
+        {"stage": "distill", "step": 1, "phase": "G", "loss_adv": 0.25, "loss_self": 0.1, "logvar": -7.0},
+        {"stage": "distill", "step": 2, "phase": "D", "loss": 2.0},
+    ]
+    curves = {c.title: c.lines for c in training_curves(rows)}
+    assert curves == {
+        "Stage 1: flow loss": {"loss": [(1, 0.5)]},
+        "Stage 2: adversarial losses": {"student": [(1, 0.25)], "discriminator": [(2, 2.0)]},
+        "Stage 2: self-consistency": {"distance": [(1, 0.1)]},
+        "Stage 2: log-variance weight": {"logvar": [(1, -7.0)]},
+    }
+
+
+# ---- the time of an update ------------------------------------------------------------------------------
+
+TIMED = [
+    {"stage": "adapt", "step": 1, "phase": "flow", "loss": 1.0},  # logged before there were times
+    {"stage": "adapt", "step": 2, "phase": "flow", "ms_data": 1.0, "ms_forward": 19.0, "ms_other": 0.0},
+    {"stage": "distill", "step": 1, "phase": "G", "ms_student": 900.0, "ms_other": 7.0},  # the first is slow
+    {"stage": "distill", "step": 3, "phase": "G", "ms_student": 60.0, "ms_other": 5.0, "ms_teacher": 35.0},
+    {"stage": "distill", "step": 5, "phase": "G", "ms_student": 50.0, "ms_other": 6.0, "ms_teacher": 34.0},
+    {"stage": "distill", "step": 2, "phase": "D", "ms_odd part": 10.0, "ms_other": 40.0},
+]
+
+
+def test_times_of_an_update_are_medians_in_order():
+    times = update_times(TIMED)
+    assert times == {
+        "Stage 1": {"data": 1.0, "forward": 19.0, "other": 0.0},
+        "Stage 2, student": {"teacher": 34.0, "student": 60.0, "other": 6.0},
+        "Stage 2, discriminator": {"odd part": 10.0, "other": 40.0},
+    }
+    assert [list(parts) for parts in times.values()] == [
+        ["data", "forward", "other"],
+        ["teacher", "student", "other"],
+        ["odd part", "other"],
+    ]
+    assert update_times(TIMED[:1]) == {}
+
+
+def test_the_page_shows_a_bar_and_a_column_for_each_kind_of_update(tmp_path):
+    """The longest, 100 ms, fills the width; a part too small for its name has none."""
+    page = write_report(tmp_path, Report("tiny", update_times=update_times(TIMED))).read_text()
+    bars = re.findall('<p>([^<]*) <b>([^<]*)</b></p><div class="stack">(.*?)</div>', page)
+    assert [(name, whole) for name, whole, _ in bars] == [
+        ("Stage 1", "20 ms"),
+        ("Stage 2, student", "100 ms"),
+        ("Stage 2, discriminator", "50 ms"),
+    ]
+    pieces = [re.findall(r'class="([^"]*)" style="width:([\d.]+)%"[^>]*>([^<]*)<', bar) for *_, bar in bars]
+    assert pieces[1] == [
+        ("part-teacher", "34.00", "teacher"),
+        ("part-student", "60.00", "student"),
+        ("part-other", "6.00", ""),
+    ]
+    assert pieces[2][0] == ("part-odd-part", "10.00", "odd part")
+    rows = {
+        name: re.findall("<td>([^<]*)</td>", cells)
+        for name, cells in re.findall(
+            r'<th scope="row">(?:<i class="swatch [^"]*"></i>)?([^<]*)</th>(.*?)</tr>', page
+        )
+    }
+    assert rows["the whole update"] == ["20 ms", "100 ms", "50 ms"]
+    assert rows["student"] == ["–", "60 ms · 60%", "–"]
+    assert rows["other"] == ["0.0 ms · 0%", "6.0 ms · 6%", "40 ms · 80%"]
+    assert list(rows) == ["the whole update", "data", "teacher", "student", "forward", "odd part", "other"]
+
+
+def test_a_part_with_an_evil_name_is_escaped(tmp_path):
+    page = write_report(tmp_path, Report("t", update_times={"<b>": {'"><i onclick="': 1.0}})).read_text()
+    assert "<b>&lt;b" not in page and "onclick=&quot;" in page and 'onclick="' not in page
+
+
+# ---- charts -----------------------------------------------------------------------------------------
+
+
+def test_scale_maps_ends_and_middle():
+    assert [Scale(0, 10, 100, 300)(v) for v in (0, 5, 10)] == [100, 200, 300]
+    assert [Scale(1, 100, 300, 100, log=True)(v) for v in (1, 10, 100)] == [300, 200, 100]
+
+
+@pytest.mark.parametrize(
+    ("scale", "ticks"),
+    [
+        (Scale(0, 10, 0, 1), [0, 5, 10]),
+        (Scale(-0.1, 0.35, 0, 1), [0, 0.2]),
+        (Scale(0.5, 2000, 0, 1, log=True), [1, 10, 100, 1000]),
+        (Scale(2, 9, 0, 1, log=True), [2, 4, 6, 8]),
+    ],
+)
+def test_ticks_are_round(scale, ticks):
+    assert scale.ticks() == ticks
+
+
+def polyline(svg):
+    points = re.search(r'class="smooth line-0" points="([^"]*)"', svg)[1]
+    return [tuple(map(float, pair.split(","))) for pair in points.split()]
+
+
+def test_chart_puts_points_where_they_belong():
+    """The y axis has 6% of air on either side: 0 lies 6/112 of the frame above its foot."""
+    svg = line_chart({"a": [(0, 0.0), (50, 5.0), (100, 10.0)]}, "step", "loss")
+    air = (BOTTOM - TOP) * 6 / 112
+    expected = [(LEFT, BOTTOM - air), ((LEFT + RIGHT) / 2, (TOP + BOTTOM) / 2), (RIGHT, TOP + air)]
+    np.testing.assert_allclose(polyline(svg), expected, atol=0.051)
+
+
+def test_log_chart_spaces_decades_evenly_and_drops_zero():
+    ys = [
+        y for _, y in polyline(line_chart({"a": [(0, 0.0), (1, 1), (2, 10), (3, 100)]}, "s", "n", log_y=True))
+    ]
+    assert len(ys) == 3
+    assert ys[0] - ys[1] == pytest.approx(ys[1] - ys[2], abs=0.11)
+    assert ys[0] > ys[1]
+
+
+def test_a_flat_line_is_drawn():
+    assert {y for _, y in polyline(line_chart({"a": [(0, 3.0), (1, 3.0)]}, "s", "l"))} == {(TOP + BOTTOM) / 2}
+
+
+def test_values_show_under_the_pointer():
+    assert "<title>a: 0.25 at 7</title>" in line_chart({"a": [(7, 0.25)]}, "s", "l")
+
+
+def test_running_median_ignores_a_spike_and_keeps_few_points():
+    line = [(i, 1.0) for i in range(100)]
+    line[50] = (50, 1e6)
+    assert running_median(line)[50] == (50, 1.0)
+    assert running_median(line[40:60])[10] == (50, 1e6)
+
+
+def test_a_curve_of_zeros_on_a_log_axis_is_left_out(tmp_path):
+    report = Report("tiny", curves=[Curve("norm", {"n": [(1, 0.0)]}, log_y=True)])
+    assert "<svg" not in write_report(tmp_path, report).read_text()
+
+
+# ---- the grid ---------------------------------------------------------------------------------------
+
+
+def test_samples_have_a_row_a_caption_and_a_column_a_sampler(written):
+    folder, _ = written
+    with Image.open(folder / "samples.png") as image:
+        assert image.size == grid_size(rows=2, columns=4)
+        right = image.width - MARGIN - CELL // 2
+        middle = MARGIN + HEADER + CELL // 2
+        assert image.getpixel((right, middle)) == (10, 10, 10)
+        assert image.getpixel((right, middle + CELL + GAP)) == (200, 200, 200)
+
+
+def test_captions_stay_in_their_column():
+    """Nothing but paper between captions and pictures, however long the words."""
+    long = ["word " * 80, "w" * 300]
+    grid = np.array(picture_grid([("T", "1")], long, [[picture(0), picture(0)]]))
+    assert (grid[MARGIN + HEADER :, -MARGIN - CELL - GAP : -MARGIN - CELL] == 255).all()
+    assert (grid[MARGIN + HEADER : MARGIN + HEADER + CELL, :200] < 100).any()
+
+
+@pytest.mark.parametrize(("shape", "size"), [((64, 64), (128, 128)), ((512, 256), (64, 128))])
+def test_pictures_keep_their_shape(shape, size):
+    assert resize_picture(np.zeros((*shape, 3), np.uint8), 128).size == size

@@ -1,0 +1,303 @@
+import copy
+import math
+
+import pytest
+import torch
+
+from sprint.base.errors import SprintError
+from sprint.maths import losses
+from sprint.maths.trigflow import HALF_PI, SIGMA_DATA, diffuse
+from sprint.train import distill
+from sprint.train.distill import (
+    DISCRIMINATOR,
+    GENERATOR,
+    DistillStage,
+    draw,
+    one_step_sample,
+    teacher_velocity,
+)
+from sprint.train.update import PATIENCE
+from tests.tiny import LATENT, same, snapshot, tiny_batch, tiny_network, tiny_null, tiny_recipe
+
+G, D = 0, 1  # steps of each phase
+
+
+def make_recipe(consistency: float = 1.0, adversarial: float = 0.5, **changes):
+    recipe = tiny_recipe()
+    recipe.distill.consistency.weight = consistency
+    recipe.distill.adversarial.weight = adversarial
+    for key, value in changes.items():
+        setattr(recipe if hasattr(recipe, key) else recipe.distill, key, value)
+    return recipe
+
+
+def make_stage(engine, **changes) -> DistillStage:
+    return DistillStage(make_recipe(**changes), engine, tiny_network(), tiny_null(), LATENT)
+
+
+@pytest.fixture
+def stage(engine):
+    return make_stage(engine)
+
+
+def bad_batch():
+    return tiny_batch()._replace(latent=torch.full((8, *LATENT), math.nan))
+
+
+def gradients(module) -> dict:
+    return {name: p.grad for name, p in module.named_parameters()}
+
+
+# ---- draws --------------------------------------------------------------------------------------------
+
+
+def test_draws_depend_on_seed_and_step_alone():
+    recipe = make_recipe()
+    first = draw(recipe, 5, LATENT)
+    torch.manual_seed(99)
+    assert all(torch.equal(a, b) for a, b in zip(first, draw(recipe, 5, LATENT), strict=True))
+    for other in (draw(make_recipe(seed=1), 5, LATENT), draw(recipe, 6, LATENT)):
+        assert not any(torch.equal(a, b) for a, b in zip(first[1:], other[1:], strict=True))
+
+
+def test_draws_have_the_densities_of_the_recipe():
+    draws = draw(make_recipe(batch_size=20_000), 0, (1, 1, 1))
+    for t, mean, std in ((draws.t, 0.2, 1.6), (draws.renoise_t, -0.6, 1.0)):
+        z = torch.log(SIGMA_DATA * torch.tan(t.double()))
+        assert (z.mean().item(), z.std().item()) == pytest.approx((mean, std), abs=0.04)
+    at_max = draws.start_t == torch.tensor(HALF_PI)
+    assert at_max.float().mean().item() == pytest.approx(0.5, abs=0.02)
+    z = torch.log(SIGMA_DATA * torch.tan(draws.start_t[~at_max].double()))
+    assert (z.mean().item(), z.std().item()) == pytest.approx((0.2, 1.6), abs=0.06)
+    share = draws.second_t / draws.start_t
+    assert (share.min().item(), share.max().item()) == pytest.approx((0.3, 0.7), abs=1e-3)
+    for scale in (4.0, 4.5, 5.0):
+        assert (draws.guidance == scale).float().mean().item() == pytest.approx(1 / 3, abs=0.02)
+    assert draws.guidance.unique().numel() == 3
+    noises = torch.stack([draws.noise, draws.start_noise, draws.renoise_noise]).flatten(1)
+    assert torch.corrcoef(noises).sub(torch.eye(3)).abs().max() < 0.03
+
+
+# ---- pieces -------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_the_teachers_velocity_is_guided_with_the_drawn_scale(stage):
+    batch, draws, (null_text, null_mask) = tiny_batch(), draw(stage.recipe, 0, LATENT), stage.null
+    x_t = diffuse(SIGMA_DATA * batch.latent, draws.noise, draws.t)
+    F_c = stage.teacher(x_t / SIGMA_DATA, draws.t, batch.text, batch.mask)
+    F_u = stage.teacher(x_t / SIGMA_DATA, draws.t, null_text.expand(8, -1, -1), null_mask.expand(8, -1))
+    w = draws.guidance[:, None, None, None]
+    expected = SIGMA_DATA * (F_u + w * (F_c - F_u))
+    torch.testing.assert_close(
+        teacher_velocity(stage.teacher, x_t, draws, stage.with_null(batch)), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+@torch.no_grad()
+def test_one_step_from_max_time_begins_in_pure_noise(stage):
+    """At t = π/2 the sample does not depend on the latent, and is −σ_d · F(noise)."""
+    draws = draw(stage.recipe, 0, LATENT)
+    draws = draws._replace(start_t=torch.full((8,), HALF_PI))
+    batch = tiny_batch()
+    x_0 = one_step_sample(stage.generator.trained, batch, draws).x_0
+    other = one_step_sample(stage.generator.trained, batch._replace(latent=-batch.latent), draws).x_0
+    torch.testing.assert_close(x_0, other, rtol=1e-4, atol=1e-5)
+    F = stage.student(draws.start_noise, draws.start_t, batch.text, batch.mask, draws.guidance)
+    torch.testing.assert_close(x_0, -SIGMA_DATA * F, rtol=1e-4, atol=1e-5)
+
+
+def test_the_consistency_loss_is_the_written_algorithm(stage):
+    """Against central differences of the student in place of its tangent; r = 0.5 after two of four updates."""
+    stage.generator_updates = 2
+    batch, draws = tiny_batch(), draw(stage.recipe, 0, LATENT)
+    loss, seen = stage._consistency_loss(batch, draws, stage.with_null(batch))
+    t, x_t = draws.t, diffuse(SIGMA_DATA * batch.latent, draws.noise, draws.t)
+    with torch.no_grad():
+        v = teacher_velocity(stage.teacher, x_t, draws, stage.with_null(batch))
+        student = copy.deepcopy(stage.student)
+
+        def F_at(x_t, t):
+            return student(x_t / SIGMA_DATA, t, batch.text, batch.mask, draws.guidance)
+
+        s_c = (torch.sin(t) * torch.cos(t))[:, None, None, None]
+        h = 1e-2
+        F_prime = s_c * (F_at(x_t + h * v, t + h) - F_at(x_t - h * v, t - h)) / (2 * h)
+        c2 = torch.cos(t)[:, None, None, None] ** 2
+        g = -c2 * (SIGMA_DATA * F_at(x_t, t) - v) - 0.5 * (s_c * x_t + SIGMA_DATA * F_prime)
+        g = g / (g.flatten(1).norm(dim=1)[:, None, None, None] + 0.1)
+        logvar = student.log_variance(t, draws.guidance)
+        weight = torch.exp(-logvar) / (SIGMA_DATA * torch.tan(t))
+        by_hand = (weight * g.square().mean((1, 2, 3)) + logvar).mean()
+    assert loss.item() == pytest.approx(by_hand.item(), abs=0.02 * abs(by_hand.item()) + 0.01)
+    assert seen["tangent_norm"].item() == pytest.approx(F_prime.flatten(1).norm(dim=1).mean().item(), rel=0.1)
+
+
+def test_log_variance_starts_where_it_settles(stage):
+    t = draw(stage.recipe, 0, LATENT).t
+    logvar = stage.student.log_variance(t, torch.full_like(t, 4.5))
+    assert logvar.mean().item() == pytest.approx(
+        losses.settled_logvar(t, math.prod(LATENT)).mean().item(), abs=1.5
+    )
+
+
+def test_the_hinge_sees_each_kind_once(stage, monkeypatch):
+    """Real pictures under their prompts are not doubled by the misaligned ones."""
+    seen = []
+
+    def features(tapped, x_0, draws, batch):
+        seen.append((x_0, batch.text))
+        return original(tapped, x_0, draws, batch)
+
+    original = distill.renoised_features
+    monkeypatch.setattr(distill, "renoised_features", features)
+    logits = []
+    monkeypatch.setattr(
+        losses, "discriminator_hinge_loss", lambda real, fake: logits.append((real, fake)) or real.mean()
+    )
+    batch, draws = tiny_batch(), draw(stage.recipe, D, LATENT)
+    stage._discriminator_loss(batch, draws)
+    real = SIGMA_DATA * batch.latent
+    assert len(seen) == 3
+    assert torch.equal(seen[0][0], real)
+    with torch.no_grad():
+        assert torch.equal(seen[1][0], one_step_sample(stage.generator.trained, batch, draws).x_0)
+    assert torch.equal(seen[2][0], real[[3, 0, 1, 2, 7, 4, 5, 6]])  # a prompt of one of four neighbours
+    assert all(torch.equal(text, batch.text) for _, text in seen)
+    (real_logits, fake_logits), per_sample = logits[0], 2 * 16  # two taps, 16 tokens
+    assert real_logits.shape == (8, per_sample) and fake_logits.shape == (16, per_sample)
+
+
+def test_without_misaligned_pairs_fakes_are_the_generated_ones(engine, monkeypatch):
+    stage = make_stage(engine)
+    stage.settings.adversarial.misaligned_pairs = False
+    shapes = []
+    monkeypatch.setattr(
+        losses,
+        "discriminator_hinge_loss",
+        lambda real, fake: shapes.append((len(real), len(fake))) or real.mean(),
+    )
+    stage._discriminator_loss(tiny_batch(), draw(stage.recipe, D, LATENT))
+    assert shapes == [(8, 8)]
+
+
+# ---- phases -------------------------------------------------------------------------------------------
+
+
+def test_phases_take_turns(engine, stage):
+    assert [stage.phase(step) for step in range(4)] == [GENERATOR, DISCRIMINATOR, GENERATOR, DISCRIMINATOR]
+    alone = make_stage(engine, adversarial=0.0)
+    assert [alone.phase(step) for step in range(3)] == [GENERATOR] * 3
+
+
+def test_the_generator_phase_moves_the_student_only(stage):
+    stage.update(D, tiny_batch())  # so that the heads have gradients to leave behind
+    stage.discriminator.trained.zero_grad()
+    student, heads, teacher = snapshot(stage.student), snapshot(stage.heads), snapshot(stage.teacher)
+    assert any(key.endswith("._u") for key in heads)
+    stage.update(G, tiny_batch())
+    assert same(heads, snapshot(stage.heads)) and same(teacher, snapshot(stage.teacher))
+    assert all(p.grad is None for p in stage.heads.parameters())
+    assert all(p.grad is None for p in stage.teacher.parameters())
+    moved = [key for key, value in snapshot(stage.student).items() if not torch.equal(value, student[key])]
+    still = student.keys() - moved
+    assert all("guidance_embedder.linear_1" in key for key in still)  # behind a zero layer until it moves
+
+
+def test_the_discriminator_phase_moves_the_heads_only(stage):
+    student, heads, teacher = snapshot(stage.student), snapshot(stage.heads), snapshot(stage.teacher)
+    stage.update(D, tiny_batch())
+    assert same(student, snapshot(stage.student)) and same(teacher, snapshot(stage.teacher))
+    assert all(p.grad is None for p in stage.student.parameters())
+    assert all(p.grad is None for p in stage.teacher.parameters())
+    after = snapshot(stage.heads)
+    assert all(
+        not torch.equal(after[key], heads[key]) for key in heads if "_u" not in key and "_v" not in key
+    )
+    assert all(p.requires_grad for p in stage.heads.parameters()) and stage.heads.training
+
+
+def test_metrics_of_each_phase(engine, stage):
+    common = {"loss", "grad_norm", "skipped"}
+    read = stage.update(G, tiny_batch()).read(engine)
+    assert read.keys() == common | {"loss_scm", "loss_adv", "tangent_norm", "logvar"}
+    assert read["loss"] == pytest.approx(read["loss_scm"] + 0.5 * read["loss_adv"], rel=1e-5)
+    assert stage.update(D, tiny_batch()).read(engine).keys() == common | {"logit_real", "logit_fake"}
+
+
+def test_a_term_of_weight_zero_is_not_computed(engine, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("computed")
+
+    scm_only, ladd_only = make_stage(engine, adversarial=0.0), make_stage(engine, consistency=0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(distill, "renoised_features", never)
+        assert "loss_adv" not in scm_only.update(G, tiny_batch()).read(engine)
+        scm_only.update(D, tiny_batch())
+        assert scm_only.generator_updates == 2
+    monkeypatch.setattr(distill, "value_and_tangent", never)
+    monkeypatch.setattr(distill, "teacher_velocity", never)
+    assert "loss_scm" not in ladd_only.update(G, tiny_batch()).read(engine)
+
+
+def test_optimizers_have_their_own_settings(engine):
+    recipe = make_recipe()
+    recipe.distill.adversarial.optimizer.lr = 7e-5
+    stage = DistillStage(recipe, engine, tiny_network(), tiny_null(), LATENT)
+    for updater, module, lr in (
+        (stage.generator, stage.student, 1e-3),
+        (stage.discriminator, stage.heads, 7e-5),
+    ):
+        (group,) = updater.trained.optimizer.param_groups
+        assert group["lr"] == lr
+        assert {id(p) for p in group["params"]} == {id(p) for p in module.parameters()}
+
+
+def test_the_average_follows_the_student_in_generator_updates(stage):
+    before = {name: value.clone() for name, value in stage.ema.shadow.items()}
+    stage.update(D, tiny_batch())
+    assert same(before, stage.ema.shadow)
+    stage.update(G, tiny_batch())
+    assert before.keys() == {f"student.{name}" for name, _ in stage.student.named_parameters()}
+    for name, p in stage.student.named_parameters():
+        key = f"student.{name}"
+        torch.testing.assert_close(stage.ema.shadow[key], torch.lerp(before[key], p.detach(), 0.1))
+    assert not same(before, stage.ema.shadow)
+
+
+def test_tangent_warmup_counts_generator_updates_only(stage, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        losses, "tangent_warmup", lambda done, total: seen.append((done, total)) or min(1.0, done / total)
+    )
+    for step in range(6):
+        stage.update(step, tiny_batch())
+    assert seen == [(0, 4), (1, 4), (2, 4)]
+    assert stage.generator_updates == 3
+
+
+# ---- when gradients are not finite ----------------------------------------------------------------------
+
+
+def test_a_bad_batch_skips_its_own_phase_and_the_turns_go_on(engine, stage):
+    student, average = snapshot(stage.student), {k: v.clone() for k, v in stage.ema.shadow.items()}
+    assert stage.update(G, bad_batch()).read(engine)["skipped"] == 1
+    assert same(student, snapshot(stage.student)) and same(average, stage.ema.shadow)
+    assert stage.generator_updates == 1  # the tangent's warm-up counts skipped updates too
+
+    heads = {name: p.detach().clone() for name, p in stage.heads.named_parameters()}
+    assert stage.update(D, bad_batch()).read(engine)["skipped"] == 1
+    assert all(torch.equal(heads[name], p) for name, p in stage.heads.named_parameters())
+
+    assert stage.phase(2) == GENERATOR
+    assert stage.update(2, tiny_batch()).read(engine)["skipped"] == 1
+    assert stage.generator_updates == 2 and not same(student, snapshot(stage.student))
+    assert all(torch.isfinite(value).all() for value in snapshot(stage.heads).values())
+
+
+def test_twenty_bad_updates_of_one_phase_stop_the_run(engine, stage):
+    stage.generator.skipped_in_a_row.fill_(PATIENCE - 2)
+    stage.update(G, bad_batch()).read(engine)
+    stage.update(D, bad_batch()).read(engine)
+    with pytest.raises(SprintError, match="20 updates in a row"):
+        stage.update(G, bad_batch()).read(engine)

@@ -1,0 +1,185 @@
+"""What `ablations.py` has to do: a job for every run, named by its recipe's hash, and whether it is done."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+
+import yaml
+
+from sprint.base.errors import SprintError
+from sprint.recipe.load import load_recipe, recipe_text
+from sprint.recipe.schema import Recipe
+from sprint.train.log import METRICS, read_metrics
+from tools.ablations.rows import BASE_SEEDS, Group, Row
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "recipes" / "ablations.yaml"
+RUNS = Path("runs") / "ablations"
+RESULT = "result.json"
+INTERRUPTED = 130  # exit code
+QUICK = ("distill.steps=160", "evaluate.prompts=60")
+BESIDE_THE_POINT = ("name", "needs", "save_every", "log_every")  # of a recipe: the result is the same
+OF_THE_LIST = ("name", "seed", "data.path")  # keys that the list sets itself
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, or the stage 1 that several share.
+
+    key       its folder's name
+    teacher   key of the job whose teacher it distils; "" where it has a stage 1 of its own
+    kind      "teacher" (stage 1), "student" (stage 2), or "sparse" (both, with sparse time)
+    """
+
+    key: str
+    recipe: Recipe
+    kind: str
+    teacher: str = ""
+
+    @property
+    def steps(self) -> int:
+        adapt, distill = self.recipe.adapt.steps, self.recipe.distill.steps
+        return {"teacher": adapt, "student": distill, "sparse": adapt + distill}[self.kind]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the whole list is run with. overrides come after those of --quick and before a row's."""
+
+    quick: bool = False
+    overrides: tuple[str, ...] = ()
+    root: Path = RUNS
+
+    def __post_init__(self):
+        """Raises SprintError for keys that are not to be given."""
+        for override in self.overrides:
+            key = override.partition("=")[0]
+            if key in OF_THE_LIST:
+                raise SprintError(f"{override}: the list sets {key} itself; leave it out")
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        return (*(QUICK if self.quick else ()), *self.overrides)
+
+    @cached_property
+    def cache_samples(self) -> int:
+        """As many as the longest of the two stages takes; --quick shares them."""
+        recipe = load_recipe(RECIPE, self.overrides)
+        stages = (recipe.adapt, recipe.distill)
+        return max(stage.steps * stage.batch_size for stage in stages)
+
+    @cached_property
+    def cache_folder(self) -> Path:
+        """Named by its samples; another teacher, text or data than the recipe's adds a digest."""
+        made_of, plain = (_cache_facts(load_recipe(RECIPE, o)) for o in (self.overrides, ()))
+        name = f"cache-{self.cache_samples}"
+        return self.root / (name if made_of == plain else f"{name}-{_sha256(made_of)[:8]}")
+
+    def seeds(self, row: Row) -> range:
+        return range(1 if self.quick else row.seeds)
+
+    def student(self, row: Row, seed: int) -> Job:
+        overrides = (*self.shared, f"data.path={self.cache_folder}", f"seed={seed}", *row.overrides)
+        if row.sparse:
+            return _job("sparse", overrides, row.updates)
+        return _job("student", overrides, row.updates, self.teacher(row).key)
+
+    def teacher(self, row: Row) -> Job:
+        """Stage 1 of a row, of seed 0 for all seeds; what concerns stage 2 and --quick does not change it, nor how a
+        row is scored."""
+        mine = [o for o in self.overrides if not o.startswith("distill.")]
+        mine += [o for o in row.overrides if not o.startswith(("distill.", "evaluate."))]
+        return _job("teacher", (f"data.path={self.cache_folder}", *mine))
+
+
+def _cache_facts(recipe: Recipe) -> dict:
+    """What a cache depends on, but for its length."""
+    return {key: asdict(recipe)[key] for key in ("teacher", "teacher_family", "text", "data")}
+
+
+@cache
+def _job(kind: str, overrides: tuple[str, ...], updates: float = 1.0, teacher: str = "") -> Job:
+    recipe = load_recipe(RECIPE, overrides)
+    steps = round(recipe.distill.steps * updates)
+    recipe = replace(recipe, distill=replace(recipe.distill, steps=steps))
+    prefix, suffix = ("teacher-" if kind == "teacher" else ""), ("-sparse" if kind == "sparse" else "")
+    key = prefix + digest(recipe) + suffix
+    return Job(key, replace(recipe, name=key), kind, teacher)
+
+
+def digest(recipe: Recipe) -> str:
+    """Twelve hex digits of what differs from a recipe's defaults, but for names and the rhythm of the log.
+
+    Unlike `recipe_hash` it stays when recipes gain a field: finished runs count on.
+    """
+    plain = dict(_leaves(asdict(type(recipe)())))
+    settings = {key: value for key, value in _leaves(asdict(recipe)) if key not in BESIDE_THE_POINT}
+    return _sha256({key: value for key, value in settings.items() if value != plain[key]})[:12]
+
+
+def _sha256(value: dict) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _leaves(settings: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted keys and values."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def plan(groups: Sequence[Group], settings: Settings) -> dict[str, Job]:
+    """Every job once, by key: stages 1 first, then first seeds of all rows, then the second ones."""
+    rows = [row for group in groups for row in group.rows]
+    teachers = [settings.teacher(row) for row in rows if not row.sparse]
+    students = [
+        settings.student(row, seed)
+        for seed in range(BASE_SEEDS)
+        for row in rows
+        if seed in settings.seeds(row)
+    ]
+    return {job.key: job for job in (*teachers, *students)}
+
+
+def is_done(job: Job, root: Path) -> bool:
+    """Whether its result is there, of these settings, and of this feature network where it has scores."""
+    file = root / job.key / RESULT
+    if not file.exists() or other_settings(job, file.parent):
+        return False
+    found = json.loads(file.read_text(encoding="utf-8"))
+    recorded = found.get("network")
+    return not found.get("scores") or recorded is None or recorded == feature_network()
+
+
+def other_settings(job: Job, folder: Path) -> list[str]:
+    """Keys that the run in `folder` has and the job too, with other values: a default changed since, which
+    `digest` cannot see. Empty where there is no run."""
+    file = folder / "recipe.yaml"
+    if not file.exists():
+        return []
+    before, now = (
+        dict(_leaves(yaml.safe_load(text)))
+        for text in (file.read_text(encoding="utf-8"), recipe_text(job.recipe))
+    )
+    both = (key for key in now if key in before and key.partition(".")[0] not in BESIDE_THE_POINT)
+    return [key for key in both if before[key] != now[key]]
+
+
+@cache
+def feature_network() -> str:
+    """Name of the network that FID is measured with."""
+    from sprint.lab.features import scene_features
+
+    return scene_features().name
+
+
+def steps_done(job: Job, root: Path) -> int:
+    """As its log says."""
+    rows = read_metrics(root / job.key / METRICS)
+    last = {row["stage"]: row["step"] for row in rows}
+    return min(job.steps, sum(last.values()))

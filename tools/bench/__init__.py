@@ -1,0 +1,1 @@
+"""Speed, memory, FLOPs and precision, measured as ratios in one run."""

@@ -1,0 +1,147 @@
+"""Train the tiny family's autoencoder on built-in scenes: `make teacher` runs this first.
+
+An f8c8 `AutoencoderDC` (8× smaller, 8 channels) of 1.2M parameters. Loss: L1 + squared error, with
+noise of a tenth of the latents' own spread, so that the decoder forgives a generator's small errors.
+Writes DIR/vae (diffusers, half precision) and DIR/vae/training.json (command, seed, curve, scores).
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderDC
+from tqdm import tqdm
+
+from sprint.lab.reader import score
+from sprint.lab.scenes import render, scene
+from sprint.lab.series import HELD_OUT_SEED
+from tools.bench.measure import command
+
+WIDTHS = (16, 32, 64, 128)
+LATENT_CHANNELS = 8
+LATENT_NOISE = 0.1  # of the latents' standard deviation
+
+
+def build() -> AutoencoderDC:
+    stages = len(WIDTHS)
+    return AutoencoderDC(
+        in_channels=3,
+        latent_channels=LATENT_CHANNELS,
+        attention_head_dim=16,
+        encoder_block_types=("ResBlock",) * stages,
+        decoder_block_types=("ResBlock",) * stages,
+        encoder_block_out_channels=WIDTHS,
+        decoder_block_out_channels=WIDTHS,
+        encoder_layers_per_block=(1,) * stages,
+        decoder_layers_per_block=(1,) * stages,
+        encoder_qkv_multiscales=((),) * stages,
+        decoder_qkv_multiscales=((),) * stages,
+    )
+
+
+class NoisyRoundTrip(torch.nn.Module):
+    """Encode, disturb, decode.  x_BCHW in [-1, 1] -> (reconstruction_BCHW, latent_BChw)"""
+
+    def __init__(self, autoencoder: AutoencoderDC):
+        super().__init__()
+        self.encoder, self.decoder = autoencoder.encoder, autoencoder.decoder
+
+    def forward(self, x_BCHW, noise_BChw):
+        z_BChw = self.encoder(x_BCHW)
+        return self.decoder(z_BChw + LATENT_NOISE * z_BChw.detach().std() * noise_BChw), z_BChw
+
+
+def pictures(seed: int, count: int) -> torch.Tensor:
+    """-> uint8 [count, 3, 64, 64]"""
+    drawn = [render(scene(seed, i).things) for i in tqdm(range(count), desc="drawing", leave=False)]
+    return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
+
+
+def to_unit(x: torch.Tensor) -> torch.Tensor:
+    """uint8 [0, 255] -> float [-1, 1], channels last"""
+    return (x.float() / 127.5 - 1).to(memory_format=torch.channels_last)
+
+
+def train(args: argparse.Namespace) -> tuple[AutoencoderDC, list]:
+    torch.manual_seed(args.seed)
+    autoencoder = build().to(args.device, memory_format=torch.channels_last)
+    round_trip = torch.compile(NoisyRoundTrip(autoencoder))
+    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=args.lr, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.lr, total_steps=args.steps + 1, pct_start=0.03
+    )
+    pool = pictures(args.seed, args.pool)
+    curve, bar = [], tqdm(range(args.steps), desc="autoencoder")
+    for step in bar:
+        x = to_unit(pool[torch.randint(len(pool), (args.batch,))].to(args.device))
+        noise = torch.randn(args.batch, LATENT_CHANNELS, 8, 8, device=args.device)
+        with torch.autocast(args.device, torch.bfloat16):
+            y, _ = round_trip(x, noise)
+        error = y.float() - x
+        loss = error.abs().mean() + error.square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0 or step == args.steps - 1:
+            mse = error.square().mean().item() / 4  # on the [0, 1] scale
+            curve.append({"step": step, "loss": round(loss.item(), 5), "psnr": -10 * np.log10(mse)})
+            bar.set_postfix(loss=f"{loss.item():.4f}", psnr=f"{curve[-1]['psnr']:.1f}")
+    return autoencoder, curve
+
+
+@torch.no_grad()
+def latent_spread(autoencoder: AutoencoderDC, x_BCHW: torch.Tensor) -> float:
+    """Standard deviation of the latents, whose inverse is the scaling factor."""
+    return autoencoder.encode(x_BCHW).latent.std().item()
+
+
+@torch.no_grad()
+def reconstructions_read(autoencoder: AutoencoderDC, seed: int, count: int = 600) -> float:
+    """Share of scenes whose reconstruction still shows what the caption says, by the scene reader."""
+    scenes = [scene(seed, i) for i in range(count)]
+    x = to_unit(torch.from_numpy(np.stack([render(s.things) for s in scenes])).permute(0, 3, 1, 2))
+    y = torch.cat([autoencoder(part).sample for part in x.split(100)])
+    pictures = ((y / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return score(pictures, [s.claim for s in scenes])["mean_over_samples"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--pool", type=int, default=24000, help="distinct scenes drawn ahead")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    started = time.time()
+    autoencoder, curve = train(args)
+    held_out = to_unit(pictures(args.seed + 1, 512))
+    autoencoder = autoencoder.float().cpu().eval()
+    autoencoder.register_to_config(scaling_factor=1.0 / latent_spread(autoencoder, held_out))
+    with torch.no_grad():
+        mse = (autoencoder(held_out).sample - held_out).square().mean().item() / 4
+    autoencoder.half().save_pretrained(args.out / "vae")
+    record = {
+        "command": command(),
+        "seed": args.seed,
+        "steps": args.steps,
+        "batch": args.batch,
+        "seconds": round(time.time() - started),
+        "parameters": sum(p.numel() for p in autoencoder.parameters()),
+        "held_out_psnr": round(-10 * np.log10(mse), 2),
+        "held_out_reconstructions_read": reconstructions_read(autoencoder.float(), HELD_OUT_SEED),
+        "curve": curve,
+    }
+    (args.out / "vae" / "training.json").write_text(json.dumps(record, indent=1))
+    print({k: v for k, v in record.items() if k != "curve"})
+
+
+if __name__ == "__main__":
+    main()
