@@ -38,9 +38,8 @@ def forked(module: str, processes: int, *arguments: str) -> None:
     """As `torchrun`, without the seconds that every process needs to import torch, diffusers and DeepSpeed."""
     from torch.distributed import TCPStore  # the program below must not start a thread before it forks
 
-    store = TCPStore(
-        "127.0.0.1", 0, is_master=True, wait_for_workers=False
-    )  # where torchrun's agent has its own
+    # torchrun's agent holds this store too, so that no process has to find a free port
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {
         **{"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "GROUP_WORLD_SIZE": 1, "GROUP_RANK": 0},
         **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port},
