@@ -107,7 +107,7 @@ def test_freed_memory_is_kept():
     """A freed quarter of a gigabyte stays with the process, and only then."""
     program = """
 import sys, torch
-from sprint.cpu import keep_freed_memory
+from sprint.base.cpu import keep_freed_memory
 def resident():
     return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmRSS')) // 1024
 if sys.argv[1] == 'keep':

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from sprint.base.ending import run_to_end
 from sprint.engine.batches import take
 from sprint.engine.engine import Engine
 from sprint.recipe.schema import EngineKind, Precision, Recipe
@@ -66,4 +67,4 @@ def main(folder: str, steps: str, *cases: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_to_end(lambda: main(*sys.argv[1:]))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from sprint.base.ending import run_to_end
 from sprint.engine import checkpoint
 from sprint.engine.batches import take
 from sprint.engine.engine import Engine
@@ -63,4 +64,4 @@ def main(folder: str, *cases: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_to_end(lambda: main(*sys.argv[1:]))

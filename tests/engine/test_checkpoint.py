@@ -339,8 +339,8 @@ def run(code: str, *command: str | Path, **options) -> subprocess.CompletedProce
 FULL = """
 import subprocess, sys, torch
 from pathlib import Path
-from sprint.checkpoint import Saver, latest
-from sprint.errors import SprintError
+from sprint.engine.checkpoint import Saver, latest
+from sprint.base.errors import SprintError
 folder = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True)
 saver = Saver(folder)
@@ -367,7 +367,7 @@ def test_disk_that_is_really_full(tmp_path):
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
-from sprint import checkpoint
+from sprint.engine import checkpoint
 checkpoint.sha256 = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 saver = checkpoint.Saver(Path(sys.argv[1]))
 saver.save("b", {"x": torch.ones(2)}, {})
@@ -388,7 +388,7 @@ def test_kill_in_the_middle_leaves_the_older_one_latest_and_is_swept(tmp_path):
 LEFT = """
 import os, sys, threading, torch
 from pathlib import Path
-from sprint import checkpoint
+from sprint.engine import checkpoint
 checkpoint.PATIENCE = float(sys.argv[2])
 os.fsync = lambda descriptor: threading.Event().wait(float(sys.argv[3]))
 checkpoint.Saver(Path(sys.argv[1])).save("a", {"x": torch.ones(2)}, {})
