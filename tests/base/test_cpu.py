@@ -106,6 +106,7 @@ def test_where_it_is_not_faster_nothing_changes(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+@pytest.mark.slow
 def test_freed_memory_is_kept():
     """A freed quarter of a gigabyte stays with the process, and only then."""
     program = """

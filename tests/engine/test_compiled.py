@@ -68,6 +68,7 @@ def assert_same(ours: dict, theirs: dict) -> None:
         assert_all_close(*({name: all[name] for name in gradients} for all in (ours, theirs)), tolerance)
 
 
+@pytest.mark.slow
 def test_the_compiler_itself_gives_the_same():
     eager, student = results(make_student()), make_student()
     before, compiler = compiled_graphs(), compile_blocks(student.network)

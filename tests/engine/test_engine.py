@@ -1,8 +1,6 @@
 import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -21,6 +19,7 @@ from sprint.models.view import DENSE_TIME, TrigFlowView
 from sprint.recipe.schema import EngineKind, Precision
 from sprint.train.distill import DistillStage
 from tests.engine.engine_processes import BATCH, both_stages, recipe_for_engines
+from tests.launch import forked, torchrun
 from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null, tiny_recipe
 from tests.tolerance import assert_close, assert_moved_alike, growing, near, of_autocast, of_network
 
@@ -174,19 +173,6 @@ def test_frozen_bf16_holds_half_the_memory_but_for_time(bf16_engine):
 # ---- several processes ----------------------------------------------------------------------------------
 
 
-def torchrun(module: str, processes: int, *arguments: str) -> None:
-    """Run a module in so many gloo processes; its own asserts and output are the result."""
-    root = Path(__file__).parents[2]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-    command += [f"--master_port={port}", "-m", module, *arguments]
-    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr[-3000:]
-
-
 @pytest.fixture(scope="module")
 def whole_batch():
     """One process with all of it: both stages, with AdamW."""
@@ -200,6 +186,8 @@ CASES = {  # processes: ENGINE:MICRO_BATCH:SHARD_SIZE:TEACHER
     2: ["ddp:4:0:whole", "fsdp2:4:0:sharded", "zero2:4:0:whole", "zero3:0:0:sharded"],
     4: ["fsdp2:0:2:whole"],
 }
+# DDP's processes are torchrun's own, so that its environment is met; the others' are given the same.
+LAUNCHES = [(torchrun, 2, CASES[2][:1]), (forked, 2, CASES[2][1:]), (forked, 4, CASES[4])]
 
 
 @pytest.fixture(scope="module")
@@ -207,9 +195,9 @@ def in_processes(tmp_path_factory):
     """What each case found, by (processes, case)."""
     pytest.importorskip("deepspeed")
     found = {}
-    for processes, cases in CASES.items():
+    for launch, processes, cases in LAUNCHES:
         folder = tmp_path_factory.mktemp("engines")
-        torchrun("tests.engine.engine_processes", processes, str(folder), str(STEPS), *cases)
+        launch("tests.engine.engine_processes", processes, str(folder), str(STEPS), *cases)
         results = torch.load(folder / "result.pt", weights_only=True)
         found |= {(processes, case): result for case, result in results.items()}
     return found

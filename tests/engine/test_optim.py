@@ -22,7 +22,7 @@ from tests.engine.optim_processes import (
     STEPS,
     Run,
 )
-from tests.engine.test_engine import torchrun
+from tests.launch import forked
 from tests.tolerance import assert_close, near, rounding
 
 BETA1, BETA2, BETA3 = BETAS = (0.9, 0.999, 0.9999)
@@ -363,7 +363,7 @@ def test_clip_gradients_returns_the_norm_before():
 def theirs(request, tmp_path_factory):
     """What processes found that hold rows of each weight, some uneven, some none."""
     folder = tmp_path_factory.mktemp("optim")
-    torchrun("tests.engine.optim_processes", request.param, str(folder))
+    forked("tests.engine.optim_processes", request.param, str(folder))
     return torch.load(folder / "result.pt", weights_only=True)
 
 

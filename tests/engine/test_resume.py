@@ -15,7 +15,7 @@ from tests.engine.resume_processes import (
     stage_of,
     steps,
 )
-from tests.engine.test_engine import torchrun
+from tests.launch import forked
 from tests.tiny import tiny_network
 from tests.tolerance import growing, of_network
 
@@ -47,7 +47,7 @@ def uninterrupted(engine, tmp_path_factory):
 def in_processes(uninterrupted):
     """By case: the losses of two processes from START to MIDDLE. Their checkpoints are in the folder."""
     folder, _ = uninterrupted
-    torchrun("tests.engine.resume_processes", 2, str(folder), *CASES)
+    forked("tests.engine.resume_processes", 2, str(folder), *CASES)
     return torch.load(folder / "result.pt", weights_only=True)
 
 

@@ -179,6 +179,7 @@ def test_the_tangent_never_takes_a_gradient():
     assert value.requires_grad and not tangent.requires_grad
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # which is the point
 def test_a_reentrant_checkpoint_would_cut_the_graph_and_raises():
     layer = nn.Linear(3, 3)
     x, t = torch.ones(2, 3), torch.ones(2)

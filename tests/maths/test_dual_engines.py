@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sprint.maths.dual import Dual
-from tests.engine.test_engine import torchrun
+from tests.launch import forked
 from tests.maths.dual_processes import SIZE, Pass, counted, scm_loss
 from tests.tiny import DEPTH
 from tests.tolerance import assert_all_close, near, of_network
@@ -18,7 +18,7 @@ def theirs(tmp_path_factory):
     """What two processes found, each with half of the batch; gradients are the reduced and gathered ones."""
     pytest.importorskip("deepspeed")
     folder = tmp_path_factory.mktemp("engines")
-    torchrun("tests.maths.dual_processes", 2, str(folder))
+    forked("tests.maths.dual_processes", 2, str(folder))
     results = torch.load(folder / "result.pt", weights_only=True)
     assert results["processes"] == 2
     return results

@@ -277,6 +277,7 @@ def test_latents_may_meet_autograd(student):
 # ---- compiled -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_compiled_is_two_whole_graphs(monkeypatch):
     """Network and decoder, each captured whole and once for two steps and two calls of one shape."""
     torch._dynamo.reset()
