@@ -41,6 +41,13 @@ test: $(READY) ## every test, WORKERS at once (one a core, at most 8)
 test-fast: $(READY) ## all but the slow tests (those that start processes, run whole trainings or compile)
 	$(PYTEST) -m "not slow"
 
+.PHONY: kernels kernels-quick
+kernels: $(READY) ## the numeric tests under other processors' kernels and with two threads: most of an hour on two cores
+	$(BIN)/python -m tools.kernels --jobs 2
+
+kernels-quick: $(READY) ## two of those variants on a few quick modules: about a minute
+	$(BIN)/python -m tools.kernels --quick --jobs 2
+
 lint: $(READY) ## ruff: check and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

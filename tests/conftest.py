@@ -14,9 +14,9 @@ from sprint.recipe.schema import Precision
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that; the tests of Ctrl-C need it heard.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Networks this small lose more to threads than they gain, and sums keep their order. Processes that tests start hear
-# of it by the variable.
-torch.set_num_threads(1)
+# Networks this small lose more to threads than they gain; tools/kernels.py asks for two all the same. Processes that
+# tests start hear of it by the variable.
+torch.set_num_threads(int(os.environ.get("SPRINT_TEST_THREADS", "1")))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What takes seconds: processes of their own, and whole runs. A test that asks for one of these fixtures, or itself

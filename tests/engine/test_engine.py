@@ -21,6 +21,7 @@ from sprint.train.distill import DistillStage
 from tests.engine.engine_processes import BATCH, both_stages, recipe_for_engines
 from tests.launch import forked, torchrun
 from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null, tiny_recipe
+from tests.tolerance import assert_close, assert_moved_alike, growing, near, of_autocast, of_network
 
 T = torch.tensor([0.5, 0.5 + 1e-4])
 STEPS = 20
@@ -125,7 +126,7 @@ def test_bf16_keeps_the_time_embedding_in_float32(bf16_engine, role):
     embedded = embedding_of(network)
     assert embedded.dtype == torch.float32
     exact = embedding_of_float32(tiny_network())
-    torch.testing.assert_close(embedded, exact, rtol=1e-6, atol=1e-6)
+    assert_close(embedded, exact, of_network(network.time_embed))
     assert not torch.equal(embedded[0], embedded[1])
 
 
@@ -152,7 +153,7 @@ def test_bf16_student_is_close_to_float32_and_its_gradients_are_float32(bf16_eng
         logvar = student.log_variance(T, guidance)
     exact = Student(tiny_network(guidance_embeds=True))(x_hat, T, text, mask, guidance)
     assert F.dtype == torch.float32 and logvar.dtype == torch.float32
-    assert 1e-5 < ((F - exact).norm() / exact.norm()).item() < 0.1
+    assert 1e-5 < ((F - exact).norm() / exact.norm()).item() < of_autocast(student)
     F.square().mean().backward()
     assert {p.grad.dtype for p in student.network.parameters()} == {torch.float32}
 
@@ -209,11 +210,12 @@ def test_every_engine_trains_as_one_process_does(processes, case, in_processes, 
     copies = ", 2 copies of the weights" if processes == 4 else ""
     assert theirs["engine"] == f"engine {kind}, {processes} processes on cpu{copies}"
     assert len(whole_batch["distill"]["losses"]) == STEPS
+    update = of_network(tiny_network(), passes=4)  # forward, tangent, and backward twice
     for name in ("adapt", "distill"):
         ours = whole_batch[name]
-        assert theirs[name]["losses"] == pytest.approx(ours["losses"], rel=1e-5, abs=1e-5)
-        for key, weight in ours["weights"].items():
-            torch.testing.assert_close(theirs[name]["weights"][key], weight, rtol=0, atol=1e-4)
+        assert theirs[name]["losses"] == growing(ours["losses"], update)
+        way = sum(getattr(recipe_for_engines(), name).optimizer.lr for _ in ours["losses"])
+        assert_moved_alike(theirs[name]["weights"], ours["weights"], way, update * len(ours["losses"]))
 
 
 def test_the_losses_would_show_another_batch(whole_batch):
@@ -223,7 +225,8 @@ def test_the_losses_would_show_another_batch(whole_batch):
     order = [1, 0, *range(2, BATCH)]
     batch = type(tiny_batch(BATCH))(*(tensor[order] for tensor in tiny_batch(BATCH)))
     loss = stage.update(0, batch).read(engine)["loss"]
-    assert loss != pytest.approx(whole_batch["distill"]["losses"][0], rel=1e-5, abs=1e-5)
+    first = whole_batch["distill"]["losses"][0]
+    assert loss != near(first, of_network(tiny_network(), passes=4), scale=max(1, abs(first)))
 
 
 def test_engines_for_one_and_for_several(engine, monkeypatch):
