@@ -75,5 +75,6 @@ def complain(text: str, code: int) -> int:
 
 
 def add_recipe(verb: argparse.ArgumentParser, example: str) -> None:
-    verb.add_argument("recipe", help="a name in recipes/ (tiny, 0.6b, 1.6b, 4.8b) or a YAML file")
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help=f"e.g. {example}")
+    verb.add_argument("recipe", help="tiny, 0.6b, 1.6b, 4.8b (`sprint recipes` lists all) or a YAML file")
+    # without a default argparse counts them among the required arguments
+    verb.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=f"e.g. {example}")

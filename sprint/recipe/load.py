@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sprint.base.errors import SprintError
+from sprint.recipe.find import find_recipe, place_of
 from sprint.recipe.rules import validate
 from sprint.recipe.schema import Recipe
 from sprint.recipe.settings import decides, each_setting
@@ -26,16 +27,17 @@ _NOT_A_VALUE = (ValueError, OverflowError, RecursionError)
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read and validate a recipe.
 
-    path        a file, or the bare name of one in ./recipes ("tiny")
+    path        a file, or the bare name of one in ./recipes or in the package ("tiny")
     overrides   "key=value" with dotted keys and YAML values ("distill.optimizer.lr=2e-5")
 
     Raises `SprintError` for a missing or broken file, an unknown key (naming the nearest), a value of the
     wrong type, and whatever `validate` refuses.
     """
-    file = _find(path)
+    file = find_recipe(path)
+    place = place_of(file)
     config = OmegaConf.structured(Recipe)
     for key, value in _read_yaml(file).items():
-        _assign(config, str(key), value, where=str(file))
+        _assign(config, str(key), value, where=place)
     paths = 0
     for override in overrides:
         key, value = _parse_override(override)
@@ -48,7 +50,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     try:
         recipe = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:  # ${interpolations}
-        raise SprintError(f"{file}: {_first_line(error)}") from error
+        raise SprintError(f"{place}: {_first_line(error)}") from error
     validate(recipe)
     return recipe
 
@@ -66,16 +68,6 @@ def recipe_hash(recipe: Recipe) -> str:
             *groups, name = key.split(".")
             del reduce(dict.__getitem__, groups, settings)[name]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _find(path: str | Path) -> Path:
-    shipped = Path("recipes") / f"{path}.yaml"
-    for file in (Path(path), shipped):
-        if file.is_file():
-            return file
-    names = sorted(file.stem for file in Path("recipes").glob("*.yaml"))
-    known = f"; recipes here: {', '.join(names)}" if names else ""
-    raise SprintError(f"{path}: no such recipe (looked for {Path(path)} and {shipped}{known})")
 
 
 def _read_yaml(file: Path) -> dict:

@@ -186,6 +186,11 @@ def test_usage(sprint, here, argv):
     assert err.splitlines()[-1].startswith("sprint") and ": error: " in err.splitlines()[-1]
 
 
+def test_usage_asks_only_for_what_is_required(sprint, here):
+    last = sprint("distill").err.splitlines()[-1]
+    assert last == "sprint distill: error: the following arguments are required: recipe"
+
+
 # ---- a folder in use ----------------------------------------------------------------------------------
 
 

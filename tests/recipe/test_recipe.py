@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from sprint.base.errors import SprintError
+from sprint.recipe import find
 from sprint.recipe.load import load_recipe, recipe_hash, recipe_text
 from sprint.recipe.schema import DataKind, OptimizerKind, Precision, Recipe
 from sprint.recipe.settings import each_setting, takes
@@ -191,12 +192,34 @@ def test_broken_files(tmp_path):
 
 def test_missing_file_names_what_is_there(small, monkeypatch):
     monkeypatch.chdir(small.parent)
-    assert refusal("huge") == "huge: no such recipe (looked for huge and recipes/huge.yaml)"
+    built_in = f"built in: {', '.join(file.stem for file in SHIPPED)}"
+    assert refusal("huge") == f"huge: no such recipe (looked for huge and recipes/huge.yaml; {built_in})"
     (small.parent / "recipes").mkdir()
     small.rename("recipes/small.yaml")
-    assert refusal("huge").endswith("recipes/huge.yaml; recipes here: small)")
+    assert refusal("huge").endswith(f"recipes/huge.yaml; in recipes: small; {built_in})")
     assert refusal("recipes").startswith("recipes: no such recipe")  # a folder
+    assert refusal("../shipped/tiny").startswith("../shipped/tiny: no such recipe")  # a path is from here
     assert load_recipe("small").name == "small"
+
+
+def test_a_path_wins_over_recipes_here_and_those_over_the_built_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("tiny") == load_recipe(ROOT / "recipes" / "tiny.yaml")
+    (tmp_path / "recipes").mkdir()
+    Path("recipes/tiny.yaml").write_text(SMALL)
+    assert load_recipe("tiny").name == "small"
+    Path("tiny").write_text(SMALL.replace("small", "nearest"))
+    assert load_recipe("tiny").name == "nearest"
+
+
+def test_an_error_says_which_file_it_is_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(find, "SHIPPED", tmp_path / "built in")
+    for folder in (find.SHIPPED, find.OWN):
+        folder.mkdir()
+        (folder / f"wrong-{folder.name[0]}.yaml").write_text("sed: 1")
+    assert refusal("wrong-b") == "built-in recipe wrong-b: 'sed': no such key; the nearest is seed"
+    assert refusal("wrong-r").startswith("recipes/wrong-r.yaml: 'sed': no such key")
 
 
 # ---- validation -------------------------------------------------------------------------------------
