@@ -31,20 +31,6 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
-def device_here(name: str | None) -> str:
-    """The name, if a tensor can live and be read there. Raises SprintError."""
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: built without CUDA
-        reason = str(error).split("\n")[0]
-        raise SprintError(f"--device {name} cannot be used here: {reason}") from error
-    return name
-
-
 def add_verb(
     verbs: argparse._SubParsersAction, name: str, summary: str, description: str
 ) -> argparse.ArgumentParser:
