@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow  # setuptools takes some seconds
 NEEDED = ("pyproject.toml", "README.md", "LICENSE", "recipes", "sprint")
 
 

@@ -1,7 +1,7 @@
 """The two optimizers, their state, the warm-up and the clip. A stage asks for them with its own recipe settings.
 
-Weights may be shards: this process's rows (axis 0) of each, plain tensors, some or none. AdamW is elementwise and
-does not notice; CAME and the clip take sums over the processes.
+Where weights are sharded, this process holds some of the rows (axis 0) of each, perhaps none, as a plain tensor.
+AdamW works number by number and needs no more; CAME and the clip sum over the processes.
 """
 
 from collections.abc import Iterable, Mapping
