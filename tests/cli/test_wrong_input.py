@@ -155,9 +155,9 @@ def test_size_that_the_autoencoder_cannot_divide(refusal, pictures, recipe):
         (["--seed", "-1"], "seed -1"),
         (["--size", "65"], "size 65 is not a multiple of 4 pixels; the nearest is 64 or 68"),
         (["--guidance", "-1"], "guidance -1"),
-        (["--device", "cuda:99"], "--device cuda:99 cannot be used here: "),
-        (["--device", "meta"], "--device meta cannot be used here: "),
-        (["--device", "toaster"], "--device toaster cannot be used here: "),
+        (["--device", "cuda:99"], "device cuda:99 cannot be used here: "),
+        (["--device", "meta"], "device meta cannot be used here: "),
+        (["--device", "toaster"], "device toaster cannot be used here: "),
     ],
 )
 def test_sample_what_cannot_be_drawn(refusal, here, student, options, words):
@@ -185,6 +185,11 @@ def test_usage(sprint, here, argv):
     code, out, err = sprint(*argv)
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].startswith("sprint") and ": error: " in err.splitlines()[-1]
+
+
+def test_usage_asks_only_for_what_is_required(sprint, here):
+    last = sprint("distill").err.splitlines()[-1]
+    assert last == "sprint distill: error: the following arguments are required: recipe"
 
 
 # ---- a folder in use ----------------------------------------------------------------------------------
