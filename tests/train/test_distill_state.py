@@ -8,7 +8,9 @@ from sprint.engine.engine import Engine
 from sprint.maths.schedule import lognormal_trig_times
 from sprint.maths.trigflow import SIGMA_DATA, data_estimate, diffuse
 from sprint.train.checks import check_share
-from sprint.train.distill import DistillStage, draw, one_step_sample
+from sprint.train.distill import DistillStage
+from sprint.train.draws import draw
+from sprint.train.terms import one_step_sample
 from tests.tiny import LATENT, same, snapshot, tiny_batch, tiny_network, tiny_null
 from tests.train.test_adapt import kept, load
 from tests.train.test_distill import (
@@ -76,8 +78,8 @@ def test_every_weight_has_a_gradient_in_the_adversarial_term(engine):
     """DDP averages when the last one is there: the log-variance's is zero where the loss does not need it."""
     stage = make_stage(engine, consistency=0.0)
     batch, draws = tiny_batch(), draw(stage.recipe, G, LATENT)
-    (of_samples,) = stage._terms(True)
-    loss, _ = of_samples(batch, draws, None)
+    (of_samples,) = stage.student_terms()
+    loss, _ = of_samples(batch, None, draws)
     stage.generator.trained.backward(loss)
     grads = gradients(stage.student)
     assert all(gradient is not None for gradient in grads.values())
@@ -152,8 +154,9 @@ def test_bf16_losses_are_close_to_float32(bf16_engine):
     batch, draws = tiny_batch(), draw(stage.recipe, 0, LATENT)
     draws = draws._replace(t=lognormal_trig_times(8, 0.0, 0.5, torch.Generator().manual_seed(0)))
     with bf16_engine.autocast():
-        scm, _ = stage._consistency_loss(batch, draws, stage.with_null(batch))
-        hinge, _ = stage._discriminator_loss(batch, draws)
+        scm, _ = stage.consistency_term(batch, stage.with_null(batch), draws)
+        with stage._for_heads(batch, first=True) as (given,):
+            hinge, _ = stage.heads_term(given, draws)
     with torch.autocast("cpu", enabled=False):
         x_0 = one_step_sample(stage.generator.trained, batch, draws).x_0
     assert scm.dtype == hinge.dtype == x_0.dtype == torch.float32

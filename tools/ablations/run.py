@@ -34,6 +34,7 @@ from sprint.train.loop import Interrupted
 from sprint.train.report.columns import draw_column
 from sprint.train.report.report import Role
 from sprint.train.run import Run
+from sprint.train.start import start_of_adaptation
 from sprint.weights.load import load_teacher
 from tools.ablations.jobs import (
     INTERRUPTED,
@@ -136,13 +137,17 @@ def _sparse(run: Run) -> Generator:
             raise SprintError(
                 f"{recipe.teacher}: its time is dense already; the sparse row needs another teacher"
             )
-        network = run.start_of_adaptation(network, time_scale, own_time_scale=time_scale)
-        adapt = AdaptStage(recipe, run.engine, network, run.null, time_scale)
-        run.train_stage(adapt, log)
-        distill = DistillStage(recipe, run.engine, adapt.result(), run.null, run.latent_shape, time_scale)
-        run.train_stage(distill, log)
+        network = start_of_adaptation(run.inputs, network, time_scale, own_time_scale=time_scale)
+        adapt = AdaptStage(recipe, run.engine, network, run.inputs.null, time_scale)
+        run.train_stage(adapt, log, run.checkpoints(adapt.name))
+        distill = DistillStage(
+            recipe, run.engine, adapt.result(), run.inputs.null, run.inputs.latent_shape, time_scale
+        )
+        run.train_stage(distill, log, run.checkpoints(distill.name))
     view = TrigFlowView(distill.result().network, time_scale).requires_grad_(False)
-    return StudentGenerator(view.to(run.engine.device), run.family.to(run.engine.device), recipe.data.size)
+    return StudentGenerator(
+        view.to(run.engine.device), run.inputs.family.to(run.engine.device), recipe.data.size
+    )
 
 
 def _copy_whole(source: Path, target: Path) -> None:
