@@ -13,6 +13,7 @@ from sprint.recipe.schema import (
     OptimizerKind,
     Recipe,
 )
+from sprint.recipe.shares import misfits
 
 _OPTIMIZERS = ("adapt.optimizer", "distill.optimizer", "distill.adversarial.optimizer")
 _DENSITIES = ("distill.consistency.time", "distill.adversarial.time")
@@ -115,10 +116,6 @@ def _relations(recipe: Recipe) -> Iterator[tuple[bool, str]]:
         distill.self_consistency == 0 or adversarial.weight > 0,
         "distill.self_consistency looks at LADD's samples, but distill.adversarial.weight is 0; set both to 0",
     )
-    yield (
-        distill.batch_size >= 2 or not (adversarial.weight > 0 and adversarial.misaligned_pairs),
-        "distill.batch_size = 1, but misaligned pairs need at least 2",
-    )
     taps, scales, steps = list(adversarial.taps), list(distill.guidance_scales), list(recipe.evaluate.steps)
     yield (
         taps == sorted(set(taps)) and all(tap >= 0 for tap in taps),
@@ -153,7 +150,7 @@ def _own_times(lists: Sequence[Sequence[float]]) -> tuple[bool, str]:
 
 
 def _relations_of_engine(recipe: Recipe) -> Iterator[tuple[bool, str]]:
-    engine, adversarial = recipe.engine, recipe.distill.adversarial
+    engine = recipe.engine
     zero = engine in (EngineKind.zero2, EngineKind.zero3)
     trained = (recipe.adapt.optimizer, recipe.distill.optimizer)
     yield (
@@ -169,8 +166,4 @@ def _relations_of_engine(recipe: Recipe) -> Iterator[tuple[bool, str]]:
         not recipe.compile or engine is not EngineKind.zero3,
         "compile = true, but compiled blocks have not been tried with engine = zero3; use engine=fsdp2",
     )
-    yield (
-        recipe.micro_batch_size % adversarial.neighbours == 0 or adversarial.weight == 0,
-        f"micro_batch_size = {recipe.micro_batch_size}, but it must be a multiple of "
-        f"distill.adversarial.neighbours = {adversarial.neighbours}",
-    )
+    yield from ((False, problem) for problem in misfits(recipe, processes=1))

@@ -29,7 +29,7 @@ from sprint.models.student import Student, TrainedStudent, from_adapted
 from sprint.models.taps import TappedTeacher
 from sprint.models.view import DENSE_TIME, TrigFlowView
 from sprint.recipe.schema import Recipe
-from sprint.train.checks import check_share
+from sprint.recipe.shares import check_shares
 from sprint.train.draws import Draws, draw
 from sprint.train.stage import Stage, Term
 from sprint.train.terms import Logged, consistency_term, discriminator_term, sample_term
@@ -54,7 +54,7 @@ class DistillStage(Stage):
         time_scale: float = DENSE_TIME,
     ):
         super().__init__(recipe, engine, recipe.distill)
-        check_share(recipe, engine)
+        check_shares(recipe, engine.processes)
         torch.manual_seed(recipe.seed)
         network, config = from_adapted(adapted).to(engine.device), adapted.config
         self.student = Student(network, time_scale).train().to(engine.device)

@@ -23,8 +23,8 @@ from sprint.base.names import resolve
 from sprint.engine.engine import Engine
 from sprint.recipe.load import recipe_hash, recipe_text
 from sprint.recipe.schema import Recipe
+from sprint.recipe.shares import check_shares
 from sprint.train.adapt import AdaptStage
-from sprint.train.checks import check_share
 from sprint.train.costs import note_cost
 from sprint.train.distill import DistillStage
 from sprint.train.folder import claim
@@ -49,8 +49,7 @@ class Run:
         self.engine = engine or Engine.of(recipe)
         if self.engine.device.type == "cpu":
             keep_freed_memory()
-        self.engine.share(recipe.adapt.batch_size)
-        check_share(recipe, self.engine)
+        check_shares(recipe, self.engine.processes)
         if recipe.evaluate.prompts:
             import sprint.train.report.columns  # noqa: F401 (scoring wants an extra: say so now, not after training)
         self.inputs = Inputs(recipe, self.folder, self.engine)

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from sprint.base.errors import SprintError
-from sprint.engine.engine import Engine
 from sprint.maths.schedule import lognormal_trig_times
 from sprint.maths.trigflow import SIGMA_DATA, data_estimate, diffuse
-from sprint.train.checks import check_share
+from sprint.recipe.shares import check_shares
 from sprint.train.distill import DistillStage
 from sprint.train.draws import draw
 from sprint.train.terms import one_step_sample
@@ -169,31 +168,30 @@ def test_bf16_losses_are_close_to_float32(bf16_engine):
 def test_a_sample_without_neighbour_is_refused_where_pairs_are_misaligned(engine):
     """It would count as real and as fake."""
     with pytest.raises(
-        SprintError, match="at least 2 neighbours, and 9 samples in groups of 4 leave 1 alone"
+        SprintError, match="at least 2 neighbours, and a share of 9 in groups of 4 leaves 1 alone"
     ):
         make_stage(engine, batch_size=9)
     make_stage(engine, batch_size=10)
     make_stage(engine, batch_size=9, adversarial=0.0)
     recipe = make_recipe()
     recipe.distill.adversarial.neighbours = 1
-    with pytest.raises(SprintError, match="8 samples in groups of 1 leave 1 alone"):
+    with pytest.raises(SprintError, match="a share of 8 in groups of 1 leaves 1 alone"):
         DistillStage(recipe, engine, tiny_network(), tiny_null(), LATENT)
     recipe.distill.adversarial.misaligned_pairs = False
     DistillStage(recipe, engine, tiny_network(), tiny_null(), LATENT)
 
 
-def test_a_group_over_two_processes_is_refused(stage, monkeypatch):
-    monkeypatch.setattr(Engine, "processes", 2)
+def test_a_group_over_two_processes_is_refused(stage):
     stage.settings.batch_size = 12
     refused = (
-        "leaves 6 samples to each of 2 processes, which distill.adversarial.neighbours = 4 does not divide"
+        "leaves each of 2 processes a share of 6, which distill.adversarial.neighbours = 4 does not divide"
     )
     with pytest.raises(SprintError, match=refused):
-        check_share(stage.recipe, stage.engine)
+        check_shares(stage.recipe, 2)
     stage.settings.batch_size = 16
-    check_share(stage.recipe, stage.engine)
+    check_shares(stage.recipe, 2)
     stage.settings.batch_size, stage.settings.adversarial.weight = 12, 0.0
-    check_share(stage.recipe, stage.engine)
+    check_shares(stage.recipe, 2)
 
 
 def test_a_tap_outside_the_teacher_is_named(engine):
