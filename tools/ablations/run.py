@@ -18,12 +18,12 @@ from sprint.base.errors import Diverged, SprintError
 from sprint.base.files import write_whole
 from sprint.base.names import resolve
 from sprint.evaluate.metrics.gaussian import GaussianStatistics, fid, resampled_fid
-from sprint.evaluate.metrics.real_scenes import REFERENCE_SCENES, REFERENCE_SEED
+from sprint.evaluate.metrics.real_scenes import REFERENCE_SCENES
 from sprint.evaluate.metrics.real_scenes import real_statistics as statistics_of
 from sprint.evaluate.result import share
 from sprint.lab.features import scene_features
 from sprint.lab.reader import score
-from sprint.lab.series import SHOWN, held_out_scenes
+from sprint.lab.series import REFERENCE_SEED, SHOWN, held_out_scenes
 from sprint.models.view import SPARSE_TIME, TrigFlowView
 from sprint.sample.generate import Generator, StudentGenerator
 from sprint.sample.load import load_generator
