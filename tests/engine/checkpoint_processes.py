@@ -1,4 +1,4 @@
-"""Run by torchrun from test_checkpoint.py: two processes read FOLDER/one, write FOLDER/two, then one of them fails."""
+"""Forked for test_checkpoint.py: two processes read FOLDER/one, write FOLDER/two, then one of them fails."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Run by torchrun from test_engine.py: steps of both stages under one engine, losses and weights to FOLDER.
+"""Started for test_engine.py: steps of both stages under one engine, losses and weights to FOLDER.
 
 torchrun --nproc_per_node 2 -m tests.engine.engine_processes FOLDER ENGINE [STEPS] [MICRO_BATCH] [SHARD_SIZE] [TEACHER]
 """

@@ -1,4 +1,4 @@
-"""Run by torchrun from test_optim.py: optimizers on row shards, some uneven and some without rows."""
+"""Forked for test_optim.py: optimizers on row shards, some uneven and some without rows."""
 
 import gc
 import math

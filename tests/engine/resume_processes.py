@@ -1,4 +1,4 @@
-"""Run by torchrun from test_resume.py: each engine goes on from one checkpoint, and leaves its own.
+"""Forked for test_resume.py: each engine goes on from one checkpoint, and leaves its own.
 
 torchrun --nproc_per_node 2 -m tests.engine.resume_processes FOLDER ddp fsdp2 ...
 """

@@ -1,4 +1,4 @@
-"""Run by torchrun from test_dual_engines.py: an sCM loss by dual numbers under every engine."""
+"""Forked for test_dual_engines.py: an sCM loss by dual numbers under every engine."""
 
 import sys
 from collections.abc import Callable

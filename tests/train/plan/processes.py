@@ -1,4 +1,4 @@
-"""Run by torchrun from test_plan_engines.py: bytes that ZeRO holds between backward and update, to FOLDER/held.json."""
+"""Forked for test_plan_engines.py: bytes that ZeRO holds between backward and update, to FOLDER/held.json."""
 
 import gc
 import json
