@@ -308,7 +308,7 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch):
     export_student(tmp_path / "runs/tiny/student", mini_student(), None, mini_family(), {})
     monkeypatch.chdir(tmp_path)
     code = blocks(PAGES[0], "python")
-    assert len(code) == 1
+    assert len(code) == 2
     for block in code:
         exec(compile(block, "README.md", "exec"), {})
         assert Path("circle.png").stat().st_size > 0
