@@ -277,6 +277,15 @@ def test_a_wrong_path_is_found(tmp_path):
     assert dead_links(page) == ["#b", "other.md"]
 
 
+def test_modules_that_the_code_speaks_of_are_there():
+    """By path; `--help` prints most of it."""
+    for file in [*(ROOT / "sprint").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]:
+        spoken_of = re.findall(
+            r"(?<![\w./-])(?:sprint|tools|tests)/[\w/]+\.py\b", file.read_text(encoding="utf-8")
+        )
+        assert [path for path in spoken_of if not (ROOT / path).exists()] == [], label(file)
+
+
 def test_the_readme_leads_to_every_page():
     seen, ahead = set(), [PAGES[0]]
     while ahead:
