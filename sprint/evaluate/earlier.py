@@ -2,17 +2,21 @@
 
 import dataclasses
 import logging
+import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 
 from sprint.base.errors import SprintError
+from sprint.evaluate.metrics.registry import metric_of
 from sprint.evaluate.models import Model, same_place
 from sprint.evaluate.result import FILE, Column, Measured, Result, read_result
 from sprint.weights.identity import model_hash
 
 log = logging.getLogger(__name__)
 DRAWN_ALIKE = ("seeds", "guidance")  # settings that decide figures, and that columns do not tell
-SEEN = ("scenes", "fid", "clip", "geneval")  # metrics that look at pictures
+BEFORE = re.compile(
+    r"(teacher|undistilled|student)_\d+\.(json|npz)"
+)  # what runs once kept of their evaluation
 
 
 def open_out(out: Path, pictures: str, model: Model) -> Result | None:
@@ -25,7 +29,8 @@ def open_out(out: Path, pictures: str, model: Model) -> Result | None:
     if out.exists() and not out.is_dir():
         raise SprintError(f"--out {out} is not a folder; give another one")
     if not (out / FILE).is_file():
-        stranger = next((f.name for f in sorted(out.glob("[!.]*"))), None)
+        names = (file.name for file in sorted(out.glob("[!.]*")))
+        stranger = next((name for name in names if not BEFORE.fullmatch(name)), None)
         if stranger and not (out / pictures).is_dir():
             raise SprintError(f"--out {out}: holds {stranger} and no evaluation; give another folder")
         return None
@@ -79,7 +84,7 @@ def _differs(metric: str, new: Result, earlier: Result) -> str:
         if was != now:
             return f"{name}: {was}, now {now}"
     drawn = earlier.used.get(metric)
-    if metric in SEEN and drawn not in earlier.sets:
+    if metric_of(metric).pictures and drawn not in earlier.sets:
         return "it does not say which pictures it looked at"
     if drawn in new.sets and list(new.sets[drawn]) != list(earlier.sets[drawn]):
         return "prompts are others now"

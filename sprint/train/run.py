@@ -3,7 +3,8 @@
 runs/NAME/
     recipe.yaml      as resolved            teacher/       the adapted teacher, a SanaPipeline folder
     metrics.jsonl    losses and norms       student/       the result, a SanaSprintPipeline folder
-    checkpoints/     one folder per stage   report.html    the page; samples.png, report.json beside it
+    checkpoints/     one folder per stage   evaluation/    as `sprint evaluate` of this folder writes it
+    report.html      that evaluation, curves and costs; samples.png, report.json beside it
     bad_samples.jsonl  what could not be read, if anything
 """
 
@@ -79,7 +80,7 @@ class Run:
         """Data, teacher, text side and autoencoder: what is wrong with them shows before the folder is touched."""
         recipe = self.recipe
         if recipe.evaluate.prompts:
-            import sprint.train.report.columns  # noqa: F401 (scoring wants an extra: say so now, not after training)
+            import sprint.lab.reader  # noqa: F401 (scoring wants an extra: say so now, not after training)
         trained = (self.folder / "teacher").exists()
         config = understand_teacher(
             str(self.folder / "teacher") if trained else resolve(recipe.teacher)

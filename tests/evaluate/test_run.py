@@ -9,10 +9,11 @@ import pytest
 from sprint.base.environment import environment
 from sprint.base.errors import NotHereError, SprintError
 from sprint.evaluate import run
+from sprint.evaluate.choices import SMALL_BATCH, check_paths, chosen_metrics, main_prompts
 from sprint.evaluate.metrics.metric import Choices
 from sprint.evaluate.models import find_models
+from sprint.evaluate.published import beside_columns
 from sprint.evaluate.result import Column, Figure, Measured, Result, Shot, Verdicts, read_result, write_result
-from sprint.evaluate.run import beside_columns, check_paths
 from tests.evaluate.fixtures import Fake, options
 
 pytest_plugins = "tests.evaluate.fixtures"
@@ -53,7 +54,7 @@ def test_the_second_time_nothing_is_drawn(run_folder, tmp_path, fakes, monkeypat
 
 
 def test_another_process_draws_its_share_and_opens_nothing(run_folder, tmp_path, fakes, monkeypatch):
-    monkeypatch.setattr(run, "_agree", lambda left_out, place: left_out)
+    monkeypatch.setattr(run, "_broadcast", lambda left_out, place: left_out)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     metric = Fake("clip")
@@ -72,10 +73,10 @@ def test_scenes_need_pictures_of_their_size(run_folder, tmp_path):
         run.evaluate(options(copy, tmp_path, metrics=["scenes"]))
     small, large = (find_models(str(model)) for model in (run_folder / "student", copy))
     usual = options(copy, tmp_path)
-    assert run._metric_names(usual, small) == ["scenes", "fid", "clip", "latency"]
-    assert run._metric_names(usual, large) == ["fid", "clip", "geneval", "latency"]
-    assert run._main_prompts(usual, small).name == "scenes"
-    assert isinstance(run._main_prompts(usual, large), NotHereError)
+    assert [m.name for m in chosen_metrics((), small)] == ["scenes", "fid", "clip", "latency"]
+    assert [m.name for m in chosen_metrics((), large)] == ["fid", "clip", "geneval", "latency"]
+    assert main_prompts(usual, small).name == "scenes"
+    assert isinstance(main_prompts(usual, large), NotHereError)
 
 
 def test_a_reference_that_has_to_be_fetched_costs_nothing_else(run_folder, tmp_path):
@@ -107,7 +108,7 @@ def test_the_record_has_what_decides_a_picture(run_folder, tmp_path, fakes):
     fakes(Fake("clip"))
     result = run.evaluate(options(run_folder / "student", tmp_path, metrics=["clip"], steps=[1]))
     (column,) = result.columns
-    assert (column.size, column.dtype, column.batch) == (64, "fp32", run.SMALL_BATCH)
+    assert (column.size, column.dtype, column.batch) == (64, "fp32", SMALL_BATCH)
     assert result.settings["batch size"] == "50" and result.settings["picture size"] == "64 px"
     assert result.environment.keys() >= {"torch", "numpy", "scipy", "pillow", "python", "device"}
 
@@ -162,7 +163,7 @@ def test_the_papers_figures_stand_beside_students_of_its_sizes():
 
 def test_a_figure_that_is_not_finite_stays_one(tmp_path):
     column = Column("student", 1, "m", measured={"fid": Measured({"FID": Figure(math.nan, higher=False)})})
-    path = write_result(tmp_path, run.Result("x", [column], protocols={"fid": {}}))
+    path = write_result(tmp_path, Result("x", [column], protocols={"fid": {}}))
     assert "NaN" not in path.read_text()
     (figure,) = read_result(path).rows()[("fid", "FID")]
     assert math.isnan(figure.value) and str(figure) == "–"
