@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from sprint import __version__
+from sprint.base.ending import run_to_end
 from sprint.base.errors import SprintError
 from sprint.cli.cache import add_cache
 from sprint.cli.compare import add_compare
@@ -33,6 +34,11 @@ Distil a flow-matching image model into one that samples in 1 to 4 steps.
   sprint compare evaluations/a evaluations/b
   sprint search-steps runs/tiny/student   better times for 2 to 4 steps
 """
+
+
+def command(argv: list[str] | None = None) -> None:
+    """`main`, and with it the end of the process: what `sprint` and `python -m sprint` start."""
+    run_to_end(lambda: main(argv))
 
 
 def main(argv: list[str] | None = None) -> None:

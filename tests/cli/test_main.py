@@ -54,6 +54,7 @@ def test_version(sprint):
 
 
 @pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.slow
 def test_dry_run_of_every_recipe(sprint, monkeypatch, name):
     monkeypatch.chdir(ROOT)
     before = set((ROOT / "runs").glob("*"))
@@ -83,6 +84,7 @@ def test_distill_leaves_a_student_and_a_page(finished):
     ]
 
 
+@pytest.mark.slow
 def test_distill_speaks_for_itself_alone(sprint, here, recipe):
     """Two lines of output; on standard error the engine and our own bars: no library's bars, no warnings."""
     with warnings.catch_warnings():

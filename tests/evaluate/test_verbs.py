@@ -37,6 +37,7 @@ def test_help_teaches_by_example(sprint, verb):
         assert build_parser().parse_args(argv).verb.__name__ == verb
 
 
+@pytest.mark.slow
 def test_a_run_from_command_to_comparison(sprint, here, run_folder, no_clip, monkeypatch):
     monkeypatch.setattr(distance, "REFERENCE_SCENES", 20)
     run = shutil.copytree(run_folder, here / "mini")

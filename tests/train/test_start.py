@@ -8,6 +8,7 @@ from sprint.maths.trigflow import HALF_PI
 from sprint.models.view import DENSE_TIME, SPARSE_TIME, TrigFlowView
 from sprint.train.start import calibrated, fit_dense_time, measure_qk_rms, with_ones
 from tests.tiny import QK_NORM, same, tiny_batch, tiny_network
+from tests.tolerance import near, of_network
 
 NORMS = [f"transformer_blocks.{i}.attn{j}.norm_{x}.weight" for i in (0, 1) for j in (1, 2) for x in "qk"]
 RMS = 4.0  # of the teacher's q and k, about: QK-norm at ones divides them by it
@@ -79,7 +80,7 @@ def test_measured_rms_is_the_mean_over_tokens_of_every_batch():
         TrigFlowView(teacher, SPARSE_TIME).flow_velocity(x_fm, t_fm, batch.text, batch.mask)
     handle.remove()
     by_hand = (seen[0] ** 2).mean(dim=2).sqrt().mean()
-    assert rms["transformer_blocks.1.attn2.norm_q.weight"] == pytest.approx(by_hand.item(), rel=1e-5)
+    assert rms["transformer_blocks.1.attn2.norm_q.weight"] == near(by_hand.item(), of_network(teacher))
 
     both = measure_qk_rms(teacher, calibration_batches(2), SPARSE_TIME)
     assert both != rms
@@ -134,7 +135,7 @@ def test_the_dense_time_fit_is_close_between_its_own_points_too():
         spread = (wanted - wanted.mean(0)).norm()
     error = ((fitted - wanted).norm() / wanted.norm()).item()
     assert reported < 0.1
-    assert error == pytest.approx(reported, rel=0.2)
+    assert error == pytest.approx(reported, rel=0.2)  # not rounding: other points of the same curve
     assert (fitted - wanted).norm() < 0.25 * spread  # a constant gives 1
 
 
@@ -179,7 +180,7 @@ def test_padding_is_not_measured():
     )
     teacher = tiny_network(qk_norm=False)
     short, long = (measure_qk_rms(teacher, [(x_fm, t_fm, b)], SPARSE_TIME) for b in (batch, longer))
-    assert short == pytest.approx(long, rel=1e-5)
+    assert short == {name: near(value, of_network(teacher)) for name, value in long.items()}
 
 
 def test_a_teacher_with_qk_norm_keeps_its_own():

@@ -25,6 +25,7 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from sprint.base.ending import run_to_end
 from sprint.base.files import write_whole
 from sprint.base.names import resolve
 from sprint.data.batch import Batch
@@ -288,8 +289,7 @@ def main(what: str, folder: Path) -> None:
         write_whole(folder / f"found-{what}-{processes}.json", json.dumps(found))
     if dist.is_initialized():
         dist.barrier()
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    run_to_end(lambda: main(sys.argv[1], Path(sys.argv[2])))

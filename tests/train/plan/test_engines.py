@@ -42,7 +42,7 @@ from sprint.train.plan.plan import (
     totals_of,
     with_engine,
 )
-from tests.engine.test_engine import torchrun
+from tests.launch import forked
 from tools.bench import plan_table
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -168,7 +168,7 @@ def test_what_fully_shard_gathers_is_planned(mesh):
 def test_what_deepspeed_holds_is_planned(tmp_path):
     """Between backward and update: ZeRO-2 has let its bucket go by then, ZeRO-3 never does."""
     pytest.importorskip("deepspeed")
-    torchrun("tests.train.plan.processes", 2, str(tmp_path))
+    forked("tests.train.plan.processes", 2, str(tmp_path))
     held = json.loads((tmp_path / "held.json").read_text())
     network, bucket = meta_network(transformer_config("tiny")), FP32 * BUCKET
     for engine, freed in ((EngineKind.zero2, bucket), (EngineKind.zero3, 0)):
@@ -181,6 +181,7 @@ def test_what_deepspeed_holds_is_planned(tmp_path):
 # ---- the table --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_engines_of_a_recipe():
     recipe = load_recipe(RECIPES / "4.8b.yaml")
     networks = build_networks(recipe)
@@ -242,6 +243,7 @@ def test_batches_that_do_not_divide_are_named(name, overrides, expected):
     assert list(misfits(load_recipe(RECIPES / f"{name}.yaml", overrides))) == expected
 
 
+@pytest.mark.slow
 def test_the_page_compares_engines():
     plan = dry_run(load_recipe(RECIPES / "4.8b.yaml"))
     lines = page(plan)
@@ -262,6 +264,7 @@ def test_the_page_compares_engines():
     assert "(" not in table["zero2, AdamW, recomputed"][2]
 
 
+@pytest.mark.slow
 def test_the_table_of_the_readme(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tools.bench.measure.RESULTS", tmp_path)
     monkeypatch.setattr(plan_table, "SIZES", ("tiny",))
