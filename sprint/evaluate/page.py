@@ -56,7 +56,7 @@ def page_html(folder: Path, result: Result) -> str:
         [
             html.masthead("Sprint · evaluation", result.name, _lead(result)),
             *left_out_notes(result),
-            html.section("Figures", figure_table(result), _source(result)),
+            html.section("Figures", reading(result), figure_table(result), _source(result)),
             html.section("How they were taken", html.listing(protocol_words(result))),
             *(_pictures(folder, result, name, PAGE_BYTES // len(judged)) for name in judged),
             _record(result),
@@ -71,6 +71,12 @@ def left_out_notes(result: Result) -> list[str]:
     """A paragraph for each metric that was not measured."""
     left_out = result.left_out.items()
     return [html.paragraph(f"{metric_of(name).title} left out: {line}", "note") for name, line in left_out]
+
+
+def reading(result: Result, more: str = "") -> str:
+    """A paragraph on how the figures are to be read."""
+    sentences = [*(metric_of(name).reading for name in result.protocols), more]
+    return html.paragraph(" ".join(filter(None, sentences))) if any(sentences) else ""
 
 
 def figure_table(result: Result) -> str:
@@ -134,7 +140,10 @@ def _lead(result: Result) -> str:
     for column in result.columns:
         ways.setdefault(column.who, []).append(column.steps)
     drawn = max((len(shots) for shots in result.sets.values()), default=0)
-    told = "; ".join(f"{role} at {', '.join(map(str, counts))} steps" for role, counts in ways.items())
+    told = "; ".join(
+        f"{role} at {', '.join(map(str, counts[:-1]))}{', ' * (len(counts) > 1)}{html.steps(counts[-1])}"
+        for role, counts in ways.items()
+    )
     return f"{told[:1].upper()}{told[1:]}." + (f" {drawn} pictures each." if drawn else "")
 
 

@@ -52,6 +52,7 @@ class Metric:
     error      what its ± is
     pictures   whether it looks at pictures that were drawn and kept
     needs      what has to be installed or fetched for it, in words
+    reading    how its figures are to be read, in a sentence
     below      what stands under a picture that it judges
     row        from a figure's name in result.json to its title in a table
     """
@@ -65,6 +66,7 @@ class Metric:
     error: Error = Error.none
     pictures: bool = True
     needs: str = ""
+    reading: str = ""
     below: str = ""
     usual: Usual = Usual.all
     row: Callable[[str], str] = str

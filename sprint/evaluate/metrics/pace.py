@@ -23,10 +23,9 @@ class Pace:
         pass
 
     def protocol(self) -> dict[str, str]:
-        batches = ", ".join(map(str, sorted(self.batches)))
-        return {
-            "figures": f"text encoder, network and autoencoder, in batches of at most {batches}; a mean over what was drawn"
-        }
+        most = ", ".join(map(str, sorted(self.batches)))
+        parts = f"text encoder, network and autoencoder, in batches of at most {most}"
+        return {"figures": f"{parts}; a mean over what was drawn"}
 
     def measure(self, drawn: Drawn) -> Measured:
         """Raises SprintError for pictures whose times nobody kept."""

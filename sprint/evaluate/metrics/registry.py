@@ -13,6 +13,10 @@ SCENES = Metric(
     unit="share",
     error=Error.standard,
     needs="pip install 'sprint-distill[eval]'",
+    reading=(
+        "A scene score is the share of prompts whose picture shows what the prompt says. Read it together with FID: "
+        "pictures that suit many prompts at once score well, and are far from real ones."
+    ),
     below="Under each: what was seen in it, and whether that is what the prompt says.",
     usual=Usual.scenes,
     row=category_title,
@@ -23,6 +27,7 @@ FID = Metric(
     about="distance to real pictures: built-in scenes, or those of --reference",
     higher=False,
     error=Error.spread,
+    reading="FID and KID are distances to real pictures: lower is better.",
     needs="for --reference: pip install 'sprint-distill[inception]' and its weights",
 )
 CLIP = Metric(
@@ -60,7 +65,7 @@ PACE = Metric(
 )
 LATENCY = Metric(
     name="latency",
-    title="Time",
+    title="Latency",
     about="one picture and ten, by turns; no pictures are kept",
     higher=False,
     unit="ms",

@@ -24,6 +24,7 @@ from sprint.evaluate.page import (
     judged_set,
     left_out_notes,
     protocol_words,
+    reading,
 )
 from sprint.evaluate.result import Result, plain
 from sprint.lab.series import SHOWN
@@ -33,12 +34,7 @@ from sprint.pages.png import read_png
 from sprint.train.report.curves import Curve, in_order
 from sprint.train.report.verdict import Goal, column_data, headline, in_reading_order, key_figures
 
-READING = (
-    "A scene score is the share of prompts whose picture shows what the prompt says. FID is a distance to real "
-    "pictures: lower is better. Read the two together: pictures that suit many prompts at once score well, and are "
-    "far from real ones. ± is over prompts alone; another seed or another processor gives another run, and its "
-    "figures differ too."
-)
+SPREAD = "± is over prompts alone: another seed or another processor gives another run, and its figures differ too."
 
 
 @dataclass(frozen=True)
@@ -121,12 +117,12 @@ def _key_figures(report: Report) -> str:
 def _evaluated(folder: Path, report: Report, result: Result) -> list[str]:
     """What the evaluation found: pictures, figures, goals, and how they were taken."""
     prompts = max((len(shots) for shots in result.sets.values()), default=0)
-    reading = html.paragraph(f"{READING} All on {prompts} held-out prompts.")
+    words = reading(result, f"{SPREAD} All on {prompts} held-out prompts.")
     goals = html.checklist([(g.text, g.goal, g.value, g.met) for g in report.goals])
     return [
         *left_out_notes(result),
         _pictures(folder, result),
-        html.section("Scores", reading, figure_table(result), goals),
+        html.section("Scores", words, figure_table(result), goals),
         html.section("How they were taken", html.listing(protocol_words(result))),
     ]
 

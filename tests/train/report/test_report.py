@@ -164,7 +164,7 @@ def test_the_page_holds_the_numbers(written):
         "Made up for a test.",
         "2 held-out prompts",
         "another seed or another processor",
-        "Read the two together",
+        "Read it together with FID",
         "floor: as many real scenes again",
     ):
         assert text in page, text
