@@ -77,6 +77,24 @@ def with_earlier(new: Result, earlier: Result) -> tuple[Result, list[str]]:
     return _joined(new, earlier, kept), dropped
 
 
+def measured_before(
+    metric: str, protocol: Mapping[str, str], prompts: str, new: Result, earlier: Result
+) -> list[Measured] | None:
+    """What a metric said of every column of the new result in the earlier one, if it would say the same again.
+
+    protocol   how it measures now, as far as that is known;  prompts: the set that it looks at
+
+    None where models, times, prompts, seeds, guidance or a fact of the protocol are others, or a column is new.
+    """
+    was = earlier.protocols.get(metric, {})
+    if earlier.used.get(metric) != prompts or any(was.get(fact) != words for fact, words in protocol.items()):
+        return None
+    found = _measured(metric, earlier)
+    if _differs(metric, new, earlier) or any(_identity(column) not in found for column in new.columns):
+        return None
+    return [found[_identity(column)] for column in new.columns]
+
+
 def _differs(metric: str, new: Result, earlier: Result) -> str:
     """Why a metric's earlier figures cannot stand beside the new ones, or ""."""
     for name in DRAWN_ALIKE:

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from sprint.base.environment import environment
 from sprint.base.errors import NotHereError, SprintError
 from sprint.evaluate.choices import Options
-from sprint.evaluate.earlier import with_earlier
+from sprint.evaluate.earlier import measured_before, with_earlier
 from sprint.evaluate.metrics.latency import first_line
 from sprint.evaluate.metrics.metric import Meter
 from sprint.evaluate.metrics.registry import METRICS
@@ -16,7 +16,7 @@ from sprint.evaluate.models import Model, evaluation_name
 from sprint.evaluate.page import write_page
 from sprint.evaluate.prompts import Prompts
 from sprint.evaluate.published import SOURCE, beside_columns
-from sprint.evaluate.result import Column, Result, write_result
+from sprint.evaluate.result import Column, Measured, Result, write_result
 
 log = logging.getLogger(__name__)
 SKIPPED = "%s is left out: %s"
@@ -30,6 +30,7 @@ class Evaluation:
     prompts   to draw for metrics that have none of their own, or why there are none
     sets      what is drawn, by name
     recipe    YAML of the training run, if it is known;  earlier: an evaluation in the same folder
+    drew      whether any picture is new since that one
     """
 
     options: Options
@@ -41,11 +42,20 @@ class Evaluation:
     left_out: dict[str, str]
     recipe: str = ""
     earlier: Result | None = None
+    drew: bool = False
     protocols: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def leave_out(self, name: str, error: Exception) -> None:
         self.left_out[name] = first_line(error)
         log.warning(SKIPPED, name, self.left_out[name])
+
+    def measured_before(self, meter: Meter, columns: Sequence[Column]) -> list[Measured] | None:
+        """What the earlier evaluation says of every column, if the meter would say the same again."""
+        if not self.earlier or self.drew:
+            return None
+        name = meter.metric.name
+        new = self._result(columns)
+        return measured_before(name, meter.protocol(), meter.find().name, new, self.earlier)
 
     def write(self, columns: Sequence[Column], last: bool = True) -> Result:
         """Write result and page, with what an earlier evaluation had besides.

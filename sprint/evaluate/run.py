@@ -132,6 +132,7 @@ def _draw(model: Model, evaluation: Evaluation, place: Place) -> list[DrawnColum
             took = draw(
                 generator, store, prompts.shots, options.batch_size, what, place.rank, place.processes
             )
+            evaluation.drew |= bool(took.pictures) or place.processes > 1  # the others do not tell
             if place.rank == 0:
                 store.describe(model.path, took)
         drawn.append(DrawnColumn(column, store))
@@ -157,19 +158,25 @@ def _score(evaluation: Evaluation, drawn: Sequence[DrawnColumn]) -> Result:
 
 
 def _measure(evaluation: Evaluation, drawn: Sequence[DrawnColumn]) -> list[Column]:
-    """Columns with their figures. A metric that cannot go on is left out; the others are measured."""
+    """Columns with their figures, those that are known from an earlier evaluation as they were.
+
+    A metric that cannot go on is left out; the others are measured.
+    """
     for _, store in drawn:
         for prompts in evaluation.sets.values():
             wait_for(store, prompts.shots)
     columns = [column for column, _ in drawn]
     for meter in evaluation.meters:
         prompts, name = meter.find(), meter.metric.name
-        try:
-            found = [meter.measure(Drawn(prompts, store, column.title)) for column, store in drawn]
-        except SprintError as error:
-            evaluation.leave_out(name, error)
-            continue
-        evaluation.protocols[name] = meter.protocol()
+        if found := evaluation.measured_before(meter, columns):
+            evaluation.protocols[name] = dict(evaluation.earlier.protocols[name])
+        else:
+            try:
+                found = [meter.measure(Drawn(prompts, store, column.title)) for column, store in drawn]
+            except SprintError as error:
+                evaluation.leave_out(name, error)
+                continue
+            evaluation.protocols[name] = meter.protocol()
         columns = [
             replace(column, measured=column.measured | {name: measured})
             for column, measured in zip(columns, found, strict=True)

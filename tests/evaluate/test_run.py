@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -51,6 +52,29 @@ def test_the_second_time_nothing_is_drawn(run_folder, tmp_path, fakes, monkeypat
     first = run.evaluate(chosen)
     monkeypatch.setattr("sprint.sample.generate.Generator.pictures", lambda *_: pytest.fail("drawn again"))
     assert run.evaluate(chosen).columns == first.columns
+
+
+def test_what_nothing_changed_is_not_scored_again(run_folder, tmp_path, fakes, monkeypatch):
+    """But with a new picture, another protocol or another column it is."""
+    counted = []
+    measure = Fake.measure
+    monkeypatch.setattr(
+        Fake, "measure", lambda self, drawn: counted.append(drawn.title) or measure(self, drawn)
+    )
+    fakes(Fake("clip"))
+    chosen = options(run_folder / "student", tmp_path, metrics=["clip"], steps=[1])
+    first = run.evaluate(chosen)
+    again = run.evaluate(chosen)
+    assert counted == ["student, 1 step"] and again.rows() == first.rows()
+    assert again.protocols == first.protocols and again.used == first.used
+    next((tmp_path / "out" / "pictures").rglob("*.png")).unlink()
+    run.evaluate(chosen)
+    assert len(counted) == 2
+    monkeypatch.setattr(Fake, "protocol", lambda self: {"pictures": "2 other prompts"})
+    run.evaluate(chosen)
+    assert len(counted) == 3
+    run.evaluate(replace(chosen, steps=[1, 2]))
+    assert counted[3:] == ["student, 1 step", "student, 2 steps"]
 
 
 def test_another_process_draws_its_share_and_opens_nothing(run_folder, tmp_path, fakes, monkeypatch):
