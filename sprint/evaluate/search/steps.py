@@ -23,16 +23,15 @@ from sprint.evaluate.run import model_hash
 from sprint.evaluate.search.judge import Judge, paired_error
 from sprint.evaluate.search.lists import (
     BATCH,
-    CONFIRM_SEED,
     LISTS_FILE,
     RESULT_FILE,
-    SEARCH_SEED,
     Found,
     Search,
     Times,
     greedy_search,
 )
 from sprint.lab.scenes import SIZE
+from sprint.lab.series import CONFIRM_SEED, SEARCH_SEED
 from sprint.maths.schedule import student_times
 from sprint.sample.generate import StudentGenerator
 from sprint.sample.load import load_generator

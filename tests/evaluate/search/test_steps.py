@@ -19,14 +19,13 @@ from sprint.evaluate.search.adopt import adopt
 from sprint.evaluate.search.judge import Judge, Judged, judged_by_fid, paired_error
 from sprint.evaluate.search.lists import (
     BATCH,
-    CONFIRM_SEED,
-    SEARCH_SEED,
     Found,
     Search,
     candidates,
     greedy_search,
 )
 from sprint.evaluate.search.steps import search_steps, table
+from sprint.lab.series import CONFIRM_SEED, SEARCH_SEED
 from sprint.maths.schedule import student_times
 from sprint.sample.generate import StudentGenerator
 from sprint.sample.load import load_generator
