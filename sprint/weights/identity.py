@@ -9,6 +9,7 @@ from sprint.base.errors import SprintError
 from sprint.base.files import sha256
 from sprint.base.names import resolve
 from sprint.weights.checkpoint import understand
+from sprint.weights.hub import folder_here
 from sprint.weights.settings import read_settings
 
 FAMILY_PARTS = ("text_encoder", "vae")
@@ -20,17 +21,9 @@ def family_weights(name: str) -> dict[str, str] | None:
 
     name   built-in name, folder, or hub id that was downloaded before
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    from sprint.base.names import resolve
-
-    folder = Path(resolve(name))
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(name, local_files_only=True))
-        except (LocalEntryNotFoundError, HFValidationError):
-            return None
+    folder = folder_here(resolve(name))
+    if folder is None:
+        return None
     files = {part: _weights_in(folder / part) for part in FAMILY_PARTS}
     return {part: hash_files(found) for part, found in files.items()} if all(files.values()) else None
 
@@ -63,19 +56,10 @@ def model_hash(path: str) -> str:
         "weights": weights | {"network": hash_files(network.source.files)},
         "network": network.config,
         "time_scale": network.time_scale,
-        "files": _family_files(path, _folder(name)),
+        "files": _family_files(path, folder_here(name)),
         "text": [settings.max_length, settings.instruction],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _folder(name: str) -> Path:
-    """A model's folder, or where the hub's files of that name lie."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(name, local_files_only=True))  # `family_weights` found it there
 
 
 def _family_files(path: str, folder: Path) -> dict[str, str]:
