@@ -48,7 +48,6 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield "teacher is empty; set a built-in name, a folder, a file or a hub id"
     yield from _of_data(recipe.data)
     yield from _of_distill(recipe.distill)
-    yield from misfits(recipe, processes=1)
     yield from _of_evaluation(recipe)
 
 
@@ -65,6 +64,7 @@ def _of_engine(recipe: Recipe) -> Iterator[str]:
         yield f"shard_size = {recipe.shard_size}, but engine = {engine.value} knows none; use engine=fsdp2"
     if recipe.compile and engine is EngineKind.zero3:
         yield "compile = true, but compiled blocks have not been tried with engine = zero3; use engine=fsdp2"
+    yield from misfits(recipe, processes=1)
 
 
 def _of_data(data: Data) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What bench_engines.py measures, in the processes that torchrun started for it:
+"""What tools/bench/engines.py measures, in the processes that torchrun started for it:
 
     torchrun --nproc_per_node 2 -m tools.bench.engine_cases losses FOLDER
     torchrun --nproc_per_node 2 -m tools.bench.engine_cases memory FOLDER

@@ -1,4 +1,4 @@
-"""sCM + LADD as published, written plainly: what `bench_step.py` measures the trainer against.
+"""sCM + LADD as published, written plainly: what `tools/bench/step.py` measures the trainer against.
 
 The algorithm of SANA-Sprint (arXiv 2503.09641, Algorithm 1) in the way its public trainers compute it:
 

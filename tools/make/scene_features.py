@@ -1,4 +1,4 @@
-"""Train the feature network that FID and KID see built-in scenes with: `sprint/evaluate/scene_features.py`.
+"""Train the feature network that FID and KID see built-in scenes with: `sprint/lab/features.py`.
 
     python -m tools.make.scene_features                     writes weights.safetensors and training.json
     python -m tools.make.scene_features --steps 50 --out X  a quick look
