@@ -12,9 +12,13 @@ from diffusers.models.normalization import RMSNorm
 from sprint.engine.engine import Engine
 from sprint.recipe.schema import Precision
 
+# Plugins that some test files import from, too: their asserts speak whichever comes first.
+pytest.register_assert_rewrite(
+    "tests.cli.fixtures", "tests.evaluate.fixtures", "tests.weights.convert_fixtures"
+)
 # A shell starts background jobs with SIGINT ignored, and children inherit that; the tests of Ctrl-C need it heard.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Networks this small lose more to threads than they gain; tools/kernels.py asks for two all the same. Processes that
+# Networks this small lose more to threads than they gain; tools/kernels asks for two all the same. Processes that
 # tests start hear of it by the variable.
 torch.set_num_threads(int(os.environ.get("SPRINT_TEST_THREADS", "1")))
 os.environ.setdefault("OMP_NUM_THREADS", "1")

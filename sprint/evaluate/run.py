@@ -32,7 +32,7 @@ from sprint.evaluate.record import SKIPPED, Evaluation
 from sprint.evaluate.result import Column, Result
 from sprint.evaluate.store import Drawing, PictureStore, draw, wait_for
 from sprint.sample.load import load_generator
-from sprint.weights.identity import model_hash
+from sprint.weights.model_hash import model_hash
 
 log = logging.getLogger(__name__)
 PICTURES = "pictures"  # folder beside result.json

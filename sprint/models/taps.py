@@ -47,8 +47,8 @@ class TappedTeacher:
 def _recorded(network: nn.Module, taps: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """A dict that fills with the outputs of the tapped blocks; inside, the network ends after the last of them.
 
-    What stands behind the blocks still runs, on a few channels: nothing leaves a forward half way, which the
-    hooks of a sharded network would not forgive.
+    The list of blocks is cut short, rather than the forward left by an exception: FSDP gathers weights before a
+    forward and frees them in a hook after it, which has to run. The layers behind the blocks cost little.
     """
     features: dict[int, Tensor] = {}
     blocks = network.transformer_blocks

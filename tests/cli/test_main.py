@@ -35,7 +35,7 @@ def test_help_is_quick():
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("verb", ["distill", "cache", "sample", "convert"])
+@pytest.mark.parametrize("verb", ["distill", "recipes", "cache", "sample", "convert"])
 def test_help_teaches_by_example(sprint, verb):
     code, out, _ = sprint(verb, "--help")
     assert code == 0

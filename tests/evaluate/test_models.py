@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from sprint.base.errors import SprintError
 from sprint.evaluate.models import evaluation_folder, evaluation_name, find_models, own_evaluation, recipe_of
 from sprint.recipe.schema import Evaluate
-from sprint.weights.identity import model_hash
+from sprint.weights.model_hash import model_hash
 
 pytest_plugins = "tests.evaluate.fixtures"
 

@@ -112,7 +112,7 @@ def test_geneval_without_its_prompts(refusal, here, run_folder):
         (["MODEL", "--prompts", "scenes", "--out", "notes.txt"], "--out notes.txt is not a folder"),
         (["MODEL", "--out", "full"], "--out full: holds notes.txt and no evaluation"),
         (["MODEL", "--teacher", "MODEL"], "a teacher is needed here"),
-        (["MODEL", "--device", "nowhere"], "--device nowhere cannot be used here"),
+        (["MODEL", "--device", "nowhere"], "device nowhere cannot be used here"),
         (["MODEL", "--reference", "missing"], "--reference missing: no such file or folder"),
         (
             ["MODEL", "--clip-model", "a/mistyped/path"],

@@ -124,6 +124,7 @@ def wide_embedder(seed: int = 0):
     return embedder
 
 
+@pytest.mark.slow
 def test_the_dense_time_fit_is_close_between_its_own_points_too():
     embedder = wide_embedder()
     sparse = copy.deepcopy(embedder)
@@ -139,6 +140,7 @@ def test_the_dense_time_fit_is_close_between_its_own_points_too():
     assert (fitted - wanted).norm() < 0.25 * spread  # a constant gives 1
 
 
+@pytest.mark.slow
 def test_the_time_derivative_of_a_dense_fit_is_not_a_thousandfold():
     """Sparse time with dense weights copied is the paper's collapse: derivatives above 10³."""
     embedder = wide_embedder()
@@ -156,6 +158,7 @@ def test_the_time_derivative_of_a_dense_fit_is_not_a_thousandfold():
     assert speed(embedder, DENSE_TIME) < sparse / 20
 
 
+@pytest.mark.slow
 def test_the_fit_keeps_the_embedder_as_calm_as_it_was():
     """Against a jolt of every weight by a learning rate's worth: a fan of steep hinges moved by a fifth."""
     embedder = wide_embedder()

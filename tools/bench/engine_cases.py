@@ -272,9 +272,8 @@ def main(what: str, folder: Path) -> None:
     asked = json.loads((folder / f"{what}-{processes}.json").read_text())
     inputs = read_inputs(folder) if what == "losses" else None
     if not inputs:
-        memory_of(
-            Case.of(asked["cases"][0]), "tiny"
-        )  # what comes with the first updates of a process is not theirs
+        # once for nothing: the first updates of a process allocate what is not theirs
+        memory_of(Case.of(asked["cases"][0]), "tiny")
     found = []
     for record in tqdm(asked["cases"], desc=f"{what}, {processes} processes", leave=False):
         case = Case.of(record)

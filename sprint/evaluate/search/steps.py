@@ -35,7 +35,7 @@ from sprint.lab.scenes import SIZE
 from sprint.maths.schedule import student_times
 from sprint.sample.generate import StudentGenerator
 from sprint.sample.load import load_generator
-from sprint.weights.identity import model_hash
+from sprint.weights.model_hash import model_hash
 
 
 def search_steps(search: Search, out: Path, device: str = "cpu") -> dict[int, Found]:

@@ -180,14 +180,17 @@ def test_the_consistency_loss_and_its_gradient_are_the_same(engine):
     assert compare(engine, ours, plain, G, "student")["loss_scm"] != 0
 
 
-def test_the_discriminators_loss_and_its_gradient_are_the_same(engine):
-    ours, plain = make_pair(engine)
-    assert compare(engine, ours, plain, D, "heads")["loss"] > 0
+def test_the_discriminators_loss_and_its_gradient_are_the_same(engine, draws_in_float64):
+    """In float64: in float32 an activation of the heads may be so near its corner that rounding turns it over."""
+    ours, plain = make_pair(engine, torch.float64)
+    assert compare(engine, ours, plain, D, "heads", torch.float64)["loss"] > 0
 
 
-def test_the_whole_generator_is_the_same_where_no_sample_sees_another(engine, single_samples):
-    ours, plain = make_pair(engine)
-    compare(engine, ours, plain, G, "student")
+def test_the_whole_generator_is_the_same_where_no_sample_sees_another(
+    engine, draws_in_float64, single_samples
+):
+    ours, plain = make_pair(engine, torch.float64)
+    compare(engine, ours, plain, G, "student", torch.float64)
 
 
 def test_in_the_generators_phase_the_published_heads_see_fakes_alone(engine):

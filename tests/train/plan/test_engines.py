@@ -23,10 +23,10 @@ from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import EngineKind, OptimizerKind, Precision
 from sprint.train.plan.activations import FP32
 from sprint.train.plan.engines import (
-    AGAIN,
     GRADIENTS,
     WEIGHTS,
     WHOLE,
+    ZERO_COPY,
     Layout,
     count,
     layout_of,
@@ -114,10 +114,10 @@ def test_engines_by_hand():
     assert (fsdp2["bf16 copies"], fsdp2["bf16 copies, recomputed"]) == (2 * total, 2 * block)
     zero2, zero3 = parts(EngineKind.zero2), parts(EngineKind.zero3)
     assert zero2[WEIGHTS] == 4 * total and "bf16 copies, recomputed" not in zero2
-    assert zero2[GRADIENTS] == zero2[AGAIN] == pytest.approx(total / 2, rel=1e-4)
+    assert zero2[GRADIENTS] == zero2[ZERO_COPY] == pytest.approx(total / 2, rel=1e-4)
     assert zero2["optimizer state (adamw, fp32)"] == 2 * zero2[GRADIENTS]
     assert zero2[WHOLE] == 4 * 50_000_000 and zero3[WHOLE] == zero2[WHOLE] + 4 * total
-    assert zero3[WEIGHTS] == zero3[GRADIENTS] == zero3[AGAIN] == pytest.approx(total / 2, rel=1e-3)
+    assert zero3[WEIGHTS] == zero3[GRADIENTS] == zero3[ZERO_COPY] == pytest.approx(total / 2, rel=1e-3)
     came = parts(EngineKind.fsdp2, CAME)["optimizer state (came, fp32)"]
     assert (
         fsdp2[WEIGHTS] < came < 1.25 * fsdp2[WEIGHTS]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LEAST = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}
 VARIANTS = {
     "as it is": {},
@@ -59,7 +59,10 @@ class Result(NamedTuple):
 
 
 def numeric_modules(names: Sequence[str] = ()) -> list[Path]:
-    """Test modules that import tests.tolerance; of `names` alone where there are any.  Raises SystemExit."""
+    """Test modules that import tests.tolerance; of `names` alone where there are any.
+
+    Raises ValueError for a name that none has.
+    """
     found = sorted(
         file
         for file in (ROOT / "tests").rglob("test_*.py")
@@ -67,7 +70,7 @@ def numeric_modules(names: Sequence[str] = ()) -> list[Path]:
     )
     missing = set(names) - {file.stem for file in found}
     if missing:
-        sys.exit(f"kernels: no numeric test module {', '.join(sorted(missing))}")
+        raise ValueError(f"no numeric test module {', '.join(sorted(missing))}")
     return [file for file in found if not names or file.stem in names]
 
 
@@ -141,7 +144,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.jobs < 1:
         parser.error(f"--jobs {args.jobs}: at least 1")
-    modules = numeric_modules(args.modules or (QUICK_MODULES if args.quick else ()))
+    try:
+        modules = numeric_modules(args.modules or (QUICK_MODULES if args.quick else ()))
+    except ValueError as error:
+        parser.error(str(error))
     names = args.only or (QUICK if args.quick else VARIANTS)
     own = bits("as it is")
     others = {name: [key for key, value in bits(name).items() if value != own[key]] for name in names}
