@@ -31,6 +31,7 @@ from sprint.engine.heartbeat import Heartbeat
 from sprint.engine.held import Replicated, RowSharded, Whole
 from sprint.engine.restart import rendezvous_after_restart
 from sprint.recipe.schema import EngineKind, Optimizer, Precision, Recipe
+from sprint.recipe.shares import share_of
 
 PATIENT = timedelta(
     days=1
@@ -211,10 +212,7 @@ class Engine:
 
     def share(self, batch_size: int) -> range:
         """This process's places in a batch. Raises SprintError where the batch does not divide evenly."""
-        size, rest = divmod(batch_size, self.processes)
-        if rest:
-            raise SprintError(f"batch size {batch_size} does not divide over {self.processes} processes")
-        return range(self.rank * size, (self.rank + 1) * size)
+        return share_of(batch_size, self.rank, self.processes)
 
     def average(self, value: Tensor) -> Tensor:
         """Mean over processes."""

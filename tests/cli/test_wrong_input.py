@@ -266,8 +266,8 @@ def test_convert_on_a_full_disk(sprint, here, student):
 # ---- Ctrl-C -------------------------------------------------------------------------------------------
 
 MOMENTS = {
-    "opening": "sprint.train.run.load_family",
-    "start": "sprint.train.run.with_ones",
+    "opening": "sprint.train.inputs.load_family",
+    "start": "sprint.train.start.with_ones",
     "stage 1": "sprint.train.adapt.AdaptStage.update",
     "checkpoint": "sprint.engine.checkpoint._require_plain",
     "export": "sprint.weights.export._save_pipeline",

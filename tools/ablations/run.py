@@ -18,13 +18,13 @@ from sprint.base.errors import Diverged, SprintError
 from sprint.base.files import write_whole
 from sprint.base.names import resolve
 from sprint.evaluate.metrics.gaussian import GaussianStatistics, fid, resampled_fid
-from sprint.evaluate.metrics.real_scenes import REFERENCE_SCENES, REFERENCE_SEED
+from sprint.evaluate.metrics.real_scenes import REFERENCE_SCENES
 from sprint.evaluate.metrics.real_scenes import real_statistics as statistics_of
 from sprint.evaluate.result import share
 from sprint.evaluate.store import in_batches
 from sprint.lab.features import scene_features
 from sprint.lab.reader import score
-from sprint.lab.series import SHOWN, held_out_scenes
+from sprint.lab.series import REFERENCE_SEED, SHOWN, held_out_scenes
 from sprint.models.view import SPARSE_TIME, TrigFlowView
 from sprint.sample.generate import Generator, StudentGenerator
 from sprint.sample.load import load_generator
@@ -33,6 +33,7 @@ from sprint.train.distill import GENERATOR, DistillStage
 from sprint.train.log import METRICS, RunLog, read_metrics
 from sprint.train.loop import Interrupted
 from sprint.train.run import Run
+from sprint.train.start import start_of_adaptation
 from sprint.weights.load import load_teacher
 from tools.ablations.jobs import (
     INTERRUPTED,
@@ -135,13 +136,17 @@ def _sparse(run: Run) -> Generator:
             raise SprintError(
                 f"{recipe.teacher}: its time is dense already; the sparse row needs another teacher"
             )
-        network = run.start_of_adaptation(network, time_scale, own_time_scale=time_scale)
-        adapt = AdaptStage(recipe, run.engine, network, run.null, time_scale)
-        run.train_stage(adapt, log)
-        distill = DistillStage(recipe, run.engine, adapt.result(), run.null, run.latent_shape, time_scale)
-        run.train_stage(distill, log)
+        network = start_of_adaptation(run.inputs, network, time_scale, own_time_scale=time_scale)
+        adapt = AdaptStage(recipe, run.engine, network, run.inputs.null, time_scale)
+        run.train_stage(adapt, log, run.checkpoints(adapt.name))
+        distill = DistillStage(
+            recipe, run.engine, adapt.result(), run.inputs.null, run.inputs.latent_shape, time_scale
+        )
+        run.train_stage(distill, log, run.checkpoints(distill.name))
     view = TrigFlowView(distill.result().network, time_scale).requires_grad_(False)
-    return StudentGenerator(view.to(run.engine.device), run.family.to(run.engine.device), recipe.data.size)
+    return StudentGenerator(
+        view.to(run.engine.device), run.inputs.family.to(run.engine.device), recipe.data.size
+    )
 
 
 def _copy_whole(source: Path, target: Path) -> None:

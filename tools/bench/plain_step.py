@@ -1,4 +1,4 @@
-"""sCM + LADD as published, written plainly: what `bench_step.py` measures the trainer against.
+"""sCM + LADD as published, written plainly: what `tools/bench/step.py` measures the trainer against.
 
 The algorithm of SANA-Sprint (arXiv 2503.09641, Algorithm 1) in the way its public trainers compute it:
 
@@ -39,7 +39,7 @@ from sprint.models.discriminator import SLOPE, DiscriminatorHeads, deinterleave,
 from sprint.models.student import Student, from_adapted
 from sprint.models.view import DENSE_TIME, TrigFlowView
 from sprint.recipe.schema import Precision, Recipe
-from sprint.train.distill import Draws, draw
+from sprint.train.draws import Draws, draw
 from tools.bench.measure import torchs_products
 
 

@@ -1,4 +1,4 @@
-"""Train the feature network that FID and KID see built-in scenes with: `sprint/evaluate/scene_features.py`.
+"""Train the feature network that FID and KID see built-in scenes with: `sprint/lab/features.py`.
 
     python -m tools.make.scene_features                     writes weights.safetensors and training.json
     python -m tools.make.scene_features --steps 50 --out X  a quick look
@@ -44,7 +44,7 @@ from tqdm import tqdm
 
 from sprint.base.files import write_whole
 from sprint.evaluate.metrics.gaussian import GaussianStatistics, fid
-from sprint.evaluate.metrics.real_scenes import REFERENCE_SCENES, REFERENCE_SEED
+from sprint.evaluate.metrics.real_scenes import REFERENCE_SCENES
 from sprint.evaluate.models import STUDENT, TEACHER
 from sprint.evaluate.store import in_batches
 from sprint.lab.features import (
@@ -66,12 +66,11 @@ from sprint.lab.scenes import (
     render,
     scene,
 )
-from sprint.lab.series import HELD_OUT_SEED, held_out_scenes
+from sprint.lab.series import FEATURES_SEEDS, HELD_OUT_SEED, REFERENCE_SEED, held_out_scenes
 from sprint.sample.generate import StudentGenerator
 from sprint.sample.load import load_generator
 from tools.bench.measure import command
 
-SERIES = 7000  # --seed s trains on scenes of series 7000 + s, which nothing else uses
 CELLS = 8
 NAME_COLORS = ("colors", "color_attr")  # categories whose captions name every colour
 PICTURES, BATCH, GUIDANCE = 600, 50, 4.5  # of each set in the FID table
@@ -377,13 +376,13 @@ def main() -> None:
         measure(args.out, args.models)
         return
     began = time.perf_counter()
-    pool = make_pool(SERIES + args.seed, args.pool)
+    pool = make_pool(FEATURES_SEEDS[args.seed], args.pool)
     reader, curve = train(args.steps, args.batch, pool, args.seed)
     backbone = finish(reader.backbone, pool.pictures[:REFERENCE_SCENES])
     record = {
         "command": command(),
         "seed": args.seed,
-        "series": SERIES + args.seed,
+        "series": FEATURES_SEEDS[args.seed],
         "threads": args.threads,
         "seconds": round(time.perf_counter() - began),
         "parameters": sum(p.numel() for p in backbone.parameters()),

@@ -21,7 +21,6 @@ from sprint.evaluate.search.lists import (
     LINE_START,
     NOISE_OF_A_SERIES,
     REAL_SCENES,
-    REAL_SEED,
     RESAMPLES,
     Search,
     Times,
@@ -30,7 +29,7 @@ from sprint.evaluate.store import in_batches
 from sprint.lab.features import SceneFeatures, scene_features
 from sprint.lab.reader import holds
 from sprint.lab.scenes import Scene, scene
-from sprint.lab.series import HELD_OUT_SEED
+from sprint.lab.series import HELD_OUT_SEED, REAL_SEED
 from sprint.sample.generate import StudentGenerator
 
 

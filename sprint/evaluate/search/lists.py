@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 from sprint.base.errors import SprintError
 from sprint.evaluate.result import Figure
-from sprint.lab.series import HELD_OUT_SEED
 from sprint.maths.schedule import MAX_TIME
 
-SEARCH_SEED, CONFIRM_SEED, REAL_SEED = (HELD_OUT_SEED + k for k in (101, 102, 103))  # series of scenes
 REAL_SCENES = 3000  # behind FID
 NOISE_OF_A_SERIES = 10**6  # seeds that a series has to itself; reports take the first ones
 NOISE = 2.0  # standard errors by which a list has to be better

@@ -23,15 +23,14 @@ from sprint.evaluate.search.greedy import greedy_search
 from sprint.evaluate.search.judge import Judge, paired_error
 from sprint.evaluate.search.lists import (
     BATCH,
-    CONFIRM_SEED,
     LISTS_FILE,
     RESULT_FILE,
-    SEARCH_SEED,
     Found,
     Search,
     Times,
 )
 from sprint.lab.scenes import SIZE
+from sprint.lab.series import CONFIRM_SEED, SEARCH_SEED
 from sprint.maths.schedule import student_times
 from sprint.sample.generate import StudentGenerator
 from sprint.sample.load import load_generator

@@ -19,7 +19,7 @@ from sprint.data.cache.shards import locked, read_record
 from sprint.data.encode import make as caching
 from sprint.data.source import open_source
 from sprint.lab.scenes import render, scene
-from sprint.lab.series import TRAINING_SEED
+from sprint.lab.series import TRAINING_SEEDS
 from sprint.models.encoders import load_family
 from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import Data, DataKind
@@ -151,7 +151,7 @@ def pictures(tmp_path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for k in range(6):
-        drawn = scene(TRAINING_SEED, k)
+        drawn = scene(TRAINING_SEEDS[0], k)
         Image.fromarray(render(drawn.things)).save(folder / f"{k}.png")
         (folder / f"{k}.txt").write_text(drawn.caption)
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])

@@ -38,7 +38,7 @@ from sprint.train.plan.plan import (
     build_networks,
     distill_memory,
     dry_run,
-    misfits,
+    gpu_misfits,
     totals_of,
     with_engine,
 )
@@ -215,7 +215,8 @@ def test_shard_size_is_the_number_of_pieces():
             "0.6b",
             [],
             [
-                "256 GPUs: pictures on each, 2, are no multiple of distill.adversarial.neighbours = 4; "
+                "256 GPUs: distill.batch_size = 512 leaves each of 256 processes a share of 2, which "
+                "distill.adversarial.neighbours = 4 does not divide; "
                 "set that to 2, or distill.batch_size to 1024"
             ],
         ),
@@ -227,20 +228,23 @@ def test_shard_size_is_the_number_of_pieces():
             "tiny",
             ["engine=ddp", "adapt.steps=0"],
             [
-                "32 GPUs: pictures on each, 1, are no multiple of distill.adversarial.neighbours = 4; "
-                "set distill.batch_size to 128",
-                "256 GPUs: distill.batch_size = 32 does not divide over them",
+                "32 GPUs: distill.batch_size = 32 leaves each of 32 processes a share of 1, which "
+                "distill.adversarial.neighbours = 4 does not divide; set distill.batch_size to 128",
+                "256 GPUs: distill.batch_size = 32 does not divide over 256 processes",
             ],
         ),
         (
             "0.6b",
             ["distill.steps=0", "adapt.batch_size=100"],
-            [f"{gpus} GPUs: adapt.batch_size = 100 does not divide over them" for gpus in (8, 32, 256)],
+            [
+                f"{gpus} GPUs: adapt.batch_size = 100 does not divide over {gpus} processes"
+                for gpus in (8, 32, 256)
+            ],
         ),
     ],
 )
 def test_batches_that_do_not_divide_are_named(name, overrides, expected):
-    assert list(misfits(load_recipe(RECIPES / f"{name}.yaml", overrides))) == expected
+    assert list(gpu_misfits(load_recipe(RECIPES / f"{name}.yaml", overrides))) == expected
 
 
 @pytest.mark.slow
