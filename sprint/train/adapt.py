@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from diffusers import SanaTransformer2DModel
+from diffusers import ModelMixin
 from torch import Tensor
 
 from sprint.base.clock import Clock
@@ -20,10 +20,11 @@ from sprint.engine.held import Read, Tensors
 from sprint.maths.losses import mean_square_error
 from sprint.maths.schedule import shifted_logit_normal_flow_times
 from sprint.maths.trigflow import expand_time
-from sprint.models.view import DENSE_TIME, FlowVelocity
+from sprint.models.teacher import DENSE_TIME
+from sprint.models.view import FlowVelocity
 from sprint.recipe.schema import Recipe
 from sprint.train.update import Means, Updater
-from sprint.weights.load import empty_network
+from sprint.weights.load import empty_like
 
 
 class FlowDraws(NamedTuple):
@@ -72,7 +73,7 @@ class AdaptStage:
         self,
         recipe: Recipe,
         engine: Engine,
-        network: SanaTransformer2DModel,
+        network: ModelMixin,
         null: tuple[Tensor, Tensor],
         time_scale: float = DENSE_TIME,
     ):
@@ -80,7 +81,7 @@ class AdaptStage:
         self.settings = recipe.adapt
         self.network = network.train()
         prepare_blocks(network, recipe.compile, recipe.activation_checkpointing)
-        self.trained = engine.trained(FlowVelocity(network, time_scale), self.settings.optimizer)
+        self.trained = engine.wrap(FlowVelocity(network, time_scale), self.settings.optimizer)
         self.updater = Updater(self.trained, engine, self.steps)
         self.clock = Clock(engine.device)
 
@@ -118,12 +119,12 @@ class AdaptStage:
         means.note_update(norm, self.updater)
         return means
 
-    def result(self) -> SanaTransformer2DModel | None:
+    def result(self) -> ModelMixin | None:
         """The adapted network on the CPU, on the main process. Collective."""
-        weights = self.trained.whole(self.trained.weights())
+        weights = self.trained.full(self.trained.local())
         if not self.engine.main_process:
             return None
-        result = FlowVelocity(empty_network(self.network.config))
+        result = FlowVelocity(empty_like(self.network))
         result.load_state_dict(weights, assign=True)
         return result.view.network.eval()
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from diffusers import SanaTransformer2DModel
+from diffusers import ModelMixin
 from torch import Tensor
 
 from sprint.base.clock import Clock
@@ -28,14 +28,14 @@ from sprint.maths.schedule import lognormal_trig_times, with_max_time
 from sprint.maths.trigflow import SIGMA_DATA, data_estimate, diffuse, noise_estimate
 from sprint.models.discriminator import DiscriminatorHeads, deinterleave, interleave, swapped
 from sprint.models.guidance import GuidedText, guided_velocity, with_null
-from sprint.models.sana.text_memory import TextMemory
 from sprint.models.student import Student, TrainedStudent, from_adapted
 from sprint.models.taps import TappedTeacher
-from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME
+from sprint.models.view import TrigFlowView
 from sprint.recipe.schema import Distill, Recipe
 from sprint.train.checks import check_share
 from sprint.train.update import Means, Updater, prefixed, under
-from sprint.weights.load import empty_network
+from sprint.weights.load import empty_like
 
 GENERATOR, DISCRIMINATOR = "G", "D"
 SECOND_STEP = (0.3, 0.7)  # where it starts, as a share of the time of the first
@@ -132,7 +132,7 @@ class DistillStage:
         self,
         recipe: Recipe,
         engine: Engine,
-        adapted: SanaTransformer2DModel,
+        adapted: ModelMixin,
         null: tuple[Tensor, Tensor],
         latent_shape: tuple[int, int, int],
         time_scale: float = DENSE_TIME,
@@ -141,26 +141,25 @@ class DistillStage:
         self.settings: Distill = recipe.distill
         check_share(recipe, engine)
         torch.manual_seed(recipe.seed)
-        network, config = from_adapted(adapted).to(engine.device), adapted.config
+        network = from_adapted(adapted).to(engine.device)
         self.student = Student(network, time_scale).train().to(engine.device)
         self._start_log_variance(math.prod(latent_shape))
         for each in (network, adapted):
             prepare_blocks(each, recipe.compile, recipe.activation_checkpointing)
         self.teacher = TrigFlowView(engine.frozen(adapted), time_scale)
-        self.memory = TextMemory(adapted)
+        self.memory = self.teacher.teacher.text_memory(adapted)
         self.null = (null[0].to(adapted.dtype), null[1])
         taken = [self.phase(step) for step in range(self.steps)]
-        trained = engine.trained(TrainedStudent(self.student), self.settings.optimizer)
+        trained = engine.wrap(TrainedStudent(self.student), self.settings.optimizer)
         self.generator = Updater(trained, engine, taken.count(GENERATOR))
         if self.settings.adversarial.weight > 0:
             taps = self.settings.adversarial.taps
-            width = config.num_attention_heads * config.attention_head_dim
-            self.heads = DiscriminatorHeads(width, len(taps)).train()
+            self.heads = DiscriminatorHeads(self.teacher.sizes.width, len(taps)).train()
             self.tapped = TappedTeacher(self.teacher, taps)
             trained = engine.replicated(self.heads, self.settings.adversarial.optimizer)
             self.discriminator = Updater(trained, engine, taken.count(DISCRIMINATOR))
         decay = self.settings.ema_decay
-        self.ema = Ema(self.generator.trained.weights(), decay) if decay else None
+        self.ema = Ema(self.generator.trained.local(), decay) if decay else None
         self.generator_updates = 0
         self.clock = Clock(engine.device)
 
@@ -210,7 +209,7 @@ class DistillStage:
         with self.clock.part("optimizer"):
             norm, moved = updater.step()
             if generator_phase and self.ema:
-                self.ema.update(updater.trained.weights(), moved)
+                self.ema.update(updater.trained.local(), moved)
         self.generator_updates += generator_phase  # skipped ones too: nothing here reads the device
         means.note_update(norm, updater)
         return means
@@ -330,10 +329,10 @@ class DistillStage:
     def result(self) -> Student | None:
         """The student on the CPU, on the main process; averaged weights if there are any. Collective."""
         trained = self.generator.trained
-        weights = trained.whole(self.ema.shadow if self.ema else trained.weights())
+        weights = trained.full(self.ema.shadow if self.ema else trained.local())
         if not self.engine.main_process:
             return None
-        result = TrainedStudent(Student(empty_network(self.student.network.config)))
+        result = TrainedStudent(Student(empty_like(self.student.network)))
         result.load_state_dict(weights, assign=True)
         return result.student.eval()
 
@@ -349,7 +348,7 @@ class DistillStage:
         for name, updater in self._updaters().items():
             tensors |= prefixed(name, updater.tensors())
         if self.ema:
-            tensors |= prefixed("ema", self.generator.trained.stored(self.ema.shadow))
+            tensors |= prefixed("ema", self.generator.trained.saved(self.ema.shadow))
         return tensors
 
     def facts(self) -> dict:
@@ -360,5 +359,5 @@ class DistillStage:
         for name, updater in self._updaters().items():
             updater.load(under(name, read), facts[name])
         if self.ema:
-            self.generator.trained.restore(read, "ema", self.ema.shadow)
+            self.generator.trained.load_into(self.ema.shadow, read, "ema")
         self.generator_updates = facts["generator_updates"]

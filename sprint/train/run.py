@@ -1,8 +1,8 @@
 """A whole run: teacher in, student out, page written. Every part is skipped if it is already there.
 
 runs/NAME/
-    recipe.yaml      as resolved            teacher/       the adapted teacher, a SanaPipeline folder
-    metrics.jsonl    losses and norms       student/       the result, a SanaSprintPipeline folder
+    recipe.yaml      as resolved            teacher/       the adapted teacher's folder
+    metrics.jsonl    losses and norms       student/       the result's folder
     checkpoints/     one folder per stage   report.html    the page; samples.png, report.json beside it
     bad_samples.jsonl  what could not be read, if anything
 """
@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from diffusers import SanaTransformer2DModel
+from diffusers import ModelMixin
 from torch import Tensor
 
 from sprint.base.cpu import keep_freed_memory
@@ -30,12 +30,13 @@ from sprint.data.encode.encoder import TeacherDraws, load_draws
 from sprint.data.source import ItemSource, Source, open_items, open_source
 from sprint.engine.batches import to_device
 from sprint.engine.engine import Engine
-from sprint.models.encoders import TEXT_UNIT, Family, encode_null, load_family
-from sprint.models.view import DENSE_TIME
+from sprint.models.encoders import TEXT_UNIT, Family, encode_null
+from sprint.models.families import load_family
+from sprint.models.teacher import DENSE_TIME
 from sprint.recipe.load import recipe_hash, recipe_text
 from sprint.recipe.schema import AdaptStart, DataKind, Precision, Recipe
 from sprint.train.adapt import AdaptStage, draw_flow, noised
-from sprint.train.checks import check_arch, check_share, check_taps
+from sprint.train.checks import check_share, check_teacher
 from sprint.train.costs import note_cost
 from sprint.train.distill import DistillStage
 from sprint.train.folder import claim
@@ -62,7 +63,7 @@ class Run:
         self.engine.share(recipe.adapt.batch_size)
         check_share(recipe, self.engine)
         self._open_inputs()
-        self.engine.told_by_main(self._claim)
+        self.engine.broadcast_from_main(self._claim)
 
     def _claim(self) -> None:
         claim(self.folder, recipe_hash(self.recipe))
@@ -81,21 +82,16 @@ class Run:
         if recipe.evaluate.prompts:
             import sprint.train.report.columns  # noqa: F401 (scoring wants an extra: say so now, not after training)
         trained = (self.folder / "teacher").exists()
-        config = understand_teacher(
-            str(self.folder / "teacher") if trained else resolve(recipe.teacher)
-        ).config
+        teacher = understand_teacher(str(self.folder / "teacher") if trained else resolve(recipe.teacher))
         if not trained:
-            check_arch(recipe, config)
-            check_taps(recipe, config["num_layers"])
+            check_teacher(recipe, teacher.config, teacher.sizes.depth)
         self._open_source()
         for batch_size in (recipe.adapt.batch_size, recipe.distill.batch_size):
             self.source.batched(batch_size)  # there may be too few samples of every shape
         first = self.encode(self.source.samples(range(1)))
         self.latent_shape: tuple[int, int, int] = tuple(first.latent.shape[1:])
-        seen, takes = (
-            (self.latent_shape[0], first.text.shape[2]),
-            (config["in_channels"], config["caption_channels"]),
-        )
+        seen = self.latent_shape[0], first.text.shape[2]
+        takes = teacher.sizes.channels, teacher.sizes.text_width
         if seen != takes:
             raise SprintError(
                 f"{recipe.data.path or recipe.data.kind.value}: latents of {seen[0]} channels and texts {seen[1]} "
@@ -106,7 +102,7 @@ class Run:
         """The samples, and the empty prompt; a cache brings both, and then nothing that encodes is loaded."""
         data, bad = self.recipe.data, self.folder / "bad_samples.jsonl"
         if data.kind is not DataKind.cache:
-            self.source: Source = open_source(data, bad_file=bad, share=self.engine.as_main)
+            self.source: Source = open_source(data, bad_file=bad, share=self.engine.broadcast_numbers)
             self.null: tuple[Tensor, Tensor] = encode_null(self.family)
             return
         items = open_items(data)
@@ -119,7 +115,7 @@ class Run:
             items.check(self.family_name, self.recipe.text)
         null = items.null if items.has_null else encode_null(self.family)
         self.null = tuple(x.to(self.engine.device) for x in null)
-        self.source = ItemSource(items, data, bad_file=bad, share=self.engine.as_main)
+        self.source = ItemSource(items, data, bad_file=bad, share=self.engine.broadcast_numbers)
 
     @property
     def family_name(self) -> str:
@@ -163,7 +159,7 @@ class Run:
             self.distill(log)
 
     def _exists(self, part: str) -> bool:
-        return bool(self.engine.told_by_main(lambda: "yes" if (self.folder / part).exists() else None))
+        return bool(self.engine.broadcast_from_main(lambda: "yes" if (self.folder / part).exists() else None))
 
     def adapt(self, log: RunLog) -> None:
         teacher, time_scale = load_teacher(resolve(self.recipe.teacher))
@@ -174,8 +170,8 @@ class Run:
         self._finish(stage, lambda: export_teacher(self.folder / "teacher", network, self.family, facts))
 
     def start_of_adaptation(
-        self, teacher: SanaTransformer2DModel, time_scale: float, own_time_scale: float = DENSE_TIME
-    ) -> SanaTransformer2DModel:
+        self, teacher: ModelMixin, time_scale: float, own_time_scale: float = DENSE_TIME
+    ) -> ModelMixin:
         """The adapted network before its first step, calibrated on the run's own data or at ones.
 
         time_scale      the teacher's
@@ -223,7 +219,7 @@ class Run:
             export()
             shutil.rmtree(self.folder / "checkpoints" / stage.name, ignore_errors=True)  # none after 0 steps
 
-        self.engine.told_by_main(work)
+        self.engine.broadcast_from_main(work)
         for updater in stage.updaters():
             updater.trained.close()
 

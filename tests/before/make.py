@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
 from PIL import Image
+from sprint.data.scenes import render, scene
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
 from sprint.cli import main
-from sprint.data.scenes import render, scene
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import DistillStage
 

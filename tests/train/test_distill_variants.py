@@ -11,7 +11,7 @@ from sprint.maths.trigflow import (
     flow_time,
     velocity_from_data,
 )
-from sprint.models.view import DENSE_TIME, SPARSE_TIME
+from sprint.models.teacher import DENSE_TIME, SPARSE_TIME
 from sprint.train import distill
 from sprint.train.distill import DistillStage, draw, one_step_sample, second_step, teacher_velocity
 from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sprint.engine.zero import BUCKET, LIVE
+from sprint.models.families import family_of, networks_in
 from sprint.recipe.schema import EngineKind, OptimizerKind, Precision, Recipe
 from sprint.train.plan.activations import BF16, FP32
 
@@ -19,12 +20,9 @@ Parts = dict[str, float]  # bytes by name
 
 RECOMPUTED = ", recomputed"  # ends the name of a row that stands in for another with activation checkpointing
 WEIGHTS, GRADIENTS, COPIES, WHOLE = "weights (fp32)", "gradients (fp32)", "bf16 copies", "whole for a moment"
-AGAIN = "weights, a second piece (fp32)"
-CASTS_KEPT = (
-    EngineKind.single,
-    EngineKind.ddp,
-    EngineKind.zero2,
-)  # weights are whole: autocast casts each once
+ZERO_COPY = "weights, a second piece (fp32)"  # DeepSpeed's own master copy
+# Weights are whole: autocast casts each once.
+CASTS_KEPT = (EngineKind.single, EngineKind.ddp, EngineKind.zero2)
 ZERO = (EngineKind.zero2, EngineKind.zero3)
 BUFFERED = (EngineKind.ddp, EngineKind.zero3)  # gradients live in buffers that are never freed
 
@@ -79,7 +77,7 @@ def trained(module: nn.Module, kind: OptimizerKind, precision: Precision, layout
         f"optimizer state ({kind.value}, fp32)": FP32 * _state_numel(shapes, kind, layout),
     }
     if layout.engine in ZERO:
-        parts[AGAIN] = FP32 * piece  # DeepSpeed steps a copy, though the weights are fp32 already
+        parts[ZERO_COPY] = FP32 * piece  # DeepSpeed steps a copy, though the weights are fp32 already
     if whole := FP32 * _whole_numel(module, layout):
         parts[WHOLE] = whole
     if precision is Precision.bf16:
@@ -98,7 +96,7 @@ def average_bytes(module: nn.Module, layout: Layout) -> int:
 
 def frozen(network: nn.Module, recipe: Recipe, gpus: int) -> Parts:
     """The frozen teacher: in bf16 but for its time embedder, if the run is; in rows if it is sharded."""
-    exact = list(network.time_embed.parameters())
+    exact = list(family_of(network).time_embedder(network).parameters())
     held = {id(p): FP32 for p in exact}
     size = BF16 if recipe.precision is Precision.bf16 else FP32
     pieces = _shards(recipe, gpus) if recipe.shard_teacher else 1
@@ -154,7 +152,8 @@ def _whole_numel(module: nn.Module, layout: Layout) -> int:
 
 
 def _blocks(module: nn.Module) -> nn.ModuleList:
-    return next(part for name, part in module.named_modules() if name.endswith("transformer_blocks"))
+    network = networks_in(module)[0]
+    return family_of(network).blocks(network)
 
 
 def _block_numel(module: nn.Module) -> int:
