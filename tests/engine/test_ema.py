@@ -84,10 +84,10 @@ def test_state_goes_round_in_place_and_a_missing_name_is_an_error():
     trained = Held(model, Optimizer(OptimizerKind.adamw, betas=(0.9, 0.99)))
     ema, other = Ema(trained.local(), decay=0.5), Ema({"weight": torch.full((1, 1), 9.0)}, decay=0.5)
     read = kept({f"ema.{name}": tensor for name, tensor in trained.saved(ema.shadow).items()})
-    trained.restore(read, "ema", other.shadow)
+    trained.load_into(other.shadow, read, "ema")
     assert other.shadow["weight"].item() == 1.0
     nn.init.constant_(model.weight, 3.0)
     other.update(trained.local())
     assert (other.shadow["weight"].item(), ema.shadow["weight"].item()) == (2.0, 1.0)
     with pytest.raises(KeyError, match=r"average\.weight"):
-        trained.restore(read, "average", other.shadow)
+        trained.load_into(other.shadow, read, "average")

@@ -28,7 +28,7 @@ class Update:
     depth: int
     tokens: int
     text_tokens: int
-    caption_channels: int
+    text_width: int
     taps: tuple[int, ...]
     kinds: int  # of picture that the discriminator's update sees: real, fake, misaligned
     copies: float  # bytes of bf16 copies, which autocast makes of trained weights
@@ -46,7 +46,7 @@ class Update:
 
     def flow(self) -> list[float]:
         """Stage 1: prompts, of which some gave way to the null prompt, and one pass."""
-        prompts = FP32 * self.pictures * self.text_tokens * self.caption_channels
+        prompts = FP32 * self.pictures * self.text_tokens * self.text_width
         return [prompts + moment for moment in self.trained_pass(tangent=False, first=True)]
 
     def consistency(self) -> list[float]:
@@ -108,5 +108,5 @@ class Update:
     def _text(self) -> float:
         """Prompts and null prompts, the same projected, and each teacher block's keys and values of the prompts."""
         compute = BF16 if self.precision is Precision.bf16 else FP32
-        prompts = 2 * self.pictures * self.text_tokens * self.caption_channels
+        prompts = 2 * self.pictures * self.text_tokens * self.text_width
         return compute * (prompts + 2 * self._words + 2 * self.depth * self._words)

@@ -280,7 +280,7 @@ def _update(
         depth=networks.sizes.depth,
         tokens=networks.tokens,
         text_tokens=recipe.text.max_length,
-        caption_channels=networks.sizes.text_width,
+        text_width=networks.sizes.text_width,
         taps=tuple(recipe.distill.adversarial.taps),
         kinds=2 + recipe.distill.adversarial.misaligned_pairs,
         copies=0 if one_block_cast else parts.get(COPIES, 0),

@@ -29,7 +29,7 @@ class Mlp(nn.Module):
         self.first, self.second = nn.Linear(2 * WAVES, dim), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(F.silu(self.first(x)))
+        return self.second(F.silu(self.first(x.to(self.first.weight.dtype))))
 
 
 class Clock(Mlp):
