@@ -3,15 +3,18 @@ PYTHON ?= python3
 RECIPE ?= tiny
 ARGS ?=
 NPROC ?= 1
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 ENGINE ?= $(if $(filter tiny,$(RECIPE)),$(if $(filter-out 1,$(NPROC)),ddp))
 TEACHER_DIR ?= runs/teacher
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 TORCHRUN = $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node $(NPROC) -m sprint
+# A file stays with one worker, so that its fixtures are made once; tests/conftest.py puts the long files first.
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 LAUNCH = $(if $(filter 1,$(NPROC)),$(BIN)/sprint,$(TORCHRUN))
 
-.PHONY: help setup distill test lint format teacher gpu-check bench bench-convert chaos clean
+.PHONY: help setup distill test test-fast lint format teacher gpu-check bench bench-convert chaos clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -32,8 +35,18 @@ $(READY): pyproject.toml constraints.txt
 distill: $(READY) ## teacher to student with RECIPE (tiny): about ten minutes on two cores; interrupted, it resumes
 	$(LAUNCH) distill $(RECIPE) $(if $(ENGINE),engine=$(ENGINE)) $(ARGS)
 
-test: $(READY) ## every test
-	$(BIN)/python -m pytest
+test: $(READY) ## every test, WORKERS at once (one a core, at most 8)
+	$(PYTEST)
+
+test-fast: $(READY) ## all but the slow tests (those that start processes, run whole trainings or compile)
+	$(PYTEST) -m "not slow"
+
+.PHONY: kernels kernels-quick
+kernels: $(READY) ## the numeric tests under other processors' kernels and with two threads: most of an hour on two cores
+	$(BIN)/python -m tools.kernels --jobs 2
+
+kernels-quick: $(READY) ## two of those variants on a few quick modules: about a minute
+	$(BIN)/python -m tools.kernels --quick --jobs 2
 
 lint: $(READY) ## ruff: check and format
 	$(BIN)/ruff check .

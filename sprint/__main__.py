@@ -1,5 +1,5 @@
 """`python -m sprint` is the command `sprint`; with torchrun: `torchrun … -m sprint distill RECIPE`."""
 
-from sprint.cli.main import main
+from sprint.cli.main import command
 
-main()
+command()

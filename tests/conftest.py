@@ -1,5 +1,7 @@
 """Fixtures that several test files share. The networks and batches themselves are in `tests.tiny`."""
 
+import gc
+import os
 import signal
 
 import pytest
@@ -10,9 +12,47 @@ from diffusers.models.normalization import RMSNorm
 from sprint.engine.engine import Engine
 from sprint.recipe.schema import Precision
 
+# Plugins that some test files import from, too: their asserts speak whichever comes first.
+pytest.register_assert_rewrite(
+    "tests.cli.fixtures", "tests.evaluate.fixtures", "tests.weights.convert_fixtures"
+)
 # A shell starts background jobs with SIGINT ignored, and children inherit that; the tests of Ctrl-C need it heard.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-torch.set_num_threads(1)  # networks this small lose more to threads than they gain, and sums keep their order
+# Networks this small lose more to threads than they gain; tools/kernels asks for two all the same. Processes that
+# tests start hear of it by the variable.
+torch.set_num_threads(int(os.environ.get("SPRINT_TEST_THREADS", "1")))
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What takes seconds: processes of their own, and whole runs. A test that asks for one of these fixtures, or itself
+# calls one of these functions, is marked slow, besides those that say so themselves.
+PROCESSES = {"forked", "torchrun", "spawn", "Popen", "subprocess", "multiprocessing", "in_fresh_process"}
+PROCESSES |= {"in_processes", "launcher", "theirs", "zygote", "fake", "memory_of_a_fresh_process"}
+RUNS = {
+    "finished",
+    "few",
+    "uninterrupted",
+    "under_engines",
+    "whole_batch",
+    "counts",
+    "case_on_cpu",
+    "without_code",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is slow, and puts files with such tests first: workers that take files in turn end together."""
+    slow_files = set()
+    for item in items:
+        if (PROCESSES | RUNS) & {*item.fixturenames, *item.function.__code__.co_names}:
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("slow"):
+            slow_files.add(item.path)
+    items.sort(key=lambda item: item.path not in slow_files)  # stable
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the tests' own `gc.collect()` need not look through it each time."""
+    gc.freeze()
 
 
 @pytest.fixture

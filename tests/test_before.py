@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from sprint.cli import main
+from sprint.cli.main import main
 
 ARCHIVE = Path(__file__).parent / "before" / "made.tar.xz"
 WRITTEN = 1_600_000_000  # seconds: when every file of the archive was last written

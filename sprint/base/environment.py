@@ -8,16 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+# whose versions are told
 PACKAGES = (
-    "sprint-distill",
-    "torch",
-    "diffusers",
-    "transformers",
-    "numpy",
-    "scipy",
-    "pillow",
+    *("sprint-distill", "torch", "diffusers", "transformers", "numpy", "scipy", "pillow"),
     "pytorch-fid",
-)  # whose versions are told
+)
 
 
 def peak_memory() -> int:

@@ -1,9 +1,11 @@
-"""Which of how many processes this is, without an engine."""
+"""Where this process works: its device, and which of how many processes it is, without an engine."""
 
 import os
 from dataclasses import dataclass
 
 import torch
+
+from sprint.base.errors import SprintError
 
 
 @dataclass(frozen=True)
@@ -22,3 +24,15 @@ class Place:
         if not torch.cuda.is_available():
             return torch.device("cpu")
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def usable_device(name: str | None) -> str:
+    """The name, if a tensor can live and be read there; without one, CUDA where there is one. Raises SprintError."""
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: built without CUDA
+        reason = str(error).split("\n")[0]
+        raise SprintError(f"device {name} cannot be used here: {reason}") from error
+    return name

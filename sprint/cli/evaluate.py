@@ -8,7 +8,6 @@ from sprint.base.errors import SprintError
 from sprint.cli.shared import (
     add_verb,
     at_least_one,
-    device_here,
     numbers,
     quiet_libraries,
 )
@@ -77,14 +76,14 @@ def evaluate(args: argparse.Namespace) -> None:
     metrics, steps = _names(args.metrics), [] if args.steps is None else numbers("--steps", args.steps, int)
     _check_numbers(args)
     quiet_libraries()
-    from sprint.base.place import Place
+    from sprint.base.place import Place, usable_device
     from sprint.evaluate.metrics.metric import Choices
     from sprint.evaluate.models import evaluation_name
     from sprint.evaluate.page import PAGE, result_table
     from sprint.evaluate.run import KEPT, KEPT_REAL, Options
     from sprint.evaluate.run import evaluate as run
 
-    device = device_here(args.device or str(Place.of_this_process().device))
+    device = usable_device(args.device or str(Place.of_this_process().device))
     out = args.out or Path("evaluations") / evaluation_name(args.model)
     choices = Choices(
         kept=out / KEPT,

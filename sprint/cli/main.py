@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Iterator
 
 from sprint import __version__
+from sprint.base.ending import run_to_end
 from sprint.base.errors import SprintError
 from sprint.cli.cache import add_cache
 from sprint.cli.compare import add_compare
 from sprint.cli.convert import add_convert
 from sprint.cli.distill import add_distill
 from sprint.cli.evaluate import add_evaluate
+from sprint.cli.recipes import add_recipes
 from sprint.cli.sample import add_sample
 from sprint.cli.search_steps import add_search_steps
 from sprint.cli.shared import INTERRUPTED, complain
@@ -26,6 +28,7 @@ Distil a flow-matching image model into one that samples in 1 to 4 steps.
 
   sprint distill tiny                     the whole path on a laptop, ten minutes, nothing to download
   sprint distill 0.6b data.path=pictures  the same for Sana 0.6B, on GPUs
+  sprint recipes tiny > mine.yaml         a recipe to edit; `sprint recipes` lists them
   sprint cache 0.6b data.path=pictures    encode pictures and captions once, before training
   sprint sample runs/tiny/student --prompt "a red circle" --steps 1
   sprint convert teacher.safetensors      a teacher in TrigFlow form, proved lossless, reversible
@@ -33,6 +36,11 @@ Distil a flow-matching image model into one that samples in 1 to 4 steps.
   sprint compare evaluations/a evaluations/b
   sprint search-steps runs/tiny/student   better times for 2 to 4 steps
 """
+
+
+def command(argv: list[str] | None = None) -> None:
+    """`main`, and with it the end of the process: what `sprint` and `python -m sprint` start."""
+    run_to_end(lambda: main(argv))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -108,6 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sprint {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     add_distill(verbs)
+    add_recipes(verbs)
     add_cache(verbs)
     add_sample(verbs)
     add_convert(verbs)

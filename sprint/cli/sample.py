@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sprint.base.errors import SprintError
-from sprint.cli.shared import add_verb, device_here, numbers, quiet_libraries
+from sprint.cli.shared import add_verb, numbers, quiet_libraries
 
 SAMPLE = """\
 Draw one picture per prompt. A picture depends on its prompt and its own seed only.
@@ -45,11 +45,12 @@ def sample(args: argparse.Namespace) -> None:
     times = None if args.times is None else numbers("--times", args.times)
     if args.out.exists() and not args.out.is_dir():
         raise SprintError(f"--out {args.out} is not a folder; give another one")
-    device = device_here(args.device)
+    from sprint.base.place import usable_device
+
+    device = usable_device(args.device)
     quiet_libraries()
     from sprint.base.dtypes import DTYPES
     from sprint.evaluate.store import write_png
-    from sprint.sample.generate import StudentGenerator
     from sprint.sample.load import load_generator
 
     generator = load_generator(args.model, device, DTYPES[args.dtype])
@@ -57,7 +58,7 @@ def sample(args: argparse.Namespace) -> None:
         generator.compile()
     steps = args.steps
     if steps is None and times is None:
-        steps = 2 if isinstance(generator, StudentGenerator) else 20
+        steps = generator.default_steps
     seeds = list(range(args.seed, args.seed + len(args.prompt)))
     with compiler_errors():
         pictures = generator.pictures(args.prompt, seeds, steps, args.guidance, args.size, times)

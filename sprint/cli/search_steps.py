@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from sprint.base.errors import SprintError
-from sprint.cli.shared import add_verb, device_here, numbers, quiet_libraries
+from sprint.cli.shared import add_verb, numbers, quiet_libraries
 
 SEARCH_STEPS = """\
 Search the times at which a student takes its 2, 3 or 4 steps, one after the other, on held-out scenes that
@@ -50,6 +50,7 @@ def add_search_steps(verbs: argparse._SubParsersAction) -> None:
 
 def search_steps(args: argparse.Namespace) -> None:
     quiet_libraries()
+    from sprint.base.place import usable_device
     from sprint.evaluate.search.adopt import adopt, check_adoptable
     from sprint.evaluate.search.lists import BATCH, Search
     from sprint.evaluate.search.steps import search_steps as run
@@ -71,7 +72,7 @@ def search_steps(args: argparse.Namespace) -> None:
     if out.exists() and not out.is_dir():
         raise SprintError(f"--out {out} is not a folder; give another one")
     print(f"at most {search.calls} network calls, each of up to {BATCH} pictures")
-    found = run(search, out, device_here(args.device))
+    found = run(search, out, usable_device(args.device))
     print(table(found))
     print(out / "search.json")
     if args.adopt:

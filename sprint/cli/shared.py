@@ -31,20 +31,6 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
-def device_here(name: str | None) -> str:
-    """The name, if a tensor can live and be read there. Raises SprintError."""
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: built without CUDA
-        reason = str(error).split("\n")[0]
-        raise SprintError(f"--device {name} cannot be used here: {reason}") from error
-    return name
-
-
 def add_verb(
     verbs: argparse._SubParsersAction, name: str, summary: str, description: str
 ) -> argparse.ArgumentParser:
@@ -75,5 +61,6 @@ def complain(text: str, code: int) -> int:
 
 
 def add_recipe(verb: argparse.ArgumentParser, example: str) -> None:
-    verb.add_argument("recipe", help="a name in recipes/ (tiny, 0.6b, 1.6b, 4.8b) or a YAML file")
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help=f"e.g. {example}")
+    verb.add_argument("recipe", help="tiny, 0.6b, 1.6b, 4.8b (`sprint recipes` lists all) or a YAML file")
+    # without a default argparse counts them among the required arguments
+    verb.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=f"e.g. {example}")

@@ -104,9 +104,8 @@ class Bucketed:
             log.warning(
                 "%d pictures have shapes that are too rare to fill a batch of %d", left_out, batch_size
             )
-        self._epoch = lru_cache(maxsize=2)(
-            self._arrange
-        )  # a prefetcher may work at the end of one and in the next
+        # two epochs: a prefetcher may work at the end of one and in the next
+        self._epoch = lru_cache(maxsize=2)(self._arrange)
 
     def index(self, position: int) -> int:
         return int(self._row(position)[0][position % self._batch_size])

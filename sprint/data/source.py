@@ -23,7 +23,8 @@ from sprint.lab.series import TRAINING_SEED
 from sprint.recipe.schema import Data, DataKind
 
 LONGEST_CHAIN = 100  # bad samples in a row, each drawn to stand in for the one before
-CHOICES = 1  # marks the stream of a position's choices (captions, stand-ins) among those of data.seed
+# Random stream of data.seed from which a position draws its caption, and other samples in place of bad ones.
+CHOICES = 1
 
 
 T = TypeVar("T")

@@ -175,9 +175,8 @@ def _update_matrix_(parameter: Tensor, state: dict, group: dict, skip: Tensor, r
     row, column = row.masked_fill_(skip, 0.0), column.masked_fill_(skip, 0.0)
     update = torch.mul(m, row[:, None], out=U)
     _decay_(parameter, group, skip)
-    parameter.addcmul_(
-        update.view(parameter.shape), column.view(parameter.shape[1:]), value=-group["lr"]
-    )  # θ_t
+    update, column = update.view(parameter.shape), column.view(parameter.shape[1:])
+    parameter.addcmul_(update, column, value=-group["lr"])  # θ_t
 
 
 def _update_vector_(parameter: Tensor, state: dict, group: dict, skip: Tensor, rows: Rows | None) -> Update:

@@ -1,7 +1,7 @@
 """The two optimizers, their state, the warm-up and the clip. A stage asks for them with its own recipe settings.
 
-Weights may be shards: this process's rows (axis 0) of each, plain tensors, some or none. AdamW is elementwise and
-does not notice; CAME and the clip take sums over the processes.
+Where weights are sharded, this process holds some of the rows (axis 0) of each, perhaps none, as a plain tensor.
+AdamW works number by number and needs no more; CAME and the clip sum over the processes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from sprint.base.errors import SprintError
 from sprint.engine import came
 from sprint.engine.came import CAME, Rows
+from sprint.recipe.rules import check_betas
 from sprint.recipe.schema import Optimizer as OptimizerSettings
 from sprint.recipe.schema import OptimizerKind
 
@@ -49,11 +49,7 @@ def build_optimizer(
     parameters = list(parameters)
     if any(p.dtype in (torch.bfloat16, torch.float16) for p in parameters):
         raise TypeError("optimized weights must be float32 or float64; use autocast for bf16 compute")
-    expected = 3 if settings.kind is OptimizerKind.came else 2
-    if len(settings.betas) != expected:
-        raise SprintError(
-            f"optimizer.betas: {settings.kind.value} takes {expected} values, got {list(settings.betas)}"
-        )
+    check_betas(settings)
     betas, decay = tuple(settings.betas), settings.weight_decay
     if settings.kind is OptimizerKind.came:
         return CAME(parameters, lr=settings.lr, betas=betas, weight_decay=decay, rows=rows)

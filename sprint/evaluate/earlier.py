@@ -8,7 +8,7 @@ from pathlib import Path
 from sprint.base.errors import SprintError
 from sprint.evaluate.models import Model, same_place
 from sprint.evaluate.result import FILE, Column, Measured, Result, read_result
-from sprint.weights.identity import model_hash
+from sprint.weights.model_hash import model_hash
 
 log = logging.getLogger(__name__)
 DRAWN_ALIKE = ("seeds", "guidance")  # settings that decide figures, and that columns do not tell

@@ -42,7 +42,7 @@ from sprint.evaluate.published import FLUX_SCHNELL, SOURCE, Published, published
 from sprint.evaluate.result import Column, Figure, Measured, Result, write_result
 from sprint.evaluate.store import Drawing, PictureStore, draw, wait_for
 from sprint.sample.load import load_generator
-from sprint.weights.identity import model_hash
+from sprint.weights.model_hash import model_hash
 
 log = logging.getLogger(__name__)
 LATENCY = Timing.name

@@ -240,7 +240,9 @@ class Teacher(ABC):
     def only_first(self, network: nn.Module, count: int) -> AbstractContextManager:
         """Inside, the network ends after its first `count` blocks.
 
-        What stands behind the blocks still runs: FSDP's hooks behind the forward must."""
+        The list of blocks is cut short, rather than the forward left by an exception: FSDP gathers weights before a
+        forward and frees them in a hook after it, which has to run.
+        """
 
     def tokens(self, output: Any) -> Tensor:
         """The picture's tokens [B, N, C] in what a block gives; blocks that give a pair override it."""

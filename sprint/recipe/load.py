@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import is_dataclass
 from enum import Enum
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -15,22 +15,29 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sprint.base.errors import SprintError
+from sprint.recipe.find import find_recipe, place_of
+from sprint.recipe.rules import validate
 from sprint.recipe.schema import Recipe
+from sprint.recipe.settings import decides, each_setting
+
+# What readers of YAML let through: `!!int x`, a number of 5,000 digits or one that no float holds, 200 lists in lists.
+_NOT_A_VALUE = (ValueError, OverflowError, RecursionError)
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read and validate a recipe.
 
-    path        a file, or the bare name of one in ./recipes ("tiny")
+    path        a file, or the bare name of one in ./recipes or in the package ("tiny")
     overrides   "key=value" with dotted keys and YAML values ("distill.optimizer.lr=2e-5")
 
     Raises `SprintError` for a missing or broken file, an unknown key (naming the nearest), a value of the
     wrong type, and whatever `validate` refuses.
     """
-    file = _find(path)
+    file = find_recipe(path)
+    place = place_of(file)
     config = OmegaConf.structured(Recipe)
     for key, value in _read_yaml(file).items():
-        _assign(config, str(key), value, where=str(file))
+        _assign(config, str(key), value, where=place)
     paths = 0
     for override in overrides:
         key, value = _parse_override(override)
@@ -43,9 +50,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     try:
         recipe = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:  # ${interpolations}
-        raise SprintError(f"{file}: {_first_line(error)}") from error
-    from sprint.recipe.rules import validate  # it knows this file's types
-
+        raise SprintError(f"{place}: {_first_line(error)}") from error
     validate(recipe)
     return recipe
 
@@ -56,28 +61,13 @@ def recipe_text(recipe: Recipe) -> str:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """Twelve hex digits of SHA-256 over what determines the result, not over names, logging or how it is computed."""
+    """Twelve hex digits of SHA-256 over every setting that decides the result (see `setting`)."""
     settings = OmegaConf.to_container(OmegaConf.structured(recipe), resolve=True, enum_to_str=True)
-    for key in ("name", "needs", "arch", "save_every", "log_every", "wandb"):
-        del settings[key]
-    for key in ("engine", "shard_size", "shard_teacher", "timeout", "micro_batch_size"):
-        del settings[key]  # a run may go on with another of these
-    for key in ("activation_checkpointing", "compile"):
-        del settings[key]
-    for key in ("workers", "bad_share"):
-        del settings["data"][key]
-    del settings["evaluate"]["batch_size"]
+    for key, field, _ in each_setting(recipe):
+        if not decides(field):
+            *groups, name = key.split(".")
+            del reduce(dict.__getitem__, groups, settings)[name]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _find(path: str | Path) -> Path:
-    shipped = Path("recipes") / f"{path}.yaml"
-    for file in (Path(path), shipped):
-        if file.is_file():
-            return file
-    names = sorted(file.stem for file in Path("recipes").glob("*.yaml"))
-    known = f"; recipes here: {', '.join(names)}" if names else ""
-    raise SprintError(f"{path}: no such recipe (looked for {Path(path)} and {shipped}{known})")
 
 
 def _read_yaml(file: Path) -> dict:
@@ -86,7 +76,7 @@ def _read_yaml(file: Path) -> dict:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1
         raise SprintError(f"{file}, line {line}: not valid YAML: {error.problem}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, yaml.YAMLError, OmegaConfBaseException, *_NOT_A_VALUE) as error:
         raise SprintError(f"{file}: not a readable recipe: {_first_line(error)}") from error
     if not isinstance(loaded, DictConfig):
         raise SprintError(f"{file}: not a recipe: expected 'key: value' lines, found a list")
@@ -101,7 +91,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
         return key, text
     try:
         return key, yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, *_NOT_A_VALUE) as error:
         raise SprintError(f"command line: {override!r}: the value is not valid YAML") from error
 
 
@@ -116,9 +106,11 @@ def _assign(config: DictConfig, key: str, value: Any, where: str) -> None:
         for name, inner in (value or {}).items():
             _assign(config, f"{key}.{name}", inner, where)
         return
+    if isinstance(value, str) and "\0" in value:
+        raise SprintError(f"{where}: {key} = {value!r}, but no name or path holds a NUL")
     try:
         OmegaConf.update(config, key, value)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, *_NOT_A_VALUE) as error:
         raise SprintError(f"{where}: {key} = {value!r}, but it takes {_expected(keys[key])}") from error
 
 

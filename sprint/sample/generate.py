@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sprint.base.cpu import use_onednn
@@ -22,10 +23,10 @@ from sprint.models.teacher import TextMemory
 from sprint.models.view import TrigFlowView
 from sprint.weights.settings import STUDENT_STEPS
 
-COMPILED_KINDS = (
-    256  # graphs of one network, at most: one for each size, number of pictures and length of text
-)
-COMPILED_TEXT_UNIT = 64  # each length of text is compiled anew, so there are few
+# graphs of one network, at most: one for each size, number of pictures and length of text
+COMPILED_KINDS = 256
+# tokens: texts are padded to multiples of it, since each length is compiled anew
+COMPILED_TEXT_UNIT = 64
 
 
 class Generator:
@@ -36,6 +37,8 @@ class Generator:
     size        pixels a side where a call names none; by default the network's own
     own_times   lists of times that take the place of a student's default ones, at most one for a number of steps
     """
+
+    default_steps: int  # of a call that names neither steps nor times
 
     def __init__(
         self,
@@ -69,6 +72,31 @@ class Generator:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_KINDS)
         self.text_unit = COMPILED_TEXT_UNIT
         return self
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        steps: int | None = None,
+        seeds: int | Sequence[int] = 0,
+        guidance: float = 4.5,
+        size: int | None = None,
+        times: list[float] | None = None,
+    ) -> list[Image.Image]:
+        """One RGB picture for each prompt; `pictures` has them as an array, and says more of the arguments.
+
+        prompts   several, or one as text
+        steps     1 to 4 for a student (default 2), any number for a teacher (default 20)
+        seeds     one for each prompt, or the first picture's, from which the next ones count up
+
+        Raises SprintError for an empty prompt and whatever else cannot be drawn.
+
+            sprint.load("runs/tiny/student")(["a red circle", "a blue square"], steps=1, seeds=[3, 8])
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        seeds = [seeds + i for i in range(len(prompts))] if isinstance(seeds, int) else list(seeds)
+        if steps is None and times is None:
+            steps = self.default_steps
+        return [Image.fromarray(one) for one in self.pictures(prompts, seeds, steps, guidance, size, times)]
 
     def pictures(
         self,
@@ -151,6 +179,8 @@ class Generator:
 class StudentGenerator(Generator):
     """A network that embeds guidance: one conditional forward a step, fresh noise between steps."""
 
+    default_steps = 2
+
     def _default_times(self, num_inference_steps: int) -> list[float]:
         if not 1 <= num_inference_steps <= STUDENT_STEPS:
             raise SprintError(
@@ -166,6 +196,8 @@ class StudentGenerator(Generator):
 
 class TeacherGenerator(Generator):
     """A flow-matching network with classifier-free guidance: first-order steps along its ODE."""
+
+    default_steps = 20
 
     def _default_times(self, num_inference_steps: int) -> list[float]:
         return teacher_times(num_inference_steps)

@@ -1,6 +1,9 @@
 """One optimizer step over gradients that are already there, and what to do when they are not finite.
 
-Nothing here reads the device but `Means.read`: the host can queue an update while the last one is at work.
+    Updater    clips, steps the optimizer and its learning rate, and counts the steps it had to skip
+    Means      sums what is logged over micro-batches, on the device
+
+Only `Means.read` waits for the device. All else is queued, so that the GPU never waits for Python.
 """
 
 import torch
@@ -15,10 +18,10 @@ PATIENCE = 20  # updates in a row that may be skipped before the run stops
 
 
 class Updater:
-    """A trained module's learning rate over its `updates`, and the count of those that did not take place.
+    """Updates a module's weights on its learning-rate schedule of `updates` steps.
 
-    A gradient norm that is not finite skips the update, on the device, and is counted there; the step, its
-    phase and its place in the schedule are still over. After `PATIENCE` in a row `Means.read` stops the run.
+    Where the gradient norm is not finite the weights stay as they are, and a counter on the device goes up. The
+    schedule moves on all the same. After `PATIENCE` such updates in a row `Means.read` stops the run.
     """
 
     def __init__(self, trained: Held, engine: Engine, updates: int):
@@ -39,7 +42,7 @@ class Updater:
         return norm, moved
 
     def tensors(self) -> Tensors:
-        """Everything of it that a checkpoint holds, but for the schedule's place. Collective."""
+        """What a checkpoint holds of it: weights, optimizer state, counters; the schedule is in `facts`. Collective."""
         return self.trained.tensors() | self._counts()
 
     def facts(self) -> dict:
@@ -59,11 +62,12 @@ class Updater:
 
 
 def under(prefix: str, read: Read) -> Read:
-    """Reads names below `prefix`."""
+    """A reader for one of several updaters in a checkpoint: "weight" is read as "PREFIX.weight"."""
     return lambda tensors: read(prefixed(prefix, tensors))
 
 
 def prefixed(prefix: str, tensors: Tensors) -> Tensors:
+    """The same tensors under "PREFIX.NAME", as a checkpoint of several updaters holds them."""
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 

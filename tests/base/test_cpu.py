@@ -10,6 +10,7 @@ from torch import nn
 
 from sprint.base import cpu
 from sprint.maths.dual import value_and_tangent
+from tests.tolerance import assert_close, rounding
 
 needs_onednn = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN"
@@ -20,6 +21,9 @@ needs_onednn = pytest.mark.skipif(
 def everywhere(monkeypatch):
     """As on a processor where oneDNN is faster."""
     monkeypatch.setattr(cpu, "onednn_is_faster", lambda: True)
+
+
+PRODUCT = rounding(torch.float32, terms=40)  # of 24 or 40 numbers
 
 
 def pair(bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
@@ -40,7 +44,7 @@ def test_value_and_gradients(everywhere, shape, bias):
         y.square().sum().backward()
         results.append([y, x.grad, *(p.grad for p in layer.parameters())])
     for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        assert_close(a, b, 2 * PRODUCT)  # there and back
     assert "OnednnLinear" not in repr(results[0][0].grad_fn) and "onednn" in repr(results[1][0].grad_fn)
 
 
@@ -48,7 +52,7 @@ def test_value_and_gradients(everywhere, shape, bias):
 def test_inputs_that_lie_otherwise_in_memory(everywhere):
     theirs, ours = pair()
     x = torch.randn(24, 6, 3).permute(2, 1, 0)
-    torch.testing.assert_close(theirs(x), ours(x), rtol=1e-5, atol=1e-5)
+    assert_close(theirs(x), ours(x), PRODUCT)
 
 
 @needs_onednn
@@ -57,7 +61,7 @@ def test_no_gradient_is_computed_that_nobody_asked_for(everywhere):
     ours.requires_grad_(False)
     x = torch.randn(3, 24, requires_grad=True)
     ours(x).sum().backward()
-    torch.testing.assert_close(x.grad, ours.weight.sum(0).expand(3, -1), rtol=1e-5, atol=1e-5)
+    assert_close(x.grad, ours.weight.sum(0).expand(3, -1), PRODUCT)
     assert ours.weight.grad is None and ours.bias.grad is None
 
 
@@ -73,7 +77,7 @@ def test_duals_and_function_transforms_see_the_right_derivative(everywhere):
         y = ours(torch.autograd.forward_ad.make_dual(x, v))
         forward_mode = torch.autograd.forward_ad.unpack_dual(y).tangent
     for tangent in (functional, dual, forward_mode):
-        torch.testing.assert_close(tangent, expected, rtol=1e-5, atol=1e-5)
+        assert_close(tangent, expected, PRODUCT)
 
 
 @needs_onednn
@@ -91,7 +95,7 @@ def test_a_copy_has_weights_of_its_own_and_names_stay(everywhere):
     other = copy.deepcopy(ours)
     nn.init.zeros_(ours.weight)
     x = torch.randn(3, 24)
-    torch.testing.assert_close(other(x), theirs(x), rtol=1e-5, atol=1e-5)
+    assert_close(other(x), theirs(x), PRODUCT)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
 
 
@@ -102,11 +106,12 @@ def test_where_it_is_not_faster_nothing_changes(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+@pytest.mark.slow
 def test_freed_memory_is_kept():
     """A freed quarter of a gigabyte stays with the process, and only then."""
     program = """
 import sys, torch
-from sprint.cpu import keep_freed_memory
+from sprint.base.cpu import keep_freed_memory
 def resident():
     return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmRSS')) // 1024
 if sys.argv[1] == 'keep':

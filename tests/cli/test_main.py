@@ -35,7 +35,7 @@ def test_help_is_quick():
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("verb", ["distill", "cache", "sample", "convert"])
+@pytest.mark.parametrize("verb", ["distill", "recipes", "cache", "sample", "convert"])
 def test_help_teaches_by_example(sprint, verb):
     code, out, _ = sprint(verb, "--help")
     assert code == 0
@@ -54,6 +54,7 @@ def test_version(sprint):
 
 
 @pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.slow
 def test_dry_run_of_every_recipe(sprint, monkeypatch, name):
     monkeypatch.chdir(ROOT)
     before = set((ROOT / "runs").glob("*"))
@@ -83,6 +84,7 @@ def test_distill_leaves_a_student_and_a_page(finished):
     ]
 
 
+@pytest.mark.slow
 def test_distill_speaks_for_itself_alone(sprint, here, recipe):
     """Two lines of output; on standard error the engine and our own bars: no library's bars, no warnings."""
     with warnings.catch_warnings():

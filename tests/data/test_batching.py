@@ -15,6 +15,7 @@ from sprint.data.batch import Encoded, Sample
 from sprint.data.batching import collate, encode
 from sprint.models.encoders import encode_null
 from sprint.models.sana.encoders import SanaEncoders
+from tests.tolerance import assert_close, near, of_network, rounding
 
 WORDS = ("red", "green", "blue", "circle", "square", "triangle", "cross", "a", "and")
 
@@ -72,7 +73,7 @@ def test_encode_scales_the_encoding_of_pictures_between_minus_one_and_one(family
     with torch.no_grad():
         latent = family.autoencoder.encode(expected.contiguous()).latent
     assert batch.latent.shape == (3, 4, 4, 4) and latent.std() > 1e-3
-    torch.testing.assert_close(batch.latent, 0.25 * latent)
+    assert_close(batch.latent, 0.25 * latent, of_network(family.autoencoder.encoder))
 
 
 def test_encode_keeps_rows_columns_and_channels(family):
@@ -82,7 +83,9 @@ def test_encode_keeps_rows_columns_and_channels(family):
     hook = family.autoencoder.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     encode([Sample(picture, "a")], family)
     hook.remove()
-    assert seen[0][0, 2, 5, 1].item() == pytest.approx(picture[5, 1, 2] / 127.5 - 1, abs=1e-6)
+    assert seen[0][0, 2, 5, 1].item() == near(
+        picture[5, 1, 2] / 127.5 - 1, rounding(torch.float32, terms=2), scale=1
+    )
 
 
 def test_encode_gives_text_mask_and_no_graph(family):
@@ -95,7 +98,7 @@ def test_encode_gives_text_mask_and_no_graph(family):
     assert not any(tensor.requires_grad for tensor in batch)
     alone = encode(samples[1:], family)
     for both, one in zip(batch, alone, strict=True):
-        torch.testing.assert_close(both[1:], one)
+        assert_close(both[1:], one, of_network(family.text_encoder, family.autoencoder.encoder))
 
 
 @pytest.mark.parametrize("shape", [(18, 18), (16, 18), (18, 16)])
@@ -121,7 +124,7 @@ def test_the_null_prompt_is_the_empty_one_without_instruction(family):
         again, _ = encode_null(family)
     finally:
         family.instruction = False
-    torch.testing.assert_close(again, text)
+    assert_close(again, text, of_network(family.text_encoder))
     assert (behind - text).abs().max() > 1e-2
 
 

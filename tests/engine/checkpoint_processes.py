@@ -1,4 +1,4 @@
-"""Run by torchrun from test_checkpoint.py: two processes read FOLDER/one, write FOLDER/two, then one of them fails."""
+"""Forked for test_checkpoint.py: two processes read FOLDER/one, write FOLDER/two, then one of them fails."""
 
 import errno
 import os
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from sprint.base.ending import run_to_end
 from sprint.base.errors import SprintError
 from sprint.engine.checkpoint import Saver, latest, read_facts, read_tensors
 
@@ -101,12 +102,15 @@ def full_disk(*arguments: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-if __name__ == "__main__":
+def main(here: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     own_group = dist.new_group(backend="gloo")
-    here = Path(sys.argv[1])
     read_what_one_wrote(here / "one", own_group)
     write_for_one(here / "two", own_group)
     fail_on_one(here / "two", own_group)
-    dist.destroy_process_group()
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    run_to_end(lambda: main(Path(sys.argv[1])))

@@ -1,4 +1,4 @@
-"""Run by torchrun from test_engine.py: steps of both stages under one engine, losses and weights to FOLDER.
+"""Started for test_engine.py: steps of both stages under one engine, losses and weights to FOLDER.
 
 torchrun --nproc_per_node 2 -m tests.engine.engine_processes FOLDER ENGINE [STEPS] [MICRO_BATCH] [SHARD_SIZE] [TEACHER]
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from sprint.base.ending import run_to_end
 from sprint.engine.batches import take
 from sprint.engine.engine import Engine
 from sprint.recipe.schema import EngineKind, Precision, Recipe
@@ -66,4 +67,4 @@ def main(folder: str, steps: str, *cases: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_to_end(lambda: main(*sys.argv[1:]))

@@ -12,6 +12,7 @@ import time
 import torch
 import torch.distributed as dist
 
+from sprint.base.ending import run_to_end
 from sprint.base.errors import SprintError
 from sprint.engine.heartbeat import LATE, Heartbeat
 
@@ -78,9 +79,13 @@ def run(rank: int, processes: int, folder: str, interval: float, patience: float
     heartbeat.stop()
 
 
-if __name__ == "__main__":
+def main() -> None:
     rank, (processes, folder, interval, patience, work) = fork()
     try:
         run(rank, int(processes), folder, float(interval), float(patience), work)
     except SprintError as error:
         sys.exit(f"SprintError: {error}")
+
+
+if __name__ == "__main__":
+    run_to_end(main)

@@ -1,4 +1,4 @@
-"""Run by torchrun from test_optim.py: optimizers on row shards, some uneven and some without rows."""
+"""Forked for test_optim.py: optimizers on row shards, some uneven and some without rows."""
 
 import gc
 import math
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from sprint.base.ending import run_to_end
 from sprint.engine.optim import (
     Rows,
     build_optimizer,
@@ -134,12 +135,15 @@ def result(run: Run) -> dict:
     }
 
 
-if __name__ == "__main__":
+def main(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     results = {f"{kind}, {dtype}": result(Run(kind, dtype, mesh)) for kind in SETTINGS for dtype in DTYPES}
     if dist.get_rank() == dist.get_world_size() - 1:  # the one with the fewest rows
-        torch.save(results, Path(sys.argv[1]) / "result.pt")
+        torch.save(results, folder / "result.pt")
     dist.barrier()
-    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run_to_end(lambda: main(Path(sys.argv[1])))

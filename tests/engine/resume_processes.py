@@ -1,4 +1,4 @@
-"""Run by torchrun from test_resume.py: each engine goes on from one checkpoint, and leaves its own.
+"""Forked for test_resume.py: each engine goes on from one checkpoint, and leaves its own.
 
 torchrun --nproc_per_node 2 -m tests.engine.resume_processes FOLDER ddp fsdp2 ...
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from sprint.base.ending import run_to_end
 from sprint.engine import checkpoint
 from sprint.engine.batches import take
 from sprint.engine.engine import Engine
@@ -63,4 +64,4 @@ def main(folder: str, *cases: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_to_end(lambda: main(*sys.argv[1:]))

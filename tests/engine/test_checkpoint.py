@@ -20,7 +20,7 @@ from sprint.base.errors import SprintError
 from sprint.engine import dcp
 from sprint.engine.checkpoint import Saver, latest, read_facts, read_tensors
 from tests.engine.checkpoint_processes import full_disk, whole_state
-from tests.engine.test_engine import torchrun
+from tests.launch import forked
 
 
 def names(folder: Path) -> list[str]:
@@ -339,8 +339,8 @@ def run(code: str, *command: str | Path, **options) -> subprocess.CompletedProce
 FULL = """
 import subprocess, sys, torch
 from pathlib import Path
-from sprint.checkpoint import Saver, latest
-from sprint.errors import SprintError
+from sprint.engine.checkpoint import Saver, latest
+from sprint.base.errors import SprintError
 folder = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True)
 saver = Saver(folder)
@@ -367,7 +367,7 @@ def test_disk_that_is_really_full(tmp_path):
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
-from sprint import checkpoint
+from sprint.engine import checkpoint
 checkpoint.sha256 = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 saver = checkpoint.Saver(Path(sys.argv[1]))
 saver.save("b", {"x": torch.ones(2)}, {})
@@ -375,6 +375,7 @@ saver.wait()
 """
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle_leaves_the_older_one_latest_and_is_swept(tmp_path):
     save(tmp_path, "a", 1.0)
     assert run(KILLED, tmp_path).returncode == -signal.SIGKILL
@@ -387,7 +388,7 @@ def test_kill_in_the_middle_leaves_the_older_one_latest_and_is_swept(tmp_path):
 LEFT = """
 import os, sys, threading, torch
 from pathlib import Path
-from sprint import checkpoint
+from sprint.engine import checkpoint
 checkpoint.PATIENCE = float(sys.argv[2])
 os.fsync = lambda descriptor: threading.Event().wait(float(sys.argv[3]))
 checkpoint.Saver(Path(sys.argv[1])).save("a", {"x": torch.ones(2)}, {})
@@ -435,7 +436,7 @@ def test_two_processes_write_for_one_and_read_what_one_wrote(tmp_path):
     saver = Saver(tmp_path / "one")
     saver.save("whole", whole_state(), {})
     saver.wait()
-    torchrun("tests.engine.checkpoint_processes", 2, str(tmp_path))
+    forked("tests.engine.checkpoint_processes", 2, str(tmp_path))
     path = latest(tmp_path / "two")
     assert names(path) == [".metadata", "__0_0.distcp", "__1_0.distcp", "facts.json", "manifest.json"]
     found = {key: torch.zeros_like(tensor) for key, tensor in whole_state().items()}

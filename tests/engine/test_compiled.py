@@ -17,6 +17,7 @@ from sprint.models.teacher import DENSE_TIME
 from sprint.models.view import TrigFlowView
 from sprint.train.distill import DistillStage
 from tests.tiny import DEPTH, LATENT, tiny_batch, tiny_network, tiny_null, tiny_recipe
+from tests.tolerance import assert_all_close, assert_close, growing, of_network
 
 T = torch.tensor([0.1, 0.7, 1.5])
 GUIDANCE = torch.tensor([4.0, 4.5, 5.0])
@@ -57,18 +58,24 @@ def compiled_graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-def assert_close(ours: dict, theirs: dict) -> None:
-    scale = max(x.abs().max() for x in theirs.values()).item()
-    for name, expected in theirs.items():
-        torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=1e-6 * scale, msg=name)
+def assert_same(ours: dict, theirs: dict) -> None:
+    """Outputs each for itself, gradients together."""
+    tolerance = of_network(tiny_network(guidance_embeds=True), passes=4)
+    outputs = theirs.keys() & {"value", "tangent", "plain"}
+    for name in outputs:
+        assert_close(ours[name], theirs[name], tolerance)
+    gradients = theirs.keys() - outputs
+    if gradients:
+        assert_all_close(*({name: all[name] for name in gradients} for all in (ours, theirs)), tolerance)
 
 
+@pytest.mark.slow
 def test_the_compiler_itself_gives_the_same():
     eager, student = results(make_student()), make_student()
     before, compiler = compiled_graphs(), compile_blocks(student.network)
-    assert_close(results(student), eager)
+    assert_same(results(student), eager)
     assert len(compiler.graphs) == compiled_graphs() - before == 2
-    assert_close(results(student), {name: eager[name] for name in ("value", "tangent", "plain")})
+    assert_same(results(student), {name: eager[name] for name in ("value", "tangent", "plain")})
     assert (
         len(compiler.graphs) == compiled_graphs() - before == 2
     )  # duals and plain tensors, whatever the depth
@@ -78,7 +85,7 @@ def test_the_compiler_itself_gives_the_same():
 def test_before_its_last_stage_too(without_code, recompute):
     eager, student = results(make_student()), make_student()
     compile_blocks(student.network, recompute)
-    assert_close(results(student), eager)
+    assert_same(results(student), eager)
 
 
 def saved_bytes(student: Student) -> int:
@@ -129,7 +136,7 @@ def test_a_call_of_another_kind_gets_its_own_graph(without_code):
     for size, grad in ((3, True), (3, False), (2, False), (3, False)):
         with torch.set_grad_enabled(grad):
             inputs = x_hat[:size], T[:size], text[:size], mask[:size]
-            torch.testing.assert_close(view(*inputs), plain(*inputs), rtol=1e-4, atol=1e-5)
+            assert_close(view(*inputs), plain(*inputs), of_network(network))
         kinds.append(len(compiler.graphs))
     assert kinds == [1, 2, 3, 3]
 
@@ -141,7 +148,7 @@ def test_both_phases_of_training_are_the_same(without_code, engine):
         recipe.compile = compile
         stage = DistillStage(recipe, engine, tiny_network(), tiny_null(), LATENT)
         losses.append([stage.update(step, tiny_batch(seed=step)).read(engine)["loss"] for step in range(4)])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[1] == growing(losses[0], of_network(tiny_network(), passes=4))
 
 
 @inductor.patch({"cpp.cxx": (None, "/no/compiler"), "fx_graph_cache": False})

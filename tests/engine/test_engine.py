@@ -1,8 +1,6 @@
 import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -22,7 +20,9 @@ from sprint.models.view import TrigFlowView
 from sprint.recipe.schema import EngineKind, Precision
 from sprint.train.distill import DistillStage
 from tests.engine.engine_processes import BATCH, both_stages, recipe_for_engines
+from tests.launch import forked, torchrun
 from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null, tiny_recipe
+from tests.tolerance import assert_close, assert_moved_alike, growing, near, of_autocast, of_network
 
 T = torch.tensor([0.5, 0.5 + 1e-4])
 STEPS = 20
@@ -127,7 +127,7 @@ def test_bf16_keeps_the_time_embedding_in_float32(bf16_engine, role):
     embedded = embedding_of(network)
     assert embedded.dtype == torch.float32
     exact = embedding_of_float32(tiny_network())
-    torch.testing.assert_close(embedded, exact, rtol=1e-6, atol=1e-6)
+    assert_close(embedded, exact, of_network(network.time_embed))
     assert not torch.equal(embedded[0], embedded[1])
 
 
@@ -154,7 +154,7 @@ def test_bf16_student_is_close_to_float32_and_its_gradients_are_float32(bf16_eng
         logvar = student.log_variance(T, guidance)
     exact = Student(tiny_network(guidance_embeds=True))(x_hat, T, text, mask, guidance)
     assert F.dtype == torch.float32 and logvar.dtype == torch.float32
-    assert 1e-5 < ((F - exact).norm() / exact.norm()).item() < 0.1
+    assert 1e-5 < ((F - exact).norm() / exact.norm()).item() < of_autocast(student)
     F.square().mean().backward()
     assert {p.grad.dtype for p in student.network.parameters()} == {torch.float32}
 
@@ -174,19 +174,6 @@ def test_frozen_bf16_holds_half_the_memory_but_for_time(bf16_engine):
 # ---- several processes ----------------------------------------------------------------------------------
 
 
-def torchrun(module: str, processes: int, *arguments: str) -> None:
-    """Run a module in so many gloo processes; its own asserts and output are the result."""
-    root = Path(__file__).parents[2]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-    command += [f"--master_port={port}", "-m", module, *arguments]
-    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr[-3000:]
-
-
 @pytest.fixture(scope="module")
 def whole_batch():
     """One process with all of it: both stages, with AdamW."""
@@ -200,6 +187,8 @@ CASES = {  # processes: ENGINE:MICRO_BATCH:SHARD_SIZE:TEACHER
     2: ["ddp:4:0:whole", "fsdp2:4:0:sharded", "zero2:4:0:whole", "zero3:0:0:sharded"],
     4: ["fsdp2:0:2:whole"],
 }
+# DDP's processes are torchrun's own, so that its environment is met; the others' are given the same.
+LAUNCHES = [(torchrun, 2, CASES[2][:1]), (forked, 2, CASES[2][1:]), (forked, 4, CASES[4])]
 
 
 @pytest.fixture(scope="module")
@@ -207,9 +196,9 @@ def in_processes(tmp_path_factory):
     """What each case found, by (processes, case)."""
     pytest.importorskip("deepspeed")
     found = {}
-    for processes, cases in CASES.items():
+    for launch, processes, cases in LAUNCHES:
         folder = tmp_path_factory.mktemp("engines")
-        torchrun("tests.engine.engine_processes", processes, str(folder), str(STEPS), *cases)
+        launch("tests.engine.engine_processes", processes, str(folder), str(STEPS), *cases)
         results = torch.load(folder / "result.pt", weights_only=True)
         found |= {(processes, case): result for case, result in results.items()}
     return found
@@ -222,11 +211,12 @@ def test_every_engine_trains_as_one_process_does(processes, case, in_processes, 
     copies = ", 2 copies of the weights" if processes == 4 else ""
     assert theirs["engine"] == f"engine {kind}, {processes} processes on cpu{copies}"
     assert len(whole_batch["distill"]["losses"]) == STEPS
+    update = of_network(tiny_network(), passes=4)  # forward, tangent, and backward twice
     for name in ("adapt", "distill"):
         ours = whole_batch[name]
-        assert theirs[name]["losses"] == pytest.approx(ours["losses"], rel=1e-5, abs=1e-5)
-        for key, weight in ours["weights"].items():
-            torch.testing.assert_close(theirs[name]["weights"][key], weight, rtol=0, atol=1e-4)
+        assert theirs[name]["losses"] == growing(ours["losses"], update)
+        way = sum(getattr(recipe_for_engines(), name).optimizer.lr for _ in ours["losses"])
+        assert_moved_alike(theirs[name]["weights"], ours["weights"], way, update * len(ours["losses"]))
 
 
 def test_the_losses_would_show_another_batch(whole_batch):
@@ -236,7 +226,8 @@ def test_the_losses_would_show_another_batch(whole_batch):
     order = [1, 0, *range(2, BATCH)]
     batch = type(tiny_batch(BATCH))(*(tensor[order] for tensor in tiny_batch(BATCH)))
     loss = stage.update(0, batch).read(engine)["loss"]
-    assert loss != pytest.approx(whole_batch["distill"]["losses"][0], rel=1e-5, abs=1e-5)
+    first = whole_batch["distill"]["losses"][0]
+    assert loss != near(first, of_network(tiny_network(), passes=4), scale=max(1, abs(first)))
 
 
 def test_engines_for_one_and_for_several(engine, monkeypatch):

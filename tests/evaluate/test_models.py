@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from sprint.base.errors import SprintError
 from sprint.evaluate.models import evaluation_name, find_models, recipe_of
-from sprint.weights.identity import model_hash
+from sprint.weights.model_hash import model_hash
 
 pytest_plugins = "tests.evaluate.fixtures"
 

@@ -33,6 +33,7 @@ def test_help_teaches_by_example(sprint, verb):
         assert build_parser().parse_args(argv).verb.__name__ == verb
 
 
+@pytest.mark.slow
 def test_a_run_from_command_to_comparison(sprint, here, run_folder, no_clip, monkeypatch):
     monkeypatch.setattr(distance, "REFERENCE_SCENES", 20)
     argv = ["evaluate", run_folder, "--metrics", "scenes,fid,clip", "--count", "3", "--steps", "2"]
@@ -82,7 +83,7 @@ def test_geneval_without_its_prompts(refusal, here, run_folder):
         (["MODEL", "--prompts", "scenes", "--out", "notes.txt"], "--out notes.txt is not a folder"),
         (["MODEL", "--out", "full"], "--out full: holds notes.txt and no evaluation"),
         (["MODEL", "--teacher", "MODEL"], "a teacher is needed here"),
-        (["MODEL", "--device", "nowhere"], "--device nowhere cannot be used here"),
+        (["MODEL", "--device", "nowhere"], "device nowhere cannot be used here"),
         (["MODEL", "--reference", "missing"], "--reference missing: no such file or folder"),
         (
             ["MODEL", "--clip-model", "a/mistyped/path"],

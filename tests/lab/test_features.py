@@ -16,6 +16,7 @@ from sprint.lab.features import (
     training_record,
 )
 from sprint.lab.scenes import COLORS, SHAPES, render, scene
+from tests.tolerance import assert_close, of_network
 from tools.make.scene_features import (
     DAMAGES,
     NAME_COLORS,
@@ -67,7 +68,7 @@ def test_features_do_not_depend_on_the_batch(network, sets):
     pictures = sets["real"][: LARGEST_BATCH + 3]
     together = network(pictures)
     alone = torch.cat([network(pictures[i : i + 1]) for i in (0, 1, len(pictures) - 1)])
-    assert torch.allclose(together[[0, 1, -1]], alone, rtol=1e-5, atol=1e-4)
+    assert_close(together[[0, 1, -1]], alone, of_network(network.backbone))
     assert torch.equal(together, network(pictures)) and torch.equal(together, scene_features()(pictures))
 
 
@@ -138,7 +139,7 @@ def test_no_damage_leaves_pictures_alone(sets):
     whole = torch.from_numpy(sets["real"][:4]).float()
     for damage in DAMAGES.values():
         same = damage(whole, torch.zeros(4), torch.Generator().manual_seed(0))
-        assert torch.allclose(same, whole, atol=0.01), damage.__name__
+        assert torch.allclose(same, whole, atol=0.01), damage.__name__  # of 255 levels, which are whole
     some = ragged(whole, torch.tensor([0.0, 0.5, 0.5, 0.5]), torch.Generator().manual_seed(0))
     assert torch.allclose(some[0], whole[0], atol=0.01) and (some[1] - whole[1]).abs().max() > 50
 
@@ -152,7 +153,7 @@ def test_folding_changes_no_value():
         backbone(x + 0.5)
     backbone.eval()
     with torch.no_grad():
-        assert torch.allclose(folded(backbone)(x), backbone(x), atol=3e-3)
+        assert_close(folded(backbone)(x), backbone(x), of_network(backbone))
 
 
 def test_training_is_reproducible():

@@ -115,6 +115,7 @@ def test_captions_vary():
 # ---- reader on real scenes ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_real_scenes_hold():
     scenes, pictures = real()
     result = score(pictures, [s.claim for s in scenes])
@@ -123,6 +124,7 @@ def test_real_scenes_hold():
     assert all(c["share"] >= 0.98 and c["n"] == 100 for c in result["categories"].values())
 
 
+@pytest.mark.slow
 def test_objects_are_measured():
     for s, objects in zip(real()[0], seen(), strict=True):
         objects = sorted(objects, key=lambda o: (o.x, o.y))

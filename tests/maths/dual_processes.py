@@ -1,4 +1,4 @@
-"""Run by torchrun from test_dual_engines.py: an sCM loss by dual numbers under every engine."""
+"""Forked for test_dual_engines.py: an sCM loss by dual numbers under every engine."""
 
 import sys
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
+from sprint.base.ending import run_to_end
 from sprint.engine.recompute import recompute_in_backward
 from sprint.maths.dual import RULES, value_and_tangent, value_of
 from sprint.maths.losses import consistency_loss, consistency_tangent, normalise_tangent, tangent_inputs
@@ -140,7 +141,7 @@ def count_tangents_of_silu() -> None:
     RULES["silu"] = lambda *args: tangents_of_silu.append(None) or rule(*args)
 
 
-if __name__ == "__main__":
+def main(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     count_tangents_of_silu()
@@ -154,6 +155,9 @@ if __name__ == "__main__":
         "zero-3": zero(3),
     }
     if dist.get_rank() == 0:
-        torch.save(results | {"processes": dist.get_world_size()}, Path(sys.argv[1]) / "result.pt")
+        torch.save(results | {"processes": dist.get_world_size()}, folder / "result.pt")
     dist.barrier()
-    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run_to_end(lambda: main(Path(sys.argv[1])))

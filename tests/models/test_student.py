@@ -8,6 +8,7 @@ from sprint.models.student import Student, TrainedStudent, from_adapted
 from sprint.models.teacher import DENSE_TIME
 from sprint.models.view import TrigFlowView
 from tests.tiny import WIDTH, tiny_batch, tiny_network
+from tests.tolerance import assert_close, near, rounding
 
 T = torch.tensor([0.05, 0.5, 1.2, HALF_PI])
 
@@ -87,7 +88,8 @@ def test_log_variance_can_start_where_it_settles():
     target = settled_logvar(t, 64)
     student.start_log_variance(t, guidance, target)
     logvar = student.log_variance(t, guidance)
-    assert logvar.mean().item() == pytest.approx(target.mean().item(), abs=1e-3)
+    fit = rounding(torch.float32, terms=len(t), steps=WIDTH)  # a factorisation, a column after the other
+    assert logvar.mean().item() == near(target.mean().item(), fit)
     assert (logvar - target).std() < target.std()
     assert student.logvar.weight.norm() > 0
 
@@ -98,7 +100,7 @@ def test_log_variance_trains_the_head_on_the_networks_own_embedding():
     student.logvar.register_forward_pre_hook(lambda module, args: embedded.append(args[0]))
     student.log_variance(T, torch.full((4,), 4.5)).sum().backward()
     assert embedded[0].shape == (4, WIDTH)
-    torch.testing.assert_close(student.logvar.weight.grad[0], embedded[0].sum(0))
+    assert_close(student.logvar.weight.grad[0], embedded[0].sum(0), rounding(torch.float32, terms=4))
 
 
 def test_one_call_of_the_trained_module_gives_the_velocity_and_the_log_variance():

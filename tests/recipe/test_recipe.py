@@ -3,8 +3,10 @@ from pathlib import Path
 import pytest
 
 from sprint.base.errors import SprintError
+from sprint.recipe import find
 from sprint.recipe.load import load_recipe, recipe_hash, recipe_text
 from sprint.recipe.schema import DataKind, OptimizerKind, Precision, Recipe
+from sprint.recipe.settings import each_setting, takes
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -190,12 +192,34 @@ def test_broken_files(tmp_path):
 
 def test_missing_file_names_what_is_there(small, monkeypatch):
     monkeypatch.chdir(small.parent)
-    assert refusal("huge") == "huge: no such recipe (looked for huge and recipes/huge.yaml)"
+    built_in = f"built in: {', '.join(file.stem for file in SHIPPED)}"
+    assert refusal("huge") == f"huge: no such recipe (looked for huge and recipes/huge.yaml; {built_in})"
     (small.parent / "recipes").mkdir()
     small.rename("recipes/small.yaml")
-    assert refusal("huge").endswith("recipes/huge.yaml; recipes here: small)")
+    assert refusal("huge").endswith(f"recipes/huge.yaml; in recipes: small; {built_in})")
     assert refusal("recipes").startswith("recipes: no such recipe")  # a folder
+    assert refusal("../shipped/tiny").startswith("../shipped/tiny: no such recipe")  # a path is from here
     assert load_recipe("small").name == "small"
+
+
+def test_a_path_wins_over_recipes_here_and_those_over_the_built_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("tiny") == load_recipe(ROOT / "recipes" / "tiny.yaml")
+    (tmp_path / "recipes").mkdir()
+    Path("recipes/tiny.yaml").write_text(SMALL)
+    assert load_recipe("tiny").name == "small"
+    Path("tiny").write_text(SMALL.replace("small", "nearest"))
+    assert load_recipe("tiny").name == "nearest"
+
+
+def test_an_error_says_which_file_it_is_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(find, "SHIPPED", tmp_path / "built in")
+    for folder in (find.SHIPPED, find.OWN):
+        folder.mkdir()
+        (folder / f"wrong-{folder.name[0]}.yaml").write_text("sed: 1")
+    assert refusal("wrong-b") == "built-in recipe wrong-b: 'sed': no such key; the nearest is seed"
+    assert refusal("wrong-r").startswith("recipes/wrong-r.yaml: 'sed': no such key")
 
 
 # ---- validation -------------------------------------------------------------------------------------
@@ -308,3 +332,89 @@ def test_a_path_given_twice_is_refused(small):
     assert load_recipe(small, ["adapt.steps=3", "adapt.steps=4"]).adapt.steps == 4
     with pytest.raises(SprintError, match=r"data.path is given twice; .* quotes"):
         load_recipe(small, ["data.path=x-0.tar", "data.path=x-1.tar"])
+
+
+# ---- what a field says of itself ----------------------------------------------------------------------
+
+# By the code and the recipes of commit 5d791ca. A run's folder keeps its hash: other ones would disown every old run.
+HASHES = [
+    ("0.6b", [], "de647a1ac8ec"),
+    ("1.6b", [], "e9c0a793001c"),
+    ("4.8b", [], "42915860d8e5"),
+    ("ablations", [], "bd5deca7ac54"),
+    ("tiny", [], "88ff2764bfa8"),
+    ("tiny", ["distill.steps=400", "name=short"], "be2fdcadabcf"),
+    ("tiny", ["seed=7", "precision=bf16"], "41948da194b3"),
+    ("tiny", ["distill.student_times=[]", "distill.adversarial.taps=[1,3]"], "c955cbbb3e0e"),
+    (
+        "tiny",
+        ["adapt.optimizer={kind: came, betas: [0.9, 0.99, 0.999]}", "data.caption_temperature=2"],
+        "df2d578a3e5b",
+    ),
+    (
+        "0.6b",
+        [
+            *("engine=fsdp2", "shard_size=8", "shard_teacher=true", "timeout=60", "micro_batch_size=4"),
+            *("activation_checkpointing=false", "compile=true", "data.workers=2", "data.bad_share=0.5"),
+            *("evaluate.batch_size=7", "save_every=7", "log_every=3", "wandb=true", "needs=luck"),
+            *("arch=1.6b", "name=other"),
+        ],
+        "de647a1ac8ec",
+    ),
+    (
+        "0.6b",
+        [
+            *("data.kind=cache", "data.path=caches/pictures", "text.instruction=false"),
+            *("teacher_family=tiny", "data.aspect_buckets=true"),
+        ],
+        "2cc17241731f",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "overrides", "expected"), HASHES)
+def test_hash_of_a_run_made_before(name, overrides, expected):
+    assert recipe_hash(load_recipe(name, overrides)) == expected
+
+
+def test_every_number_has_a_range():
+    ranged = {key for key, field, _ in each_setting(Recipe()) if takes(field)}
+    numbers = {key for key, _, value in each_setting(Recipe()) if type(value) in (int, float)}
+    assert ranged == numbers
+
+
+def test_defaults_are_in_their_ranges():
+    assert [
+        key for key, field, value in each_setting(Recipe()) if takes(field) and not takes(field).holds(value)
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("seed: !!int x", "not a readable recipe: invalid literal for int() with base 10: 'x'"),
+        ("seed: " + "9" * 5000, "not a readable recipe: "),
+        ("evaluate: {steps: " + "[" * 200 + "]" * 200 + "}", "not a readable recipe: "),
+        ('name: "a\\0b"', "name = 'a\\x00b', but no name or path holds a NUL"),
+        ("adapt: {shift: " + "9" * 400 + "}", "but it takes a number"),
+    ],
+    ids=["tag", "digits", "deep", "nul", "no float"],
+)
+def test_yaml_that_is_no_value_ends_in_one_line(tmp_path, text, complaint):
+    file = write(tmp_path, text + "\n")
+    message = refusal(file)
+    assert message.startswith(f"{file}: ") and complaint in message
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ('adapt.steps=!!int "x"', "the value is not valid YAML"),
+        ("evaluate.steps=" + "[" * 2000, "the value is not valid YAML"),
+        ("seed=1234567890123456789012345", "but it must be at least 0 and below 2**63"),
+        ("micro_batch_size=-4", "micro_batch_size = -4, but it must be at least 0"),
+    ],
+    ids=["tag", "deep", "long seed", "below 0"],
+)
+def test_overrides_that_are_no_value_end_in_one_line(small, override, complaint):
+    assert complaint in refusal(small, override)

@@ -24,6 +24,7 @@ from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import Recipe
 from sprint.sample.generate import StudentGenerator
 from sprint.train.distill import DISCRIMINATOR, GENERATOR, DistillStage
+from tests.tolerance import of_network
 
 pytestmark = [
     pytest.mark.gpu,
@@ -88,7 +89,9 @@ def test_value_and_tangent_equal_the_cpu():
 
     for here, there in zip(on(CPU), on(CUDA), strict=True):
         assert here.norm() > 1
-        assert (there - here).norm() < 1e-4 * here.norm()
+        assert (there - here).norm() < of_network(
+            random_network(guidance_embeds=True), passes=2
+        ) * here.norm()
 
 
 @pytest.mark.parametrize("checkpointing", ["true", "false"])

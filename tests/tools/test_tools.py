@@ -95,6 +95,7 @@ def test_engines_are_started_by_torchrun_and_their_failure_is_told(monkeypatch, 
 # ---- gpu_check: speed -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_is_measured_by_phase_in_bf16_with_checkpointing():
     overrides = ["distill.batch_size=2", "precision=bf16", "activation_checkpointing=true"]
     overrides += [
@@ -151,6 +152,7 @@ def test_the_autoencoder_has_the_published_size():
 # ---- gpu_check: parts, and the check ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_tiny_distillation_runs_from_teacher_to_page(monkeypatch):
     def in_this_process(*arguments: str, folder: Path) -> tuple[int, str]:
         monkeypatch.chdir(folder)
@@ -277,6 +279,7 @@ def test_what_cannot_be_asked_is_unknown():
 # ---- compare_starts ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_both_starts_are_trained_and_drawn(tmp_path, capsys):
     arguments = ["--steps", "2", "--batch-size", "4", "--held-out", "1", "--out", str(tmp_path)]
     assert compare_starts.main([str(ROOT / "recipes" / "tiny.yaml"), *arguments]) == 0

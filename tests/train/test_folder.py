@@ -25,8 +25,8 @@ def test_claim_on_a_file_is_one_line(tmp_path):
 CLAIM = """
 import sys
 from pathlib import Path
-from sprint.run_folder import claim
-from sprint.errors import SprintError
+from sprint.train.folder import claim
+from sprint.base.errors import SprintError
 try:
     claim(Path(sys.argv[1]), "hash")
     print("claimed")

@@ -223,6 +223,7 @@ def exported(folder: Path) -> dict:
     return load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_each_stage_makes_the_student_of_an_uninterrupted_one(
     engine, teacher_folder, tmp_path
 ):

@@ -9,6 +9,7 @@ from sprint.models.teacher import DENSE_TIME, SPARSE_TIME
 from sprint.models.view import TrigFlowView
 from sprint.train.start import calibrated, fit_dense_time, measure_qk_rms, with_ones
 from tests.tiny import QK_NORM, same, tiny_batch, tiny_network
+from tests.tolerance import near, of_network
 
 NORMS = [f"transformer_blocks.{i}.attn{j}.norm_{x}.weight" for i in (0, 1) for j in (1, 2) for x in "qk"]
 FEATURES = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -81,7 +82,7 @@ def test_measured_rms_is_the_mean_over_tokens_of_every_batch():
         TrigFlowView(teacher, SPARSE_TIME).flow_velocity(x_fm, t_fm, batch.text, batch.mask)
     handle.remove()
     by_hand = (seen[0] ** 2).mean(dim=2).sqrt().mean()
-    assert rms["transformer_blocks.1.attn2.norm_q.weight"] == pytest.approx(by_hand.item(), rel=1e-5)
+    assert rms["transformer_blocks.1.attn2.norm_q.weight"] == near(by_hand.item(), of_network(teacher))
 
     both = measure_qk_rms(teacher, calibration_batches(2), SPARSE_TIME)
     assert both != rms
@@ -125,6 +126,7 @@ def wide_embedder(seed: int = 0):
     return embedder
 
 
+@pytest.mark.slow
 def test_the_dense_time_fit_is_close_between_its_own_points_too():
     embedder = wide_embedder()
     sparse = copy.deepcopy(embedder)
@@ -135,10 +137,11 @@ def test_the_dense_time_fit_is_close_between_its_own_points_too():
         spread = (wanted - wanted.mean(0)).norm()
     error = ((fitted - wanted).norm() / wanted.norm()).item()
     assert reported < 0.1
-    assert error == pytest.approx(reported, rel=0.2)
+    assert error == pytest.approx(reported, rel=0.2)  # not rounding: other points of the same curve
     assert (fitted - wanted).norm() < 0.25 * spread  # a constant gives 1
 
 
+@pytest.mark.slow
 def test_the_time_derivative_of_a_dense_fit_is_not_a_thousandfold():
     """Sparse time with dense weights copied is the paper's collapse: derivatives above 10³."""
     embedder = wide_embedder()
@@ -155,6 +158,7 @@ def test_the_time_derivative_of_a_dense_fit_is_not_a_thousandfold():
     assert speed(embedder, DENSE_TIME) < sparse / 20
 
 
+@pytest.mark.slow
 def test_the_fit_keeps_the_embedder_as_calm_as_it_was():
     """Against a jolt of every weight by a learning rate's worth: a fan of steep hinges moved by a fifth."""
     embedder = wide_embedder()
@@ -178,7 +182,7 @@ def test_padding_is_not_measured():
     )
     teacher = tiny_network(qk_norm=False)
     short, long = (measure_qk_rms(teacher, [(x_fm, t_fm, b)], SPARSE_TIME) for b in (batch, longer))
-    assert short == pytest.approx(long, rel=1e-5)
+    assert short == {name: near(value, of_network(teacher)) for name, value in long.items()}
 
 
 def test_a_teacher_with_qk_norm_keeps_its_own():

@@ -122,7 +122,7 @@ def test_adapted_teacher_is_that_of_diffusers(tmp_path):
     ours = load_generator(str(folder))
     assert isinstance(ours, TeacherGenerator) and ours.view.time_scale == DENSE_TIME
     latents = ours.latents(PROMPTS, SEEDS, 20)
-    # its solver starts at t_fm = 0.9997, not at 1; under sparse time the two would be 0.42 apart
+    # not rounding: its solver starts at t_fm = 0.9997, not at 1; under sparse time the two would be 0.42 apart
     assert (latents - theirs).std() / theirs.std() < 2e-3
 
 

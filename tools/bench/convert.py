@@ -24,7 +24,7 @@ from tools.bench.random_checkpoint import write_random_checkpoint
 
 CONVERT = """
 import json, resource, sys, time
-from sprint.convert.convert import convert
+from sprint.weights.convert import convert
 start = time.perf_counter()
 convert(sys.argv[1], sys.argv[2], verify=sys.argv[3], progress=False)
 seconds = time.perf_counter() - start

@@ -25,6 +25,7 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from sprint.base.ending import run_to_end
 from sprint.base.files import write_whole
 from sprint.base.names import resolve
 from sprint.data.batch import Batch
@@ -271,9 +272,8 @@ def main(what: str, folder: Path) -> None:
     asked = json.loads((folder / f"{what}-{processes}.json").read_text())
     inputs = read_inputs(folder) if what == "losses" else None
     if not inputs:
-        memory_of(
-            Case.of(asked["cases"][0]), "tiny"
-        )  # what comes with the first updates of a process is not theirs
+        # once for nothing: the first updates of a process allocate what is not theirs
+        memory_of(Case.of(asked["cases"][0]), "tiny")
     found = []
     for record in tqdm(asked["cases"], desc=f"{what}, {processes} processes", leave=False):
         case = Case.of(record)
@@ -288,8 +288,7 @@ def main(what: str, folder: Path) -> None:
         write_whole(folder / f"found-{what}-{processes}.json", json.dumps(found))
     if dist.is_initialized():
         dist.barrier()
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    run_to_end(lambda: main(sys.argv[1], Path(sys.argv[2])))

@@ -38,9 +38,8 @@ from sprint.recipe.schema import Precision
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tools" / "results"
-RETURN_AT_ONCE = {
-    "MALLOC_MMAP_THRESHOLD_": "65536"
-}  # glibc: tensors of 64 KiB and more are their own mapping
+# glibc gives tensors of 64 KiB and more a mapping of their own, which is returned when they are freed
+RETURN_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 Answer = TypeVar("Answer")
 
 diffusers.utils.logging.set_verbosity_error()  # it warns at every cast, of nothing

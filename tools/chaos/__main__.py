@@ -49,14 +49,8 @@ CASES: dict[str, Case] = {
     "command-line": command_line,
 }
 EVERY_RUN = [*SETTINGS, *Size().settings]
-FAILURES = (
-    Stuck,
-    SprintError,
-    OSError,
-    KeyError,
-    IndexError,
-    ValueError,
-)  # of a case: then something is lost
+# what a case may raise: then something is lost
+FAILURES = (Stuck, SprintError, OSError, KeyError, IndexError, ValueError)
 
 
 def run_case(name: str, lab: Lab) -> Outcome:

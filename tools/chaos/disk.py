@@ -13,9 +13,8 @@ from sprint.base.files import sha256
 from tools.chaos.lab import Lab, Outcome, last_line
 from tools.chaos.runs import Command, environment, until
 
-SMALL = (
-    2**20
-)  # bytes: less than a file of a checkpoint's tensors, more than anything else that training writes
+# bytes: less than a file of a checkpoint's tensors, more than anything else that training writes
+SMALL = 2**20
 
 
 # ---- full -------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """A process that has imported everything, and forks a `sprint` command for every line on its standard input.
 
 Python needs seconds to import torch and diffusers, and a run that is killed forty times would spend most of them so.
-What is forked is the command itself, in a session of its own: the interpreter ends as it always does, and a kill
+What is forked is the command itself, in a session of its own: it ends as it always does, and a kill
 takes all of it. Nothing here starts a thread or a process group before the fork.
 
 A line is JSON: {"argv", "folder", "environment", "output", "largest_file"}. It is answered with a line, the process's
@@ -73,4 +73,4 @@ def become(order: dict) -> None:
 if __name__ == "__main__":
     order = serve()
     become(order)
-    sprint.cli.main(order["argv"])
+    sprint.cli.main.command(order["argv"])

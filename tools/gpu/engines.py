@@ -19,6 +19,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from sprint.base.ending import run_to_end
 from sprint.base.files import write_whole
 from sprint.data.batch import Batch
 from sprint.engine import checkpoint
@@ -137,9 +138,7 @@ def main(folder: str, *kinds: str) -> None:
         found = steps_under(engine, Path(folder) / "checkpoints" / kind)
         if engine.main_process:
             write_whole(Path(folder) / f"{kind}.json", json.dumps(found))
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_to_end(lambda: main(*sys.argv[1:]))

@@ -66,9 +66,8 @@ class Update:
             graph + 2 * (taps * per.head + per.frozen_backward) * self._cells - freed,
         ]
         if self.recomputed:
-            of_a_block = (
-                per.frozen_block + per.frozen_backward + 2 * taps * FP32
-            )  # and the features' gradients
+            gradients = 2 * taps * FP32  # of the features
+            of_a_block = per.frozen_block + per.frozen_backward + gradients
             moments += [graph + of_a_block * self._cells - freed, *self.trained_pass(False, first)]
         return [self._text + moment for moment in moments]
 

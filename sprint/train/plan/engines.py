@@ -18,10 +18,12 @@ from sprint.train.plan.activations import BF16, FP32
 
 Parts = dict[str, float]  # bytes by name
 
-RECOMPUTED = ", recomputed"  # ends the name of a row that stands in for another with activation checkpointing
+# With activation checkpointing, the row "NAME, recomputed" stands in for the row NAME.
+RECOMPUTED = ", recomputed"
 WEIGHTS, GRADIENTS, COPIES, WHOLE = "weights (fp32)", "gradients (fp32)", "bf16 copies", "whole for a moment"
-ZERO_COPY = "weights, a second piece (fp32)"  # DeepSpeed's own master copy
-# Weights are whole: autocast casts each once.
+# DeepSpeed updates an fp32 copy of its own, though the weights are fp32 already
+ZERO_COPY = "DeepSpeed's own weights (fp32)"
+# weights are whole, so autocast casts each once and keeps the bf16 copy for the rest of the pass
 CASTS_KEPT = (EngineKind.single, EngineKind.ddp, EngineKind.zero2)
 ZERO = (EngineKind.zero2, EngineKind.zero3)
 BUFFERED = (EngineKind.ddp, EngineKind.zero3)  # gradients live in buffers that are never freed
@@ -43,9 +45,8 @@ class Layout:
         if self.engine is EngineKind.fsdp2:
             return sum(rows_of(shape, self.pieces).numel() for shape in shapes)
         if self.engine is EngineKind.zero2:
-            return 2 * math.ceil(
-                sum(shape.numel() for shape in shapes) / (2 * self.pieces)
-            )  # it aligns to pairs
+            pairs = sum(shape.numel() for shape in shapes) / 2  # DeepSpeed aligns pieces to pairs of numbers
+            return 2 * math.ceil(pairs / self.pieces)
         return sum(math.ceil(shape.numel() / self.pieces) for shape in shapes)  # single and ddp: one piece
 
 
@@ -77,7 +78,7 @@ def trained(module: nn.Module, kind: OptimizerKind, precision: Precision, layout
         f"optimizer state ({kind.value}, fp32)": FP32 * _state_numel(shapes, kind, layout),
     }
     if layout.engine in ZERO:
-        parts[ZERO_COPY] = FP32 * piece  # DeepSpeed steps a copy, though the weights are fp32 already
+        parts[ZERO_COPY] = FP32 * piece
     if whole := FP32 * _whole_numel(module, layout):
         parts[WHOLE] = whole
     if precision is Precision.bf16:

@@ -23,6 +23,7 @@ from sprint.lab.series import TRAINING_SEED
 from sprint.models.families import load_family
 from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import Data, DataKind
+from tests.tolerance import assert_close, of_network
 
 pytest_plugins = "tests.cli.fixtures"
 
@@ -62,7 +63,7 @@ def test_scenes_are_cached_and_played_in_order(sprint, here, recipe, whole):
     online = encode(open_source(settings.data).samples(range(7)), family)
     for first in (0, 7):  # after the last one it begins again
         cached = collate(open_source(data).samples(range(first, first + 7)), "cpu", max_length=80)
-        assert (cached.latent - online.latent).abs().max() < 1e-5
+        assert_close(cached.latent, online.latent, of_network(family.autoencoder.encoder))
 
 
 def files_of(here: Path) -> list[Path]:
@@ -244,7 +245,7 @@ def test_pictures_of_several_shapes_keep_their_own(recipe, tmp_path):
         sample = caching.open_items(settings.data).item(index, np.random.default_rng(0))
         online = encode([sample], family)
         encoded = items.item(index, np.random.default_rng(0))
-        assert (encoded.latent - online.latent[0]).abs().max() < 1e-5
+        assert_close(encoded.latent, online.latent[0], of_network(family.autoencoder.encoder))
         assert items.size(index) == sample.picture.shape[:2]
         shapes.add(items.size(index))
     assert len(shapes) == 3

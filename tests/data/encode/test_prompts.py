@@ -14,6 +14,7 @@ from sprint.models.families import load_family
 from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import Data, DataKind
 from sprint.sample.load import load_generator
+from tests.tolerance import assert_close, of_network
 
 pytest_plugins = "tests.cli.fixtures"
 
@@ -45,11 +46,19 @@ def draws(prompt_recipe, family):
     return load_draws(prompt_recipe, family)
 
 
-def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+@pytest.fixture(scope="module")
+def same(draws):
+    """Whether latents are equal but for rounding: three steps of a guided teacher (w = 4.5) behind its text encoder."""
+    generator = draws.teacher
+    step = (2 * 4.5 + 1) * of_network(generator.view, generator.family.text_encoder)
+
+    def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+        return (a - b).abs().max().item() < 3 * step * b.abs().max().item()
+
+    return same
 
 
-def test_a_prompt_s_latent_is_its_own(draws):
+def test_a_prompt_s_latent_is_its_own(draws, same):
     """Not of its batch, its neighbours or its place there."""
     together = draws.latents_of(PROMPTS)
     assert together.shape == (5, 4, 8, 8) and together.dtype == torch.float32
@@ -60,7 +69,7 @@ def test_a_prompt_s_latent_is_its_own(draws):
     draws.largest = 0
 
 
-def test_noise_is_of_seed_and_position(draws, prompt_recipe, family):
+def test_noise_is_of_seed_and_position(draws, same, prompt_recipe, family):
     dot = draws.latents_of([Prompt("a dot", 2)])
     assert not same(draws.latents_of([Prompt("a dot", 3)]), dot)
     prompt_recipe.data.seed = 6
@@ -69,7 +78,7 @@ def test_noise_is_of_seed_and_position(draws, prompt_recipe, family):
     assert same(load_draws(prompt_recipe, family).latents_of([Prompt("a dot", 2)]), dot)
 
 
-def test_steps_and_guidance_are_the_recipe_s(draws, teacher):
+def test_steps_and_guidance_are_the_recipe_s(draws, same, teacher):
     """The same as `sprint sample` with the noise of that prompt."""
     from sprint.base.random import step_generator
 
@@ -81,7 +90,7 @@ def test_steps_and_guidance_are_the_recipe_s(draws, teacher):
 
 
 @pytest.mark.parametrize("command", [("data.kind=prompts",), ("--from-prompts",)])
-def test_prompts_are_drawn_ahead_as_on_the_fly(sprint, recipe, prompt_recipe, draws, tmp_path, command):
+def test_prompts_are_drawn_ahead_as_on_the_fly(sprint, recipe, prompt_recipe, draws, same, tmp_path, command):
     data = prompt_recipe.data
     changes = [f"data.path={data.path}", "data.size=32", "data.teacher_steps=3", "data.seed=5"]
     assert sprint("cache", recipe, *changes, *command, "--dtype", "fp32", "-o", tmp_path / "cache").code == 0
@@ -93,7 +102,7 @@ def test_prompts_are_drawn_ahead_as_on_the_fly(sprint, recipe, prompt_recipe, dr
     cached = collate(open_source(cached_data).samples(positions), "cpu", max_length=80)
     assert same(cached.latent, online.latent) and torch.equal(cached.mask, online.mask)
     real = online.mask.bool()
-    torch.testing.assert_close(cached.text[real], online.text[real])
+    assert_close(cached.text[real], online.text[real], of_network(draws.teacher.family.text_encoder))
 
 
 def test_a_size_that_does_not_divide_is_refused(prompt_recipe, tmp_path):

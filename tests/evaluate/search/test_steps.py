@@ -224,6 +224,7 @@ def test_half_a_line_of_a_killed_search_is_cut_off(student, tmp_path, monkeypatc
     assert search_steps(search, tmp_path) == rows and file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_another_feature_network_begins_anew(student, tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "REAL_SCENES", 80)
     search, seen = Search(str(student), (2,), "fid", prompts=8, grid=(0.7,)), []

@@ -76,6 +76,7 @@ def test_every_row_is_a_recipe_that_changes_what_it_says():
             assert (job.key == base.key) == row.is_base, row.label
 
 
+@pytest.mark.slow
 def test_the_plan_runs_the_base_once_per_seed_and_each_stage_1_once():
     jobs = plan(GROUPS, Settings())
     kinds = [job.kind for job in jobs.values()]

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 
 import pytest
@@ -16,6 +17,7 @@ from sprint.recipe.schema import Optimizer, Precision
 from sprint.train import distill
 from sprint.train.distill import DistillStage, draw
 from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null, tiny_recipe
+from tests.tolerance import assert_all_close, near, of_network, readings, rounding
 from tools.bench import jvp as bench_jvp
 from tools.bench import measure, plain_step
 from tools.bench import step as bench_step
@@ -129,18 +131,26 @@ def renew_state(updater) -> None:
     start_state(updater.trained.optimizer)
 
 
-def compare(engine, ours, plain, step: int, part: str, dtype=torch.float32, rtol: float = 1e-4) -> dict:
+def update_of(stage) -> float:
+    """Rounding of one update: student or heads behind the teacher, forward, tangent, and backward twice."""
+    return of_network(stage.student, stage.teacher, passes=4)
+
+
+def compare(engine, ours, plain, step: int, part: str, dtype=torch.float32) -> dict:
     """One update of each on the same batch: losses and every gradient agree.  -> ours' losses"""
     batch = tiny_batch(seed=step, dtype=dtype)
     seen, expected = ours.update(step, batch).read(engine), plain.update(step, batch)
-    for name in expected.keys() & seen.keys():
-        assert seen[name] == pytest.approx(expected[name].item(), rel=max(rtol, 1e-6)), name
-    theirs = dict(getattr(plain, part).named_parameters())
-    gradients = {name: p.grad for name, p in getattr(ours, part).named_parameters()}
-    scale = max(grad.abs().max() for grad in gradients.values()).item()
-    assert scale > 0
-    for name, grad in gradients.items():
-        torch.testing.assert_close(grad, theirs[name].grad, rtol=rtol, atol=rtol * 1e-2 * scale, msg=name)
+    both = expected.keys() & seen.keys()
+    # what is read has passed through float32, whatever it was computed in
+    read = update_of(ours) + rounding(torch.float32)
+    assert {name: seen[name] for name in both} == readings(
+        {name: expected[name].item() for name in both}, read
+    )
+    gradients, theirs = (
+        {name: p.grad for name, p in getattr(stage, part).named_parameters()} for stage in (ours, plain)
+    )
+    assert max(grad.abs().max() for grad in gradients.values()) > 0
+    assert_all_close(gradients, {name: theirs[name] for name in gradients}, update_of(ours))
     return seen
 
 
@@ -170,14 +180,17 @@ def test_the_consistency_loss_and_its_gradient_are_the_same(engine):
     assert compare(engine, ours, plain, G, "student")["loss_scm"] != 0
 
 
-def test_the_discriminators_loss_and_its_gradient_are_the_same(engine):
-    ours, plain = make_pair(engine)
-    assert compare(engine, ours, plain, D, "heads")["loss"] > 0
+def test_the_discriminators_loss_and_its_gradient_are_the_same(engine, draws_in_float64):
+    """In float64: in float32 an activation of the heads may be so near its corner that rounding turns it over."""
+    ours, plain = make_pair(engine, torch.float64)
+    assert compare(engine, ours, plain, D, "heads", torch.float64)["loss"] > 0
 
 
-def test_the_whole_generator_is_the_same_where_no_sample_sees_another(engine, single_samples):
-    ours, plain = make_pair(engine)
-    compare(engine, ours, plain, G, "student")
+def test_the_whole_generator_is_the_same_where_no_sample_sees_another(
+    engine, draws_in_float64, single_samples
+):
+    ours, plain = make_pair(engine, torch.float64)
+    compare(engine, ours, plain, G, "student", torch.float64)
 
 
 def test_in_the_generators_phase_the_published_heads_see_fakes_alone(engine):
@@ -185,21 +198,23 @@ def test_in_the_generators_phase_the_published_heads_see_fakes_alone(engine):
     ours, plain = make_pair(engine)
     batch = tiny_batch()
     seen, expected = ours.update(G, batch).read(engine), plain.update(G, batch)
-    assert seen["loss_scm"] == pytest.approx(expected["loss_scm"].item(), rel=1e-4)
+    assert seen["loss_scm"] == near(
+        expected["loss_scm"].item(), update_of(ours), scale=max(1, abs(expected["loss_scm"].item()))
+    )
     assert abs(seen["loss_adv"] - expected["loss_adv"].item()) > 1e-3
 
 
 def test_the_generator_agrees_to_the_last_digits_in_float64(engine, draws_in_float64, single_samples):
     ours, plain = make_pair(engine, torch.float64)
     ours.generator_updates = plain.generator_updates = 2
-    compare(engine, ours, plain, G, "student", torch.float64, rtol=1e-8)
+    compare(engine, ours, plain, G, "student", torch.float64)
 
 
 @pytest.mark.parametrize("neighbours", [2, 3, 8])
 def test_the_discriminator_agrees_to_the_last_digits_in_float64(engine, draws_in_float64, neighbours):
     """Groups and misaligned pairs are the same, with a smaller last group as well."""
     ours, plain = make_pair(engine, torch.float64, neighbours=neighbours)
-    compare(engine, ours, plain, D, "heads", torch.float64, rtol=1e-8)
+    compare(engine, ours, plain, D, "heads", torch.float64)
 
 
 def test_checkpointing_and_bf16_leave_every_weight_of_the_plain_student_its_gradient(bf16_engine):
@@ -219,11 +234,12 @@ def test_two_passes_on_a_function_known_by_heart():
     value, tangent = plain_step.value_and_tangent_in_two_passes(
         lambda x, t: layer(x) * torch.sin(t), x, t, v_x, v_t
     )
-    assert value.item() == pytest.approx(6 * math.sin(0.5), abs=1e-12)
-    assert tangent.item() == pytest.approx(3 * 0.7 * math.sin(0.5) - 6 * 0.2 * math.cos(0.5), abs=1e-12)
+    few = rounding(torch.float64, steps=8)
+    assert value.item() == near(6 * math.sin(0.5), few)
+    assert tangent.item() == near(3 * 0.7 * math.sin(0.5) - 6 * 0.2 * math.cos(0.5), few, scale=1)
     assert not tangent.requires_grad
     value.backward()
-    assert layer.weight.grad.item() == pytest.approx(2 * math.sin(0.5), abs=1e-12)
+    assert layer.weight.grad.item() == near(2 * math.sin(0.5), few)
 
 
 # ---- the benchmarks, end to end -----------------------------------------------------------------------
@@ -248,14 +264,24 @@ def without_fresh_processes(function, *arguments):
     return {name: 1 + value for name, value in answer.items()} if isinstance(answer, dict) else 1 + answer
 
 
+def one_block() -> measure.Size:
+    tiny = measure.SIZES["tiny"]
+    return replace(tiny, config=tiny.config | {"num_layers": 1}, taps=(0,))
+
+
+def peaks_of_one_block() -> dict[str, int]:
+    measure.SIZES["one block"] = one_block()
+    return bench_step.memory_of("plain", measure.Request("one block", 2, "cpu", Precision.fp32), False)
+
+
 def test_the_steps_memory_is_that_of_a_process_of_its_own():
-    request = measure.Request("tiny", 2, "cpu", Precision.fp32)
-    peaks = measure.in_fresh_process(bench_step.memory_of, "plain", request, False)
-    weights = 4 * 3 * 1.2 * MB  # teacher, student and the student's gradients, of 1.2 million numbers each
-    assert peaks["everything"] > weights
+    peaks = measure.in_fresh_process(peaks_of_one_block)
+    weights = sum(p.numel() for p in one_block().teacher("meta").parameters())
+    assert peaks["everything"] > 4 * 3 * weights  # teacher, student and the student's gradients
     assert peaks["everything"] > peaks["G"] > peaks["D"] > 0
 
 
+@pytest.mark.slow
 def test_the_step_is_measured(results, capsys, monkeypatch):
     monkeypatch.setattr(bench_step, "in_fresh_process", without_fresh_processes)
     monkeypatch.setattr(bench_step, "keep_freed_memory", lambda: None)
@@ -271,6 +297,7 @@ def test_the_step_is_measured(results, capsys, monkeypatch):
         assert 0 < ratios["G+D"]["min"] <= ratios["G+D"]["median"] <= ratios["G+D"]["max"]
 
 
+@pytest.mark.slow
 def test_value_and_tangent_are_measured(results, capsys, monkeypatch):
     monkeypatch.setattr(bench_jvp, "in_fresh_process", without_fresh_processes)
     monkeypatch.setattr(bench_jvp, "keep_freed_memory", lambda: None)

@@ -127,6 +127,7 @@ def test_every_part_has_its_place(counts):
     assert 1.8 * sample < generator["backward of sCM"] < 2.1 * sample
 
 
+@pytest.mark.slow
 def test_tensors_without_memory_have_the_same_flops(monkeypatch):
     tiny = measure.SIZES["tiny"]
     monkeypatch.setitem(
@@ -158,6 +159,7 @@ def test_exponents_of_known_growth():
     assert bench_growth.exponent([16, 64], [5, 5]) == pytest.approx(0)
 
 
+@pytest.mark.slow
 def test_flops_grow_linearly():
     """All of them: attention over image tokens is linear, and text tokens stay."""
     for axis, low in (("tokens", 0.98), ("batch", 1.0 - 1e-6), ("depth", 0.95)):
@@ -169,6 +171,7 @@ def test_flops_grow_linearly():
 # ---- the tools, end to end ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_flops_are_measured(tmp_path, capsys):
     assert bench_flops.main(["--network", "tiny", "--batch", "2", "--rounds", "2"]) == 0
     said = capsys.readouterr().out
@@ -182,6 +185,7 @@ def test_flops_are_measured(tmp_path, capsys):
         assert 0 < everything["mfu"] < 2
 
 
+@pytest.mark.slow
 def test_memory_is_compared(tmp_path, capsys, monkeypatch):
     one = [bench_memory.Case(TINY, "adapt", True)]
     monkeypatch.setattr(bench_memory, "cases", lambda *arguments: one)
@@ -217,6 +221,7 @@ def test_what_is_compared_by_default():
     ]
 
 
+@pytest.mark.slow
 def test_growth_is_measured(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench_growth, "START", bench_growth.Point(tokens=16, batch=2, depth=1))
     monkeypatch.setattr(bench_growth, "AXES", {"tokens": (16, 64)})

@@ -1,4 +1,4 @@
-"""Run by torchrun from test_plan_engines.py: bytes that ZeRO holds between backward and update, to FOLDER/held.json."""
+"""Forked for test_plan_engines.py: bytes that ZeRO holds between backward and update, to FOLDER/held.json."""
 
 import gc
 import json
@@ -10,6 +10,7 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from sprint.base.ending import run_to_end
 from sprint.engine.zero import Zero
 from sprint.models.sana.presets import transformer_config
 from sprint.recipe.schema import Optimizer, OptimizerKind
@@ -54,8 +55,7 @@ def main(folder: Path) -> None:
     if dist.get_rank() == 0:
         (folder / "held.json").write_text(json.dumps(held))
     dist.barrier()  # one that leaves early takes the other's connection with it
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_to_end(lambda: main(Path(sys.argv[1])))

@@ -23,10 +23,10 @@ from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import EngineKind, OptimizerKind, Precision
 from sprint.train.plan.activations import FP32
 from sprint.train.plan.engines import (
-    AGAIN,
     GRADIENTS,
     WEIGHTS,
     WHOLE,
+    ZERO_COPY,
     Layout,
     count,
     layout_of,
@@ -42,7 +42,7 @@ from sprint.train.plan.plan import (
     totals_of,
     with_engine,
 )
-from tests.engine.test_engine import torchrun
+from tests.launch import forked
 from tools.bench import plan_table
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -114,10 +114,10 @@ def test_engines_by_hand():
     assert (fsdp2["bf16 copies"], fsdp2["bf16 copies, recomputed"]) == (2 * total, 2 * block)
     zero2, zero3 = parts(EngineKind.zero2), parts(EngineKind.zero3)
     assert zero2[WEIGHTS] == 4 * total and "bf16 copies, recomputed" not in zero2
-    assert zero2[GRADIENTS] == zero2[AGAIN] == pytest.approx(total / 2, rel=1e-4)
+    assert zero2[GRADIENTS] == zero2[ZERO_COPY] == pytest.approx(total / 2, rel=1e-4)
     assert zero2["optimizer state (adamw, fp32)"] == 2 * zero2[GRADIENTS]
     assert zero2[WHOLE] == 4 * 50_000_000 and zero3[WHOLE] == zero2[WHOLE] + 4 * total
-    assert zero3[WEIGHTS] == zero3[GRADIENTS] == zero3[AGAIN] == pytest.approx(total / 2, rel=1e-3)
+    assert zero3[WEIGHTS] == zero3[GRADIENTS] == zero3[ZERO_COPY] == pytest.approx(total / 2, rel=1e-3)
     came = parts(EngineKind.fsdp2, CAME)["optimizer state (came, fp32)"]
     assert (
         fsdp2[WEIGHTS] < came < 1.25 * fsdp2[WEIGHTS]
@@ -168,7 +168,7 @@ def test_what_fully_shard_gathers_is_planned(mesh):
 def test_what_deepspeed_holds_is_planned(tmp_path):
     """Between backward and update: ZeRO-2 has let its bucket go by then, ZeRO-3 never does."""
     pytest.importorskip("deepspeed")
-    torchrun("tests.train.plan.processes", 2, str(tmp_path))
+    forked("tests.train.plan.processes", 2, str(tmp_path))
     held = json.loads((tmp_path / "held.json").read_text())
     network, bucket = meta_network(transformer_config("tiny")), FP32 * BUCKET
     for engine, freed in ((EngineKind.zero2, bucket), (EngineKind.zero3, 0)):
@@ -181,6 +181,7 @@ def test_what_deepspeed_holds_is_planned(tmp_path):
 # ---- the table --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_engines_of_a_recipe():
     recipe = load_recipe(RECIPES / "4.8b.yaml")
     networks = build_networks(recipe)
@@ -242,6 +243,7 @@ def test_batches_that_do_not_divide_are_named(name, overrides, expected):
     assert list(misfits(load_recipe(RECIPES / f"{name}.yaml", overrides))) == expected
 
 
+@pytest.mark.slow
 def test_the_page_compares_engines():
     plan = dry_run(load_recipe(RECIPES / "4.8b.yaml"))
     lines = page(plan)
@@ -262,6 +264,7 @@ def test_the_page_compares_engines():
     assert "(" not in table["zero2, AdamW, recomputed"][2]
 
 
+@pytest.mark.slow
 def test_the_table_of_the_readme(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tools.bench.measure.RESULTS", tmp_path)
     monkeypatch.setattr(plan_table, "SIZES", ("tiny",))

@@ -47,6 +47,7 @@ def small(teacher: Path, *overrides: str) -> Recipe:
 
 
 @pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.slow
 def test_parameter_counts_equal_the_published_networks(name):
     plan = dry_run(load_recipe(RECIPES / f"{name}.yaml"))
     *networks, heads = plan.parameters.values()
@@ -89,6 +90,7 @@ def test_optimizer_state_is_what_the_optimizer_allocates(kind, betas):
     assert optimizer_state_numel(shapes, OptimizerKind(kind)) == sum(t.numel() for t in kept)
 
 
+@pytest.mark.slow
 def test_stage_two_of_the_16b_by_hand():
     (_, distill) = dry_run(
         load_recipe(RECIPES / "1.6b.yaml", ["distill.ema_decay=0.99", "micro_batch_size=0"])

@@ -1,0 +1,58 @@
+"""Where recipes lie: at a path, in ./recipes, or inside the package. Nothing heavy is imported here."""
+
+from pathlib import Path
+
+import yaml
+
+from sprint.base.errors import SprintError
+from sprint.recipe.schema import Data
+
+OWN = Path("recipes")  # of whoever runs the command; found before a built-in one of the same name
+SHIPPED = Path(__file__).parent / "shipped"  # in the repository a link to its recipes/
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe: a path as it is, else NAME.yaml in ./recipes, else the built-in one.
+
+    Raises SprintError that says where it looked.
+    """
+    own = OWN / f"{name}.yaml"
+    for file in (Path(name), own):
+        if file.is_file():
+            return file
+    if str(name) in names_in(SHIPPED):
+        return SHIPPED / f"{name}.yaml"
+    there = [f"built in: {', '.join(names_in(SHIPPED))}"]
+    if names_in(OWN):
+        there.insert(0, f"in {OWN}: {', '.join(names_in(OWN))}")
+    raise SprintError(f"{name}: no such recipe (looked for {Path(name)} and {own}; {'; '.join(there)})")
+
+
+def names_in(folder: Path) -> list[str]:
+    """Of the recipes in a folder, in order; none where there is no such folder."""
+    return sorted(file.stem for file in folder.glob("*.yaml"))
+
+
+def known_recipes() -> dict[str, Path]:
+    """Every recipe that goes by its name alone here, and its file."""
+    return {name: find_recipe(name) for name in sorted({*names_in(SHIPPED), *names_in(OWN)})}
+
+
+def place_of(file: Path) -> str:
+    """A recipe's file as errors name it: a built-in one by its name, since its path tells a person nothing."""
+    return f"built-in recipe {file.stem}" if file.parent == SHIPPED else str(file)
+
+
+def summary(file: Path) -> tuple[int, str]:
+    """(pixels a side, its first comment or what it needs) of a recipe's file, which need not be valid."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        content = None
+    content = content if isinstance(content, dict) else {}
+    data = content.get("data")
+    size = data.get("size", Data().size) if isinstance(data, dict) else Data().size
+    first = text.partition("\n")[0]
+    what = first.lstrip("# ") if first.startswith("#") else str(content.get("needs", ""))
+    return size, what.rstrip(".")

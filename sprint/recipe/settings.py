@@ -1,0 +1,57 @@
+"""What a field of a recipe says of itself beside its type: the values it takes, and whether it decides the result."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a field takes."""
+
+    words: str  # as in "it must be at least 0"
+    holds: Callable[[float], bool]
+
+
+def at_least(low: int) -> Range:
+    return Range(f"at least {low}", lambda v: low <= v < math.inf)
+
+
+ABOVE_0 = Range("above 0", lambda v: 0 < v < math.inf)
+FINITE = Range("finite", math.isfinite)
+SHARE = Range("between 0 and 1", lambda v: 0 <= v <= 1)
+SHARE_BELOW_1 = Range("at least 0 and below 1", lambda v: 0 <= v < 1)
+SEED = Range("at least 0 and below 2**63", lambda v: 0 <= v < 2**63)
+
+
+def setting(default: Value, takes: Range | None = None, decides: bool = True) -> Value:
+    """A field of a recipe's group, with more to say than its type and default.
+
+    takes    the numbers it may be; `validate` refuses others
+    decides  whether another value makes another result. `recipe_hash` leaves the rest out, and a run goes on
+             with another value of it.
+
+        timeout: int = setting(600, at_least(1), decides=False)
+    """
+    return field(default=default, metadata={"takes": takes, "decides": decides})
+
+
+def takes(one: Field) -> Range | None:
+    return one.metadata.get("takes")
+
+
+def decides(one: Field) -> bool:
+    return one.metadata.get("decides", True)
+
+
+def each_setting(group: Any, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:
+    """(dotted key, field, value) of every field in `group` and in the groups within it."""
+    for one in fields(group):
+        key, value = f"{prefix}{one.name}", getattr(group, one.name)
+        if is_dataclass(value):
+            yield from each_setting(value, f"{key}.")
+        else:
+            yield key, one, value

@@ -1,0 +1,1 @@
+"""The numeric tests under other kernels."""
