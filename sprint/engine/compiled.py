@@ -16,11 +16,12 @@ from torch._functorch import config as functorch_config
 from torch._inductor.exc import InductorError
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from sprint.base.errors import SprintError
-from sprint.engine.recompute import recompute_in_backward
+from sprint.engine.recompute import is_dual, recompute_in_backward
 from sprint.maths.dual import Dual
+from sprint.models.families import family_of
 
 
 def prepare_blocks(network: nn.Module, compiled: bool, recompute: bool) -> None:
@@ -32,7 +33,7 @@ def prepare_blocks(network: nn.Module, compiled: bool, recompute: bool) -> None:
 
 
 def compile_blocks(network: nn.Module, recompute: bool = False) -> "BlockCompiler":
-    """Have every block in `network.transformer_blocks` run compiled, from its next call on.
+    """Have every block of `network` run compiled, from its next call on.
 
     recompute   keep a block's inputs alone for the backward pass, which computes the rest once more: what
                 activation checkpointing does, by the compiler (do not switch on both)
@@ -41,7 +42,7 @@ def compile_blocks(network: nn.Module, recompute: bool = False) -> "BlockCompile
     Raises SprintError then, if there is no working compiler.
     """
     compiler = BlockCompiler(recompute)
-    for block in network.transformer_blocks:
+    for block in family_of(network).blocks(network):
         block.forward = partial(compiler.run, _Eager(block))
     return compiler
 
@@ -115,10 +116,13 @@ class _Graph:
         leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         weights = dict(zip(self.names, inputs[:count], strict=True))
         out = functional_call(self.eager, weights, tuple(tree_unflatten(leaves, self.structure)))
-        if isinstance(out, Dual):
-            out = Dual(out.value, out.tangent.detach())
+        out = tree_map(_without_graph, out, is_leaf=is_dual)
         flat, self.out_structure = tree_flatten(out)
         return flat
+
+
+def _without_graph(leaf):
+    return Dual(leaf.value, leaf.tangent.detach()) if is_dual(leaf) else leaf
 
 
 def _described(leaf):

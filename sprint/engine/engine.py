@@ -1,4 +1,4 @@
-"""The only file that knows accelerate, DeepSpeed and FSDP2: devices, precision, processes, who holds what.
+"""Devices, precision, processes, who holds what: with `held` and `zero`, all that knows accelerate, FSDP2, DeepSpeed.
 
 single   one process
 ddp      whole networks everywhere, gradients averaged
@@ -13,13 +13,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from types import MethodType
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from diffusers import SanaTransformer2DModel
+from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -28,17 +27,17 @@ from torch.distributed.fsdp import fully_shard
 from sprint.base.cpu import use_onednn
 from sprint.base.errors import SprintError
 from sprint.engine.heartbeat import Heartbeat
-from sprint.engine.held import Replicated, RowSharded, Whole
+from sprint.engine.held import Held, Replicated, RowSharded
 from sprint.engine.restart import rendezvous_after_restart
+from sprint.models.families import family_of, networks_in
+from sprint.models.teacher import DENSE_TIME
 from sprint.recipe.schema import EngineKind, Optimizer, Precision, Recipe
 from sprint.recipe.shares import share_of
 
-PATIENT = timedelta(
-    days=1
-)  # between hosts: one may hash or export for long, and the dead are named by the heartbeat
-ACCELERATE_LAUNCHED = (
-    "ACCELERATE_DYNAMO_MODE"  # what its launcher sets, also where it silently starts one process
-)
+# One process may hash or export for hours; dead processes are found by the heartbeat, not by this.
+HOST_TIMEOUT = timedelta(days=1)
+# What accelerate's launcher sets, also where it silently starts one process.
+ACCELERATE_LAUNCHED = "ACCELERATE_DYNAMO_MODE"
 
 
 class Engine:
@@ -86,7 +85,7 @@ class Engine:
                 "accelerate launch has started 1 process and does not say how many it was asked for; "
                 "start with torchrun, or for one process with engine=single"
             )
-        self.hosts = self.own_group()
+        self.hosts = self.new_gloo_group()
         self.shard_teacher = shard_teacher and self.processes > 1
         self.mesh = self._mesh(shard_size) if self.processes > 1 else None
 
@@ -146,10 +145,10 @@ class Engine:
 
     # ---- networks -----------------------------------------------------------------------------------
 
-    def trained(self, module: nn.Module, settings: Optimizer) -> Whole:
+    def wrap(self, module: nn.Module, settings: Optimizer) -> Held:
         """A module with its optimizer, held as this engine holds networks.
 
-        Every block of `module` that is a Sana network's is a unit of sharding. Call what comes back and not
+        Every block of `module` that is a teacher's network's is a unit of sharding. Call what comes back and not
         `module`: the hooks that gather and average sit on the outermost call.
         """
         if self.kind in (EngineKind.single, EngineKind.ddp):
@@ -162,25 +161,26 @@ class Engine:
 
         return Zero(module, settings, stage=2 if self.kind is EngineKind.zero2 else 3)
 
-    def replicated(self, module: nn.Module, settings: Optimizer) -> Whole:
-        """As `trained`, but whole in every process: for small modules."""
+    def replicated(self, module: nn.Module, settings: Optimizer) -> Held:
+        """As `wrap`, but whole in every process: for small modules."""
         self._place(module)
-        return Whole(module, settings) if self.processes == 1 else Replicated(module, settings)
+        return Held(module, settings) if self.processes == 1 else Replicated(module, settings)
 
-    def frozen(self, network: SanaTransformer2DModel) -> SanaTransformer2DModel:
+    def frozen(self, network: ModelMixin) -> ModelMixin:
         """On the device without gradients; in bf16 but for the time embedding, if the run is."""
         network.to(self.device).eval().requires_grad_(False)
         use_onednn(network)
+        time_embedder = family_of(network).time_embedder(network)
         if self.precision is Precision.bf16:
-            exact = {name: tensor.clone() for name, tensor in network.time_embed.state_dict().items()}
+            exact = {name: tensor.clone() for name, tensor in time_embedder.state_dict().items()}
             network.to(torch.bfloat16)
-            network.time_embed.to(torch.float32).load_state_dict(exact)
+            time_embedder.to(torch.float32).load_state_dict(exact)
             keep_time_in_float32(network)
         if self.shard_teacher:
-            fully_shard(network.time_embed, mesh=self.mesh)  # of another dtype, so a unit of its own
+            fully_shard(time_embedder, mesh=self.mesh)  # of another dtype, so a unit of its own
             self._shard(network)
             with self.autocast():
-                _look_at_all(network)
+                warm_up_fsdp_root(network)
         return network
 
     def _place(self, module: nn.Module) -> None:
@@ -194,8 +194,8 @@ class Engine:
             keep_time_in_float32(module)
 
     def _shard(self, module: nn.Module) -> None:
-        for network in _networks(module):
-            for block in network.transformer_blocks:
+        for network in networks_in(module):
+            for block in family_of(network).blocks(network):
                 fully_shard(block, mesh=self.mesh)
         fully_shard(module, mesh=self.mesh)
 
@@ -218,7 +218,7 @@ class Engine:
         """Mean over processes."""
         return self.accelerator.reduce(value.to(self.device), "mean")
 
-    def highest(self, number: int) -> int:
+    def max_over_ranks(self, number: int) -> int:
         """The largest of the processes' numbers, on every process; between hosts: no GPU is waited for."""
         if self.processes == 1:
             return number
@@ -226,7 +226,7 @@ class Engine:
         dist.all_reduce(word, dist.ReduceOp.MAX, group=self.hosts)
         return int(word)
 
-    def told_by_main(self, work: Callable[[], str | None]) -> str | None:
+    def broadcast_from_main(self, work: Callable[[], str | None]) -> str | None:
         """What `work` gives on the main process, on every process; if it raises SprintError there, all do."""
         said: list = [None, None]
         if self.main_process:
@@ -241,7 +241,7 @@ class Engine:
             raise error
         return word
 
-    def as_main(self, numbers: np.ndarray) -> np.ndarray:
+    def broadcast_numbers(self, numbers: np.ndarray) -> np.ndarray:
         """The main process's whole numbers, on every process; of one shape everywhere."""
         if self.processes == 1:
             return numbers
@@ -249,9 +249,9 @@ class Engine:
         dist.broadcast(tensor, src=0, group=self.hosts)
         return tensor.numpy().astype(numbers.dtype)
 
-    def own_group(self) -> dist.ProcessGroup | None:
+    def new_gloo_group(self) -> dist.ProcessGroup | None:
         """A new group of all processes, between hosts, for one user's own collectives; None for one process."""
-        return dist.new_group(backend="gloo", timeout=PATIENT) if self.processes > 1 else None
+        return dist.new_group(backend="gloo", timeout=HOST_TIMEOUT) if self.processes > 1 else None
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -266,28 +266,20 @@ class Engine:
             dist.barrier(group=self.hosts)
 
 
-def _networks(module: nn.Module) -> list[SanaTransformer2DModel]:
-    return [part for part in module.modules() if isinstance(part, SanaTransformer2DModel)]
-
-
 def keep_time_in_float32(module: nn.Module) -> None:
     """Shield the time embedders of all networks inside from autocast: bf16 has no number from 0.500 to 0.504."""
-    for network in _networks(module):
-        network.time_embed.forward = MethodType(_forward_in_float32, network.time_embed)
-
-
-def _forward_in_float32(embed: nn.Module, timestep: Tensor, hidden_dtype=None, **conditions):
-    with torch.autocast(timestep.device.type, enabled=False):
-        return type(embed).forward(embed, timestep, hidden_dtype=torch.float32, **conditions)
+    for network in networks_in(module):
+        family_of(network).keep_time_in_float32(network)
 
 
 @torch.no_grad()
-def _look_at_all(network: SanaTransformer2DModel) -> None:
+def warm_up_fsdp_root(network: ModelMixin) -> None:
     """FSDP2 learns at a root's first forward which units it has; later ones may stop at an early block."""
-    config, like = network.config, {"device": next(network.parameters()).device, "dtype": network.dtype}
-    size = config.sample_size
-    network(
-        torch.zeros(1, config.in_channels, size, size, **like),
-        encoder_hidden_states=torch.zeros(1, 1, config.caption_channels, **like),
-        timestep=torch.zeros(1, device=like["device"]),
+    teacher, device = family_of(network), next(network.parameters()).device
+    sizes, like = teacher.sizes(network.config), {"device": device, "dtype": network.dtype}
+    x_fm = torch.zeros(1, sizes.channels, sizes.side, sizes.side, **like)
+    text, mask = (
+        torch.zeros(1, 1, sizes.text_width, **like),
+        torch.ones(1, 1, dtype=torch.long, device=device),
     )
+    teacher.velocity(network, x_fm, torch.zeros(1, device=device), text, mask, None, DENSE_TIME)

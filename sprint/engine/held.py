@@ -28,8 +28,11 @@ Tensors = dict[str, Tensor]
 Read = Callable[[Tensors], None]  # fills tensors in place from a checkpoint, by name; collective
 
 
-class Whole:
+class Held:
     """A module and its optimizer in one process; the others below differ in who holds what.
+
+    A set of tensors by name is `local` as this process holds it, `saved` as a checkpoint wants it, and `full` as
+    whole tensors on the main process.
 
     module     the bare module, for its methods and its attributes
     optimizer  over what this process holds; its param_groups carry the learning rate
@@ -40,17 +43,17 @@ class Whole:
     def __init__(self, module: nn.Module, settings: Optimizer):
         self.module, self.settings = module, settings
         self.call = self._wrapped()
-        self.held: dict[str, nn.Parameter] = self._held()
+        self.parameters: dict[str, nn.Parameter] = self._parameters()
         self.optimizer = self._optimizer()
 
     def _wrapped(self) -> nn.Module:
         return self.module
 
-    def _held(self) -> dict[str, nn.Parameter]:
+    def _parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.module.named_parameters())
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        optimizer = build_optimizer(self.held.values(), self.settings)
+        optimizer = build_optimizer(self.parameters.values(), self.settings)
         start_state(optimizer)
         return optimizer
 
@@ -84,29 +87,29 @@ class Whole:
         return norm, moved
 
     def _clip(self) -> Tensor:
-        return clip_gradients(self.held.values(), self.settings.clip_norm)
+        return clip_gradients(self.parameters.values(), self.settings.clip_norm)
 
     # ---- what is in it ------------------------------------------------------------------------------------
 
-    def weights(self) -> Tensors:
-        """By name, as this process holds them."""
-        return {name: held.detach() for name, held in self.held.items()}
+    def local(self) -> Tensors:
+        """The weights."""
+        return {name: weight.detach() for name, weight in self.parameters.items()}
 
-    def stored(self, held: Mapping[str, Tensor]) -> Tensors:
-        """Tensors held as `weights` are, as a checkpoint wants them. Collective."""
-        return dict(held)
+    def saved(self, local: Mapping[str, Tensor]) -> Tensors:
+        """Tensors that lie as `local()` does, as a checkpoint wants them. Collective."""
+        return dict(local)
 
-    def restore(self, read: Read, prefix: str, held: Mapping[str, Tensor]) -> None:
-        """Fill tensors held as `weights` are from a checkpoint's "PREFIX.NAME". Collective."""
-        read({f"{prefix}.{name}": tensor for name, tensor in self.stored(held).items()})
+    def full(self, local: Mapping[str, Tensor]) -> Tensors:
+        """Tensors that lie as `local()` does, whole, on the CPU of the main process alone. Collective."""
+        return on_main(lambda name, tensor: tensor, local)
 
-    def whole(self, held: Mapping[str, Tensor]) -> Tensors:
-        """Tensors held as `weights` are, in full, on the CPU of the main process alone. Collective."""
-        return on_main(lambda name, tensor: tensor, held)
+    def load_into(self, local: Mapping[str, Tensor], read: Read, prefix: str) -> None:
+        """Fill tensors that lie as `local()` does from a checkpoint's "PREFIX.NAME". Collective."""
+        read({f"{prefix}.{name}": tensor for name, tensor in self.saved(local).items()})
 
     def tensors(self) -> Tensors:
         """Everything a checkpoint needs, by the names above. Collective."""
-        weights = {f"weights.{name}": tensor for name, tensor in self.stored(self.weights()).items()}
+        weights = {f"weights.{name}": tensor for name, tensor in self.saved(self.local()).items()}
         return weights | self._buffers() | self._states()
 
     def load(self, read: Read) -> None:
@@ -120,26 +123,26 @@ class Whole:
     def _states(self) -> Tensors:
         state = self.optimizer.state
         return {
-            f"{kind}.{name}": self._stored_state(name, kind, tensor)
-            for name, held in self.held.items()
-            for kind, tensor in state[held].items()
+            f"{kind}.{name}": self._saved_state(name, kind, tensor)
+            for name, weight in self.parameters.items()
+            for kind, tensor in state[weight].items()
         }
 
-    def _stored_state(self, name: str, kind: str, tensor: Tensor) -> Tensor:
+    def _saved_state(self, name: str, kind: str, tensor: Tensor) -> Tensor:
         return tensor
 
 
-def on_main(full: Callable[[str, Tensor], Tensor], held: Mapping[str, Tensor]) -> Tensors:
+def on_main(full: Callable[[str, Tensor], Tensor], local: Mapping[str, Tensor]) -> Tensors:
     """full(name, tensor) of each, a collective maybe, on the CPU of the main process; nothing on the others."""
     main, result = not dist.is_initialized() or dist.get_rank() == 0, {}
-    for name, tensor in held.items():
-        whole = full(name, tensor)
+    for name, tensor in local.items():
+        tensor = full(name, tensor)
         if main:
-            result[name] = whole.detach().cpu()
+            result[name] = tensor.detach().cpu()
     return result
 
 
-class Replicated(Whole):
+class Replicated(Held):
     """The same in every process; the last backward before an update averages the gradients (DDP)."""
 
     def _wrapped(self) -> nn.Module:
@@ -149,7 +152,7 @@ class Replicated(Whole):
         return self.call.no_sync() if more else contextlib.nullcontext()
 
 
-class RowSharded(Whole):
+class RowSharded(Held):
     """Every process holds some rows of every weight; `fully_shard` has been applied to the module.
 
     The optimizer moves the rows themselves, plain tensors that share memory with FSDP2's.
@@ -159,38 +162,38 @@ class RowSharded(Whole):
         self.rows = mesh["shard"].get_group()
         super().__init__(module, settings)
 
-    def _held(self) -> dict[str, nn.Parameter]:
+    def _parameters(self) -> dict[str, nn.Parameter]:
         self.sharded: dict[str, DTensor] = dict(self.module.named_parameters())
         return {name: nn.Parameter(p.to_local().detach()) for name, p in self.sharded.items()}
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        rows = {held: Rows(len(self.sharded[name]), self.rows) for name, held in self.held.items()}
-        optimizer = build_optimizer(self.held.values(), self.settings, rows)
+        rows = {local: Rows(len(self.sharded[name]), self.rows) for name, local in self.parameters.items()}
+        optimizer = build_optimizer(self.parameters.values(), self.settings, rows)
         start_state(optimizer)
         return optimizer
 
     def zero_grad(self) -> None:
         """Of the rows: after a forward without a backward the module shows whole weights, and not these."""
-        for name, held in self.held.items():
-            held.grad = self.sharded[name].grad = None
+        for name, local in self.parameters.items():
+            local.grad = self.sharded[name].grad = None
 
     def update(self) -> tuple[Tensor, Tensor]:
-        for name, held in self.held.items():
+        for name, local in self.parameters.items():
             gradient = self.sharded[name].grad
-            held.grad = None if gradient is None else gradient.to_local()
+            local.grad = None if gradient is None else gradient.to_local()
         return super().update()
 
     def _clip(self) -> Tensor:
-        return clip_gradients(self.held.values(), self.settings.clip_norm, self.rows)
+        return clip_gradients(self.parameters.values(), self.settings.clip_norm, self.rows)
 
-    def stored(self, held: Mapping[str, Tensor]) -> Tensors:
-        return {name: self._of_rows(name, tensor) for name, tensor in held.items()}
+    def saved(self, local: Mapping[str, Tensor]) -> Tensors:
+        return {name: self._of_rows(name, tensor) for name, tensor in local.items()}
 
-    def whole(self, held: Mapping[str, Tensor]) -> Tensors:
-        return on_main(lambda name, tensor: self._of_rows(name, tensor).full_tensor(), held)
+    def full(self, local: Mapping[str, Tensor]) -> Tensors:
+        return on_main(lambda name, tensor: self._of_rows(name, tensor).full_tensor(), local)
 
-    def _stored_state(self, name: str, kind: str, tensor: Tensor) -> Tensor:
-        by_row = placement(self.held[name].ndim, kind) != "whole"
+    def _saved_state(self, name: str, kind: str, tensor: Tensor) -> Tensor:
+        by_row = placement(self.parameters[name].ndim, kind) != "whole"
         return self._of_rows(name, tensor) if by_row else tensor
 
     def _of_rows(self, name: str, rows: Tensor) -> DTensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from sprint.base.errors import SprintError
-from sprint.engine.held import Read, Tensors, Whole, on_main
+from sprint.engine.held import Held, Read, Tensors, on_main
 from sprint.engine.optim import build_optimizer, start_state
 from sprint.recipe.schema import Optimizer
 
@@ -35,7 +35,7 @@ class Piece(NamedTuple):
         return flat[self.offset : self.offset + self.count]
 
 
-class Zero(Whole):
+class Zero(Held):
     """stage 2: gradients and optimizer state in pieces. stage 3: weights too.
 
     DeepSpeed clips, steps and skips what is not finite, and its base optimizer sees flat pieces only.
@@ -45,7 +45,7 @@ class Zero(Whole):
         self.stage = stage
         self.shapes = {name: p.shape for name, p in module.named_parameters()}
         super().__init__(module, settings)
-        self.pieces = {name: self._piece(p) for name, p in self.held.items()}
+        self.pieces = {name: self._piece(p) for name, p in self.parameters.items()}
         start_state(self.base, {id(piece.flat): piece.flat for piece in self.pieces.values()}.values())
 
     def _wrapped(self) -> nn.Module:
@@ -93,29 +93,29 @@ class Zero(Whole):
 
     # ---- what is in it ------------------------------------------------------------------------------------
 
-    def weights(self) -> Tensors:
-        return {name: p.ds_tensor if self.stage == 3 else p.detach() for name, p in self.held.items()}
+    def local(self) -> Tensors:
+        return {name: p.ds_tensor if self.stage == 3 else p.detach() for name, p in self.parameters.items()}
 
-    def stored(self, held: Mapping[str, Tensor]) -> Tensors:
-        return dict(held) if self.stage == 2 else on_main(self._in_full, held)
+    def saved(self, local: Mapping[str, Tensor]) -> Tensors:
+        return dict(local) if self.stage == 2 else on_main(self._in_full, local)
 
-    def restore(self, read: Read, prefix: str, held: Mapping[str, Tensor]) -> None:
+    def load_into(self, local: Mapping[str, Tensor], read: Read, prefix: str) -> None:
         if self.stage == 2:
-            return super().restore(read, prefix, held)
+            return super().load_into(local, read, prefix)
         for names in self._groups():
             full = {name: torch.empty(self.shapes[name]) for name in names}
             read({f"{prefix}.{name}": tensor for name, tensor in full.items()})
             for name in names:
                 piece = self.pieces[name]
-                held[name][: piece.count].copy_(piece.of(full[name]))
+                local[name][: piece.count].copy_(piece.of(full[name]))
 
-    def whole(self, held: Mapping[str, Tensor]) -> Tensors:
-        return on_main(self._in_full if self.stage == 3 else lambda name, tensor: tensor, held)
+    def full(self, local: Mapping[str, Tensor]) -> Tensors:
+        return on_main(self._in_full if self.stage == 3 else lambda name, tensor: tensor, local)
 
     def _states(self) -> Tensors:
         states = {}
         for kind in self._kinds():
-            named = on_main(lambda name, _, kind=kind: self._state_in_full(name, kind), self.held)
+            named = on_main(lambda name, _, kind=kind: self._state_in_full(name, kind), self.parameters)
             states |= {f"{kind}.{name}": tensor for name, tensor in named.items()}
         return states
 
@@ -132,7 +132,7 @@ class Zero(Whole):
 
     def _take(self, name: str, prefix: str, full: Tensor) -> None:
         """Put a weight, or what the optimizer keeps of it, into its piece here."""
-        piece, p = self.pieces[name], self.held[name]
+        piece, p = self.pieces[name], self.parameters[name]
         if prefix == "weights":
             piece.here(piece.flat.data).copy_(piece.of(full))
             place = p.ds_tensor[: piece.count] if self.stage == 3 else p.data
@@ -145,9 +145,9 @@ class Zero(Whole):
     def _kinds(self) -> list[str]:
         return list(next(iter(self.base.state.values())))
 
-    def _in_full(self, name: str, held: Tensor) -> Tensor:
+    def _in_full(self, name: str, local: Tensor) -> Tensor:
         """A weight, or its average, from the pieces of all processes."""
-        return self._assembled(name, held[: self.pieces[name].count])
+        return self._assembled(name, local[: self.pieces[name].count])
 
     def _state_in_full(self, name: str, kind: str) -> Tensor:
         piece = self.pieces[name]

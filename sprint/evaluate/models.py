@@ -101,8 +101,8 @@ def _beside(first: Model, teacher: str) -> list[Model]:
 
 
 def _model(path: str, steps: Sequence[int]) -> Model:
-    config = understand(resolve(path)).config
-    student = config["guidance_embeds"]
+    checkpoint = understand(resolve(path))
+    student = checkpoint.is_student
     steps = tuple(dict.fromkeys(steps)) or (STUDENT_DEFAULT if student else TEACHER_DEFAULT)
     for count in steps:
         if count < 1 or (student and count > STUDENT_STEPS):
@@ -111,7 +111,13 @@ def _model(path: str, steps: Sequence[int]) -> Model:
                 f"--steps {count}: {path} is a {'student' if student else 'teacher'} and takes {most}"
             )
     role, size = STUDENT if student else TEACHER, read_settings(resolve(path)).size
-    return Model(path, role, steps, size, published_size(config))
+    return Model(
+        path,
+        role,
+        steps,
+        size,
+        published_size(checkpoint.family.size_of(checkpoint.config)) if student else None,
+    )
 
 
 def _told_apart(*models: Model) -> list[Model]:

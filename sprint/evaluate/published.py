@@ -4,12 +4,11 @@ They were taken on one A100 in bf16 at 1024 px; FID and CLIP score on MJHQ-30K, 
 batch 10. Only a run of the same size on the same kind of machine can be compared with them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sprint.evaluate.metrics.registry import CLIP, FID, GENEVAL, LATENCY
 from sprint.evaluate.result import Column, Figure, Measured
-from sprint.models.sana.presets import PRESETS
 
 SOURCE = "SANA-Sprint, arXiv 2503.09641, Table 2: A100, bf16, 1024 px, MJHQ-30K"
 FLUX_SCHNELL = "FLUX-schnell"
@@ -47,16 +46,8 @@ def published(model: str, steps: int) -> Published | None:
     return next((row for row in PUBLISHED if (row.model, row.steps) == (model, steps)), None)
 
 
-def published_size(config: Mapping) -> str | None:
-    """The size of a Sana-Sprint student whose network has this config, as `published` takes it.
-
-    None for every other network: teachers, which embed no guidance, and sizes that the paper did not distil.
-    """
-    if not config.get("guidance_embeds"):
-        return None
-    shape = config["num_layers"], config["cross_attention_dim"]
-    sizes = {(row.depth, row.width): name for name, row in PRESETS.items()}
-    size = sizes.get(shape)
+def published_size(size: str | None) -> str | None:
+    """A student's size as `published` takes it; None for sizes that the paper did not distil."""
     return size if any(row.model == size for row in PUBLISHED) else None
 
 

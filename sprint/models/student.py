@@ -1,33 +1,33 @@
 """The student: the adapted teacher's weights, an embedded guidance scale, and a learned log-variance."""
 
 import torch
-from diffusers import SanaTransformer2DModel
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from sprint.maths.dual import value_of
 from sprint.maths.trigflow import flow_time
-from sprint.models.view import DENSE_TIME, TrigFlowView
-
-GUIDANCE_STD = 0.02
+from sprint.models.families import family_of
+from sprint.models.teacher import DENSE_TIME
+from sprint.models.view import TrigFlowView
 
 
 class Student(nn.Module):
     """F_θ(x_hat, t | text, guidance) and logvar_φ(t).
 
-    network     a `SanaTransformer2DModel` with QK-norm and a guidance embedder
+    network     a teacher's, with QK-norm and a guidance embedder: `from_adapted`
     time_scale  as of `TrigFlowView`; what is exported is in dense time
     logvar      Linear(width, 1) on the time embedding; lives in training only
     """
 
-    def __init__(self, network: SanaTransformer2DModel, time_scale: float = DENSE_TIME):
+    def __init__(self, network: ModelMixin, time_scale: float = DENSE_TIME):
         super().__init__()
         self.view = TrigFlowView(network, time_scale)
-        self.logvar = nn.Linear(network.time_embed.linear.in_features, 1)
+        self.logvar = nn.Linear(self.view.sizes.width, 1)
         nn.init.zeros_(self.logvar.weight)
         nn.init.zeros_(self.logvar.bias)
 
     @property
-    def network(self) -> SanaTransformer2DModel:
+    def network(self) -> ModelMixin:
         return self.view.network
 
     def forward(self, x_hat: Tensor, t: Tensor, text: Tensor, mask: Tensor, guidance: Tensor) -> Tensor:
@@ -36,10 +36,8 @@ class Student(nn.Module):
 
     def log_variance(self, t: Tensor, guidance: Tensor) -> Tensor:
         """The adaptive weight's exponent, from the network's own embedding of (t, guidance).  -> [B]"""
-        scaled = guidance * self.network.config.guidance_embeds_scale
-        _, embedded = self.network.time_embed(
-            flow_time(t) * self.view.time_scale, guidance=scaled, hidden_dtype=self.network.dtype
-        )
+        view = self.view
+        embedded = view.teacher.embed_time(view.network, flow_time(t), guidance, view.time_scale)
         with torch.autocast(embedded.device.type, enabled=False):
             return self.logvar(embedded.to(self.logvar.weight.dtype)).squeeze(1)
 
@@ -78,23 +76,6 @@ class TrainedStudent(nn.Module):
         return self.student(x_hat, t, text, mask, guidance), logvar
 
 
-def from_adapted(adapted: SanaTransformer2DModel) -> SanaTransformer2DModel:
-    """The adapted weights in a network that also embeds guidance; at the start it has no effect.
-
-    The new embedder's first layer is random and its last zero: all-zero in both could never learn.
-    """
-    student = SanaTransformer2DModel.from_config(dict(adapted.config) | {"guidance_embeds": True})
-    embedder = student.time_embed.guidance_embedder
-    nn.init.normal_(embedder.linear_1.weight, std=GUIDANCE_STD)
-    for zero in (embedder.linear_1.bias, embedder.linear_2.weight, embedder.linear_2.bias):
-        nn.init.zeros_(zero)
-    old = "time_embed.emb.timestep_embedder."
-    weights = {
-        key.replace(old, "time_embed.timestep_embedder."): value
-        for key, value in adapted.state_dict().items()
-    }
-    missing, unexpected = student.load_state_dict(weights, strict=False)
-    strays = [key for key in missing if not key.startswith("time_embed.guidance_embedder.")]
-    if strays or unexpected:
-        raise ValueError(f"weights that do not fit: {[*strays, *unexpected][:3]}")
-    return student.to(torch.float32)
+def from_adapted(adapted: ModelMixin) -> ModelMixin:
+    """The adapted weights in a network that also embeds guidance; at the start it has no effect."""
+    return family_of(adapted).student_of(adapted)

@@ -17,18 +17,11 @@ class TappedTeacher:
     taps   block numbers from 0, in the order in which their features are wanted
 
     Gradients flow through the frozen blocks to `x_hat`. Blocks after the last tap are not computed.
-    Raises SprintError for no tap, or one outside the network.
+    Raises SprintError as `check_taps`.
     """
 
     def __init__(self, view: TrigFlowView, taps: Sequence[int]):
-        depth = len(view.network.transformer_blocks)
-        if not taps:
-            raise SprintError("adversarial.taps is empty: name at least one block of the teacher")
-        for tap in taps:
-            if not 0 <= tap < depth:
-                raise SprintError(
-                    f"adversarial.taps: no block {tap} in the teacher, which has {depth} (0 to {depth - 1})"
-                )
+        check_taps(taps, view.sizes.depth)
         self.view = view.eval().requires_grad_(False)
         self.taps = tuple(taps)
 
@@ -37,33 +30,37 @@ class TappedTeacher:
 
         -> features in the order of `taps`, in the dtype of `x_hat` and at least float32
         """
-        with _recorded(self.view.network, self.taps) as features:
+        with _recorded(self.view, self.taps) as features:
             self.view(x_hat, t, text, mask)
         dtype = torch.promote_types(x_hat.dtype, torch.float32)
         return [features[tap].to(dtype) for tap in self.taps]
 
 
-@contextmanager
-def _recorded(network: nn.Module, taps: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """A dict that fills with the outputs of the tapped blocks; inside, the network ends after the last of them.
+def check_taps(taps: Sequence[int], depth: int) -> None:
+    """Raise SprintError for no tap, or one outside of a teacher of `depth` blocks."""
+    if not taps or not all(0 <= tap < depth for tap in taps):
+        raise SprintError(
+            f"distill.adversarial.taps = {list(taps)}, but the teacher's blocks are 0 to {depth - 1}"
+        )
 
-    The list of blocks is cut short, rather than the forward left by an exception: FSDP gathers weights before a
-    forward and frees them in a hook after it, which has to run. The layers behind the blocks cost little.
-    """
+
+@contextmanager
+def _recorded(view: TrigFlowView, taps: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """A dict that fills with the outputs of the tapped blocks; inside, the network ends after the last of them."""
     features: dict[int, Tensor] = {}
-    blocks = network.transformer_blocks
+    teacher, network = view.teacher, view.network
 
     def record(tap: int):
-        def hook(block: nn.Module, inputs: tuple, output: Tensor) -> None:
-            features[tap] = output
+        def hook(block: nn.Module, inputs: tuple, output) -> None:
+            features[tap] = teacher.tokens(output)
 
         return hook
 
+    blocks = teacher.blocks(network)
     handles = [blocks[tap].register_forward_hook(record(tap)) for tap in sorted(set(taps))]
-    network.transformer_blocks = blocks[: max(taps) + 1]
     try:
-        yield features
+        with teacher.only_first(network, max(taps) + 1):
+            yield features
     finally:
-        network.transformer_blocks = blocks
         for handle in handles:
             handle.remove()

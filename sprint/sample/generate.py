@@ -19,7 +19,7 @@ from sprint.maths.samplers import Noise, sample_consistency, sample_ode
 from sprint.maths.schedule import check_times, student_times, teacher_times
 from sprint.models.encoders import TEXT_UNIT, Family, encode_null
 from sprint.models.guidance import guided_velocity, with_null
-from sprint.models.sana.text_memory import TextMemory
+from sprint.models.teacher import TextMemory
 from sprint.models.view import TrigFlowView
 from sprint.weights.settings import STUDENT_STEPS
 
@@ -50,9 +50,9 @@ class Generator:
         self.view = use_onednn(view.eval())
         self.family = family
         self.own_times = {len(times) - 1: list(times) for times in own_times}
-        self.size = size or view.network.config.sample_size * family.downscale
+        self.size = size or view.sizes.side * family.downscale
         self.text_unit = TEXT_UNIT
-        self.memory: TextMemory | None = TextMemory(view.network)
+        self.memory: TextMemory | None = view.teacher.text_memory(view.network)
         # entered around "text", "network" and "decoder"; whoever times them sets it to a `Clock`'s
         self.part: Callable[[str], AbstractContextManager] = nullcontext
 
@@ -138,7 +138,7 @@ class Generator:
             raise SprintError(f"guidance {guidance_scale}: give a number of at least 0")
         times = self.times(num_inference_steps, times)
         cells = self._cells(self.size if size is None else size)
-        noise = Noise(seeds, (self.view.network.config.in_channels, cells, cells), self.family.device)
+        noise = Noise(seeds, (self.view.sizes.channels, cells, cells), self.family.device)
         with self.part("text"):
             text, mask = self.family.encode_trimmed(prompts, self.text_unit)
         scales = torch.full((len(prompts),), float(guidance_scale), device=self.family.device)
@@ -161,7 +161,7 @@ class Generator:
 
     def _cells(self, size: int) -> int:
         """Latent cells a side of a picture of `size` pixels."""
-        unit = self.family.downscale * self.view.network.config.patch_size
+        unit = self.family.downscale * self.view.sizes.patch
         if size < unit or size % unit:
             below = max(size // unit, 1) * unit
             nearest = f"{below} or {below + unit}" if size > unit else f"{unit}"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from diffusers import SanaTransformer2DModel
+from diffusers import ModelMixin
 from torch import Tensor
 
 from sprint.base.random import step_generator
@@ -17,11 +17,12 @@ from sprint.engine.engine import Engine
 from sprint.maths.losses import mean_square_error
 from sprint.maths.schedule import shifted_logit_normal_flow_times
 from sprint.maths.trigflow import expand_time
-from sprint.models.view import DENSE_TIME, FlowVelocity
+from sprint.models.teacher import DENSE_TIME
+from sprint.models.view import FlowVelocity
 from sprint.recipe.schema import Recipe
 from sprint.train.stage import Stage
 from sprint.train.update import Means, Updater
-from sprint.weights.load import empty_network
+from sprint.weights.load import empty_like
 
 
 class FlowDraws(NamedTuple):
@@ -70,14 +71,14 @@ class AdaptStage(Stage):
         self,
         recipe: Recipe,
         engine: Engine,
-        network: SanaTransformer2DModel,
+        network: ModelMixin,
         null: tuple[Tensor, Tensor],
         time_scale: float = DENSE_TIME,
     ):
         super().__init__(recipe, engine, recipe.adapt)
         self.network, self.null = network.train(), null
         prepare_blocks(network, recipe.compile, recipe.activation_checkpointing)
-        trained = engine.trained(FlowVelocity(network, time_scale), self.settings.optimizer)
+        trained = engine.wrap(FlowVelocity(network, time_scale), self.settings.optimizer)
         self.updater = Updater(trained, engine, self.steps)
 
     def phase(self, step: int) -> str:
@@ -98,11 +99,11 @@ class AdaptStage(Stage):
         with self.clock.part("forward"):
             return flow_loss(self.updater.trained, batch, draws, self.null), {}
 
-    def result(self) -> SanaTransformer2DModel | None:
+    def result(self) -> ModelMixin | None:
         """The adapted network on the CPU, on the main process. Collective."""
         trained = self.rebuilt(
             self.updater,
-            self.updater.trained.weights(),
-            lambda: FlowVelocity(empty_network(self.network.config)),
+            self.updater.trained.local(),
+            lambda: FlowVelocity(empty_like(self.network)),
         )
         return trained and trained.view.network

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from diffusers import SanaTransformer2DModel
+from diffusers import ModelMixin
 from torch import Tensor
 
 from sprint.base.random import step_generator
@@ -24,17 +24,17 @@ from sprint.maths import losses
 from sprint.maths.schedule import lognormal_trig_times
 from sprint.models.discriminator import DiscriminatorHeads
 from sprint.models.guidance import GuidedText, with_null
-from sprint.models.sana.text_memory import TextMemory
 from sprint.models.student import Student, TrainedStudent, from_adapted
 from sprint.models.taps import TappedTeacher
-from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME
+from sprint.models.view import TrigFlowView
 from sprint.recipe.schema import Recipe
 from sprint.recipe.shares import check_shares
 from sprint.train.draws import Draws, draw
 from sprint.train.stage import Stage, Term
 from sprint.train.terms import Logged, consistency_term, discriminator_term, sample_term
 from sprint.train.update import Means, Updater, prefixed
-from sprint.weights.load import empty_network
+from sprint.weights.load import empty_like
 
 GENERATOR, DISCRIMINATOR = "G", "D"
 
@@ -48,7 +48,7 @@ class DistillStage(Stage):
         self,
         recipe: Recipe,
         engine: Engine,
-        adapted: SanaTransformer2DModel,
+        adapted: ModelMixin,
         null: tuple[Tensor, Tensor],
         latent_shape: tuple[int, int, int],
         time_scale: float = DENSE_TIME,
@@ -56,26 +56,25 @@ class DistillStage(Stage):
         super().__init__(recipe, engine, recipe.distill)
         check_shares(recipe, engine.processes)
         torch.manual_seed(recipe.seed)
-        network, config = from_adapted(adapted).to(engine.device), adapted.config
+        network = from_adapted(adapted).to(engine.device)
         self.student = Student(network, time_scale).train().to(engine.device)
         self._start_log_variance(math.prod(latent_shape))
         for each in (network, adapted):
             prepare_blocks(each, recipe.compile, recipe.activation_checkpointing)
         self.teacher = TrigFlowView(engine.frozen(adapted), time_scale)
-        self.memory = TextMemory(adapted)
+        self.memory = self.teacher.teacher.text_memory(adapted)
         self.null = (null[0].to(adapted.dtype), null[1])
         turns = [self.phase(step) for step in range(self.steps)]
-        trained = engine.trained(TrainedStudent(self.student), self.settings.optimizer)
+        trained = engine.wrap(TrainedStudent(self.student), self.settings.optimizer)
         self.generator = Updater(trained, engine, turns.count(GENERATOR))
         if self.adversarial:
             taps = self.settings.adversarial.taps
-            width = config.num_attention_heads * config.attention_head_dim
-            self.heads = DiscriminatorHeads(width, len(taps)).train()
+            self.heads = DiscriminatorHeads(self.teacher.sizes.width, len(taps)).train()
             self.tapped = TappedTeacher(self.teacher, taps)
             trained = engine.replicated(self.heads, self.settings.adversarial.optimizer)
             self.discriminator = Updater(trained, engine, turns.count(DISCRIMINATOR))
         decay = self.settings.ema_decay
-        self.ema = Ema(self.generator.trained.weights(), decay) if decay else None
+        self.ema = Ema(self.generator.trained.local(), decay) if decay else None
         self.generator_updates = 0
 
     def _start_log_variance(self, values: int) -> None:
@@ -108,7 +107,7 @@ class DistillStage(Stage):
         means, moved = self.descend(self.generator, self.student_terms(), batch, draws, self._guided)
         if self.ema:
             with self.clock.part("optimizer"):
-                self.ema.update(self.generator.trained.weights(), moved)
+                self.ema.update(self.generator.trained.local(), moved)
         self.generator_updates += 1  # skipped ones too: nothing here reads the device
         return means
 
@@ -165,11 +164,11 @@ class DistillStage(Stage):
 
     def result(self) -> Student | None:
         """The student on the CPU, on the main process; averaged weights if there are any. Collective."""
-        held = self.ema.shadow if self.ema else self.generator.trained.weights()
+        held = self.ema.shadow if self.ema else self.generator.trained.local()
         trained = self.rebuilt(
             self.generator,
             held,
-            lambda: TrainedStudent(Student(empty_network(self.student.network.config))),
+            lambda: TrainedStudent(Student(empty_like(self.student.network))),
         )
         return trained and trained.student
 
@@ -178,7 +177,7 @@ class DistillStage(Stage):
         return {"student": self.generator} | heads
 
     def tensors(self) -> Tensors:
-        average = self.generator.trained.stored(self.ema.shadow) if self.ema else {}
+        average = self.generator.trained.saved(self.ema.shadow) if self.ema else {}
         return super().tensors() | prefixed("ema", average)
 
     def facts(self) -> dict:
@@ -187,5 +186,5 @@ class DistillStage(Stage):
     def load(self, read: Read, facts: dict) -> None:
         super().load(read, facts)
         if self.ema:
-            self.generator.trained.restore(read, "ema", self.ema.shadow)
+            self.generator.trained.load_into(self.ema.shadow, read, "ema")
         self.generator_updates = facts["generator_updates"]

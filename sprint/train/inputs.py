@@ -14,9 +14,11 @@ from sprint.data.cache.items import CachedItems
 from sprint.data.encode.encoder import TeacherDraws, load_draws
 from sprint.data.source import ItemSource, Source, open_items, open_source
 from sprint.engine.engine import Engine
-from sprint.models.encoders import TEXT_UNIT, Family, encode_null, load_family
+from sprint.models.encoders import TEXT_UNIT, Family, encode_null
+from sprint.models.families import load_family
+from sprint.models.teacher import Sizes
 from sprint.recipe.schema import DataKind, Precision, Recipe
-from sprint.train.checks import check_arch, check_taps
+from sprint.train.checks import check_teacher
 from sprint.weights.load import understand_teacher
 
 
@@ -32,7 +34,7 @@ class Inputs:
 
     def __init__(self, recipe: Recipe, folder: Path, engine: Engine):
         self.recipe, self.folder, self.engine = recipe, folder, engine
-        teacher = self._teacher_config()
+        teacher = self._teacher_sizes()
         self.source, self.null = self._open_cache() if self._cached else self._open_data()
         for batch_size in (recipe.adapt.batch_size, recipe.distill.batch_size):
             self.source.batched(batch_size)  # there may be too few samples of every shape
@@ -42,23 +44,22 @@ class Inputs:
 
     # ---- the teacher ------------------------------------------------------------------------------------
 
-    def _teacher_config(self) -> dict:
+    def _teacher_sizes(self) -> Sizes:
         """Of the adapted teacher, if stage 1 is over, else of the recipe's."""
         adapted = self.folder / "teacher"
         if adapted.exists():
-            return understand_teacher(str(adapted)).config
-        config = understand_teacher(resolve(self.recipe.teacher)).config
-        check_arch(self.recipe, config)
-        check_taps(self.recipe, config["num_layers"])
-        return config
+            return understand_teacher(str(adapted)).sizes
+        teacher = understand_teacher(resolve(self.recipe.teacher))
+        check_teacher(self.recipe, teacher.config, teacher.sizes.depth)
+        return teacher.sizes
 
-    def _check_fit(self, first: Batch, teacher: dict) -> None:
+    def _check_fit(self, first: Batch, teacher: Sizes) -> None:
         data = self.recipe.data
         channels, width = first.latent.shape[1], first.text.shape[2]
-        if (channels, width) != (teacher["in_channels"], teacher["caption_channels"]):
+        if (channels, width) != (teacher.channels, teacher.text_width):
             raise SprintError(
                 f"{data.path or data.kind.value}: latents of {channels} channels and texts {width} "
-                f"wide, but the teacher takes {teacher['in_channels']} and {teacher['caption_channels']}: "
+                f"wide, but the teacher takes {teacher.channels} and {teacher.text_width}: "
                 "data of another family"
             )
 
@@ -74,7 +75,7 @@ class Inputs:
         return self.recipe.data.kind is DataKind.cache
 
     def _open_data(self) -> tuple[Source, tuple[Tensor, Tensor]]:
-        source = open_source(self.recipe.data, bad_file=self.bad_file, share=self.engine.as_main)
+        source = open_source(self.recipe.data, bad_file=self.bad_file, share=self.engine.broadcast_numbers)
         return source, encode_null(self.family)
 
     def _open_cache(self) -> tuple[Source, tuple[Tensor, Tensor]]:
@@ -88,7 +89,7 @@ class Inputs:
         if ours:
             items.check(self.family_name, recipe.text)
         text, mask = items.null if items.has_null else encode_null(self.family)
-        source = ItemSource(items, recipe.data, bad_file=self.bad_file, share=self.engine.as_main)
+        source = ItemSource(items, recipe.data, bad_file=self.bad_file, share=self.engine.broadcast_numbers)
         return source, (text.to(self.engine.device), mask.to(self.engine.device))
 
     # ---- from samples to batches ------------------------------------------------------------------------

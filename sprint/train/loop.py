@@ -38,7 +38,7 @@ class Checkpoints(NamedTuple):
     @classmethod
     def find(cls, folder: Path, engine: Engine) -> "Checkpoints":
         """Every file of the newest is read to find it intact. Collective."""
-        newest = engine.told_by_main(lambda: str(checkpoint.latest(folder) or ""))
+        newest = engine.broadcast_from_main(lambda: str(checkpoint.latest(folder) or ""))
         return cls(folder, Path(newest) if newest else None)
 
 
@@ -65,7 +65,7 @@ def train(
     done, seconds = resume(stage, checkpoints.newest, engine)
     log.begin(stage.name, done)
     began = time.monotonic() - seconds
-    saver = checkpoint.Saver(folder, group=engine.own_group())
+    saver = checkpoint.Saver(folder, group=engine.new_gloo_group())
 
     def read(step: int) -> list[Item]:
         return source.samples(batch_positions(step, stage.batch_size, engine.rank, engine.processes))
@@ -87,7 +87,7 @@ def train(
             if due(step, rhythm.log_every) or last:
                 milliseconds = stage.clock.read()
                 log.write(step + 1, phase, _read(means, engine, saver), milliseconds)
-            word = engine.highest(TROUBLE if saver.troubled else STOP if stop else GO_ON)
+            word = engine.max_over_ranks(TROUBLE if saver.troubled else STOP if stop else GO_ON)
             if word == TROUBLE:
                 saver.wait()  # raises what the trouble is
             if word == STOP or last or (step + 1) % rhythm.save_every == 0:
@@ -96,7 +96,9 @@ def train(
                 saver.wait()
                 raise Interrupted(f"saved {stage.name} step {step + 1} in {folder}")
         saver.wait()
-        if engine.highest(STOP if stop else GO_ON) == STOP:  # it came while the last checkpoint was written
+        if (
+            engine.max_over_ranks(STOP if stop else GO_ON) == STOP
+        ):  # it came while the last checkpoint was written
             raise Interrupted(f"saved {stage.name} step {stage.steps} in {folder}")
     return time.monotonic() - began
 
@@ -107,7 +109,7 @@ def _read(means: Means, engine: Engine, saver: checkpoint.Saver) -> dict[str, fl
         return means.read(engine)
     except SprintError as error:
         saver.wait()
-        newest = engine.told_by_main(lambda: str(checkpoint.latest(saver.folder) or "none"))
+        newest = engine.broadcast_from_main(lambda: str(checkpoint.latest(saver.folder) or "none"))
         raise SprintError(f"{error}; the last good checkpoint: {newest}") from error
 
 

@@ -1,8 +1,8 @@
 """A whole run: teacher in, student out, page written. Every part is skipped if it is already there.
 
 runs/NAME/
-    recipe.yaml      as resolved            teacher/       the adapted teacher, a SanaPipeline folder
-    metrics.jsonl    losses and norms       student/       the result, a SanaSprintPipeline folder
+    recipe.yaml      as resolved            teacher/       the adapted teacher's folder
+    metrics.jsonl    losses and norms       student/       the result's folder
     checkpoints/     one folder per stage   evaluation/    as `sprint evaluate` of this folder writes it
     report.html      that evaluation, curves and costs; samples.png, report.json beside it
     bad_samples.jsonl  what could not be read, if anything
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import SanaTransformer2DModel
+from diffusers import ModelMixin
 
 from sprint.base.cpu import keep_freed_memory
 from sprint.base.files import write_whole
@@ -54,7 +54,7 @@ class Run:
         if recipe.evaluate.prompts:
             import sprint.lab.reader  # noqa: F401 (scoring wants an extra: say so now, not after training)
         self.inputs = Inputs(recipe, self.folder, self.engine)
-        self.engine.told_by_main(self._claim)
+        self.engine.broadcast_from_main(self._claim)
 
     def _claim(self) -> None:
         claim(self.folder, recipe_hash(self.recipe))
@@ -82,7 +82,7 @@ class Run:
             self.distill(log)
 
     def _exists(self, part: str) -> bool:
-        return bool(self.engine.told_by_main(lambda: "yes" if (self.folder / part).exists() else None))
+        return bool(self.engine.broadcast_from_main(lambda: "yes" if (self.folder / part).exists() else None))
 
     def adapt(self, log: RunLog) -> None:
         checkpoints = self.checkpoints(AdaptStage.name)
@@ -93,7 +93,7 @@ class Run:
             stage, lambda: export_teacher(self.folder / "teacher", network, self.inputs.family, facts)
         )
 
-    def _adapted(self, newest: Path | None) -> SanaTransformer2DModel:
+    def _adapted(self, newest: Path | None) -> ModelMixin:
         """The network to adapt: at its start, or with weights that the newest checkpoint will take the place of."""
         teacher, time_scale = load_teacher(resolve(self.recipe.teacher))
         if newest:
@@ -132,7 +132,7 @@ class Run:
             export()
             shutil.rmtree(self.folder / "checkpoints" / stage.name, ignore_errors=True)  # none after 0 steps
 
-        self.engine.told_by_main(work)
+        self.engine.broadcast_from_main(work)
         stage.close()
 
 

@@ -109,7 +109,7 @@ class Stage:
 
         Collective.  -> in eval mode; None on the other processes
         """
-        weights = updater.trained.whole(held)
+        weights = updater.trained.full(held)
         if not self.engine.main_process:
             return None
         module = empty()

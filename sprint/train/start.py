@@ -6,17 +6,17 @@ norm allows: norm weights at the teacher's own mean RMS of q and k, and a time e
 sparse one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
-from diffusers import SanaTransformer2DModel
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from sprint.data.batch import Batch
 from sprint.engine.batches import to_device
-from sprint.models.sana.presets import QK_NORM
-from sprint.models.view import DENSE_TIME, SPARSE_TIME, TrigFlowView
+from sprint.models.families import family_of
+from sprint.models.teacher import DENSE_TIME, SPARSE_TIME
+from sprint.models.view import TrigFlowView
 from sprint.recipe.schema import AdaptStart
 from sprint.train.adapt import draw_flow, noised
 from sprint.train.inputs import Inputs
@@ -26,10 +26,10 @@ CALIBRATION_BATCHES, CALIBRATION_SIZE = 4, 32
 
 def start_of_adaptation(
     inputs: Inputs,
-    teacher: SanaTransformer2DModel,
+    teacher: ModelMixin,
     time_scale: float,
     own_time_scale: float = DENSE_TIME,
-) -> SanaTransformer2DModel:
+) -> ModelMixin:
     """The adapted network before its first step, calibrated on the run's own data or at ones, as the recipe says.
 
     time_scale      the teacher's
@@ -50,24 +50,24 @@ def start_of_adaptation(
     return calibrated(teacher, batches, time_scale, recipe.adapt.qk_norm, own_time_scale)
 
 
-def with_ones(teacher: SanaTransformer2DModel, qk_norm: bool = True) -> SanaTransformer2DModel:
+def with_ones(teacher: ModelMixin, qk_norm: bool = True) -> ModelMixin:
     """The teacher's weights in a network with QK-norm (or as they were), all new weights at one."""
-    config = dict(teacher.config) | ({"qk_norm": QK_NORM} if qk_norm else {})
-    adapted = SanaTransformer2DModel.from_config(config)
+    family, config = family_of(teacher), dict(teacher.config)
+    adapted = family.network_class.from_config(family.adapted_config(config) if qk_norm else config)
     missing, unexpected = adapted.load_state_dict(teacher.state_dict(), strict=False)
-    strays = [key for key in missing if ".norm_q." not in key and ".norm_k." not in key]
+    strays = set(missing) - {each.norm for each in family.qk(teacher)}
     if strays or unexpected:
         raise ValueError(f"weights that do not fit: {[*strays, *unexpected][:3]}")
     return adapted.to(next(teacher.parameters()).device)
 
 
 def calibrated(
-    teacher: SanaTransformer2DModel,
+    teacher: ModelMixin,
     batches: Iterable[tuple[Tensor, Tensor, Batch]],
     time_scale: float = SPARSE_TIME,
     qk_norm: bool = True,
     own_time_scale: float = DENSE_TIME,
-) -> SanaTransformer2DModel:
+) -> ModelMixin:
     """The teacher's weights, norms set from its own q and k, and the dense time embedder fitted.
 
     batches         (x_fm [B, C, H, W], t_fm [B], Batch) on which q and k are measured
@@ -76,33 +76,30 @@ def calibrated(
 
     A teacher that has QK-norm already (SANA-1.5) keeps its own.
     """
-    adapted = with_ones(teacher, qk_norm)
-    if qk_norm and teacher.config.qk_norm is None:
+    family, adapted = family_of(teacher), with_ones(teacher, qk_norm)
+    if qk_norm and not family.has_qk_norm(teacher.config):
         for name, rms in measure_qk_rms(teacher, batches, time_scale).items():
             nn.init.constant_(adapted.get_parameter(name), rms)
     if time_scale != own_time_scale:
-        fit_dense_time(adapted.time_embed.emb.timestep_embedder, time_scale)
+        fit_dense_time(*family.time_mlp(adapted), time_scale)
     return adapted
 
 
 @torch.no_grad()
-def measure_qk_rms(teacher: SanaTransformer2DModel, batches, time_scale: float) -> dict[str, float]:
+def measure_qk_rms(teacher: ModelMixin, batches, time_scale: float) -> dict[str, float]:
     """Root mean square of q and k over width, averaged over tokens and batches, by norm weight's name.
 
     Of a text's tokens those that the mask shows: padding, of which there may be any amount, is not measured.
     """
     sums: dict[str, list[Tensor]] = {}
     handles, shown = [], None
-    for name, module in teacher.named_modules():
-        if name.endswith((".to_q", ".to_k")):
-            norm = name.replace(".to_", ".norm_") + ".weight"
-            of_text = name.endswith(".attn2.to_k")
+    for projection, norm, of_text in family_of(teacher).qk(teacher):
 
-            def record(module, inputs, output, norm=norm, of_text=of_text):
-                rms = output.float().square().mean(-1).sqrt()
-                sums.setdefault(norm, []).append(rms[shown].mean() if of_text else rms.mean())
+        def record(module, inputs, output, norm=norm, of_text=of_text):
+            rms = output.float().square().mean(-1).sqrt()
+            sums.setdefault(norm, []).append(rms[shown].mean() if of_text else rms.mean())
 
-            handles.append(module.register_forward_hook(record))
+        handles.append(teacher.get_submodule(projection).register_forward_hook(record))
     view = TrigFlowView(teacher, time_scale)
     try:
         for x_fm, t_fm, batch in batches:
@@ -115,7 +112,12 @@ def measure_qk_rms(teacher: SanaTransformer2DModel, batches, time_scale: float) 
 
 
 def fit_dense_time(
-    embedder: TimestepEmbedding, time_scale: float, steps: int = 1000, points: int = 1024, lr: float = 3e-3
+    embedder: nn.Module,
+    features: Callable[[Tensor], Tensor],
+    time_scale: float,
+    steps: int = 1000,
+    points: int = 1024,
+    lr: float = 3e-3,
 ) -> float:
     """Regress embedder(features(t)) onto what it was at features(time_scale · t), t in [0, 1].
 
@@ -123,10 +125,7 @@ def fit_dense_time(
     exact, and useless: its large activations turn every later update of the weights into a jolt.
     -> relative error of the fit (root mean square)
     """
-    features = Timesteps(
-        num_channels=embedder.linear_1.in_features, flip_sin_to_cos=True, downscale_freq_shift=0
-    )
-    t = torch.linspace(0, 1, points, device=embedder.linear_1.weight.device)
+    t = torch.linspace(0, 1, points, device=next(embedder.parameters()).device)
     with torch.no_grad():
         target = embedder(features(t * time_scale))
     dense = features(t)

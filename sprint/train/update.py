@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sprint.base.errors import Diverged
 from sprint.engine.engine import Engine
-from sprint.engine.held import Read, Tensors, Whole
+from sprint.engine.held import Held, Read, Tensors
 from sprint.engine.optim import learning_rate_schedule
 
 PATIENCE = 20  # updates in a row that may be skipped before the run stops
@@ -24,7 +24,7 @@ class Updater:
     schedule moves on all the same. After `PATIENCE` such updates in a row `Means.read` stops the run.
     """
 
-    def __init__(self, trained: Whole, engine: Engine, updates: int):
+    def __init__(self, trained: Held, engine: Engine, updates: int):
         self.trained, self.engine = trained, engine
         self.schedule = learning_rate_schedule(trained.optimizer, trained.settings, updates)
         self.skipped = torch.zeros((), dtype=torch.long, device=engine.device)

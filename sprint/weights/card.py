@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from diffusers import SanaPipeline, SanaSprintPipeline
-
 from sprint.base.files import write_whole
+from sprint.models.families import family_of_pipeline
+from sprint.models.teacher import Teacher
 from sprint.weights.folder import INDEX_FILE, read_json
 from sprint.weights.settings import Settings, read_settings
 from sprint.weights.sources import TRIGFLOW_FILE
@@ -35,20 +35,15 @@ def write_card(folder: Path, facts: Facts, name: str = "") -> Path:
     """
     folder, name = Path(folder), name or Path(folder).absolute().name
     kind = read_json(folder / INDEX_FILE)["_class_name"]
-    card = {SanaSprintPipeline.__name__: student_card, SanaPipeline.__name__: teacher_card}[kind]
-    return write_whole(folder / CARD_FILE, card(name, read_settings(str(folder)), facts))
+    family = family_of_pipeline(kind)
+    card = student_card if kind == family.student_pipeline_class else teacher_card
+    return write_whole(folder / CARD_FILE, card(family, name, read_settings(str(folder)), facts))
 
 
-def student_card(name: str, settings: Settings, facts: Facts) -> str:
+def student_card(family: Teacher, name: str, settings: Settings, facts: Facts) -> str:
     """Markdown for the Hugging Face hub; its Python runs as it stands, beside the folder `name`."""
     size, prompt = settings.size, facts.get("prompt", EXAMPLE_PROMPT)
-    lines = [
-        f"height={size}, width={size}, use_resolution_binning=False,",
-        f"max_sequence_length={settings.max_length},",
-    ]
-    if not settings.instruction:
-        lines.append("complex_human_instruction=None,  # trained on bare prompts")
-    arguments = "\n".join(f"    {line}" for line in lines)
+    usage = family.student_usage(name, size, settings.max_length, settings.instruction, prompt)
     return f"""---
 library_name: diffusers
 pipeline_tag: text-to-image
@@ -57,7 +52,7 @@ tags: [sana-sprint, distillation]
 
 # {name}: pictures in 1 to 4 steps
 
-{_origin(facts)}A Sana network distilled after SANA-Sprint ([arXiv 2503.09641](https://arxiv.org/abs/2503.09641)).
+{_origin(facts)}A {family.title} network distilled after SANA-Sprint ([arXiv 2503.09641](https://arxiv.org/abs/2503.09641)).
 {size}×{size} pixels. Guidance is embedded: a step is one forward of the network.
 
 {_score_table(facts)}## Sample with sprint
@@ -66,31 +61,7 @@ tags: [sana-sprint, distillation]
 sprint sample {name} --prompt {shlex.quote(prompt)} --steps 2 --seed 0
 ```
 
-## Sample with diffusers
-
-```python
-import torch
-from diffusers import SanaSprintPipeline
-
-pipeline = SanaSprintPipeline.from_pretrained("{name}")
-settings = dict(
-    guidance_scale=4.5,
-{arguments}
-)
-two_steps = pipeline(
-    {prompt!r}, num_inference_steps=2, generator=[torch.Generator().manual_seed(0)], **settings
-).images[0]
-one_step = pipeline(
-    {prompt!r}, num_inference_steps=1, intermediate_timesteps=None,
-    generator=[torch.Generator().manual_seed(0)], **settings
-).images[0]
-two_steps.save("two_steps.png")
-one_step.save("one_step.png")
-```
-
-`intermediate_timesteps=None` is needed for every number of steps but two. One generator a picture, seeded by
-itself, gives the pictures of `sprint sample` at the default times.
-{step_lists({len(times) - 1: times for times in settings.times})}"""
+{usage}{step_lists({len(times) - 1: times for times in settings.times})}"""
 
 
 def show_times(times: Sequence[float]) -> str:
@@ -129,7 +100,7 @@ picture = pipeline(
 """
 
 
-def teacher_card(name: str, settings: Settings, facts: Facts) -> str:
+def teacher_card(family: Teacher, name: str, settings: Settings, facts: Facts) -> str:
     """Markdown, as `student_card`."""
     prompt = shlex.quote(facts.get("prompt", EXAMPLE_PROMPT))
     return f"""---
@@ -139,7 +110,7 @@ pipeline_tag: text-to-image
 
 # {name}: a flow-matching teacher
 
-{_origin(facts)}{settings.size}×{settings.size} pixels. Opens in `diffusers.SanaPipeline`.
+{_origin(facts)}{settings.size}×{settings.size} pixels. {family.teacher_usage()}
 The clock of its time embedder is in `transformer/{TRIGFLOW_FILE}`.
 
 {_score_table(facts)}## Sample

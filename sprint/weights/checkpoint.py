@@ -3,18 +3,15 @@
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
-from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
 from sprint.base.errors import SprintError
-from sprint.models.sana.presets import CONFIG_KEYS, config_from_shapes, network_shapes, preset_of_width
-from sprint.models.view import DENSE_TIME, SPARSE_TIME
+from sprint.models import families
+from sprint.models.teacher import DENSE_TIME, SPARSE_TIME, Shape, Sizes, Teacher
 from sprint.weights.keys import (
-    EXTRAS,
     Layout,
     Rule,
     as_diffusers_shapes,
@@ -22,6 +19,7 @@ from sprint.weights.keys import (
     expected_shapes,
     extra_shapes,
     find_layout,
+    known_keys,
     original_name,
     rules_for,
 )
@@ -30,9 +28,6 @@ from sprint.weights.writer import Spec
 
 TIMES = {"sparse": SPARSE_TIME, "dense": DENSE_TIME}
 SCALES = {text: scale for scale in TIMES.values() for text in (f"{scale:g}", f"{scale:.1f}")}
-STUDENTS = {"SanaSprintPipeline": DENSE_TIME}
-CONFIG_FIELDS = tuple(inspect.signature(SanaTransformer2DModel.__init__).parameters)[1:]
-POSITION_GRID = 64  # latent cells a side from which on original Sana adds position embeddings
 
 
 @dataclass(frozen=True)
@@ -40,17 +35,27 @@ class Checkpoint:
     """What `understand` found out. Tensors are read on demand, in the order of `rules`."""
 
     source: Source
+    family: Teacher
     layout: Layout
-    config: dict  # arguments of SanaTransformer2DModel
-    network: dict[str, tuple[int, ...]]  # shapes under diffusers' names
+    config: dict  # arguments of the family's network
+    network: dict[str, Shape]  # shapes under diffusers' names
     rules: tuple[Rule, ...]
     time_scale: float
     time_scale_from: str
-    cross_heads_from: str
+    heads_from: str
 
-    @cached_property
-    def width(self) -> int:
-        return self.config["num_attention_heads"] * self.config["attention_head_dim"]
+    @property
+    def sizes(self) -> Sizes:
+        return self.family.sizes(self.config)
+
+    @property
+    def is_student(self) -> bool:
+        """Whether it embeds guidance."""
+        return self.family.is_student(self.config)
+
+    def check_role(self, student: bool) -> None:
+        """Raise SprintError where a student is needed and this is a teacher, or the other way round."""
+        families.check_role(self.source.name, self.family, self.config, student)
 
     @property
     def time(self) -> str:
@@ -58,13 +63,14 @@ class Checkpoint:
 
     @property
     def extras(self) -> list[str]:
-        return [key for key in EXTRAS if key in self.source.entries]
+        known = extra_shapes(self.family.keys, self.sizes)
+        return [key for key in known if key in self.source.entries]
 
     @property
     def metadata(self) -> dict[str, str]:
         """What shapes cannot tell, for the header of a file written from this."""
-        heads = self.config["num_cross_attention_heads"]
-        return {"format": "pt", "time_scale": f"{self.time_scale:g}", "num_cross_attention_heads": str(heads)}
+        heads = self.family.heads_field
+        return {"format": "pt", "time_scale": f"{self.time_scale:g}", heads: str(self.config[heads])}
 
     def dtype_of(self, rule: Rule) -> torch.dtype:
         return self.source.entries[rule.names(self.layout)[0]].dtype
@@ -111,42 +117,47 @@ def understand(
 
     `time_scale` (1000 or 1) and `cross_attention_heads` are what an option says; without one, and where no
     file and no known width tells, SprintError names the option. It also names unknown, missing, leftover and
-    wrongly shaped keys, and what is no Sana.
+    wrongly shaped keys, and what is of no family.
     """
     source = open_source(name)
-    layout = find_layout(source.entries)
+    family = _family(source)
+    layout = find_layout(family.keys, source.entries)
     if layout is None:
-        raise SprintError(f"{name} is not a Sana transformer: its keys are like {next(iter(source.entries))}")
-    heads, heads_from = _cross_heads(source, cross_attention_heads)
-    config = _config(source, layout, heads)
-    network = network_shapes(config)
-    rules = rules_for(network)
-    width = config["num_attention_heads"] * config["attention_head_dim"]
-    extras = extra_shapes(width, config["caption_channels"])
+        raise SprintError(
+            f"{name} is not a {families.titles()} transformer: its keys are like {next(iter(source.entries))}"
+        )
+    heads, heads_from = _heads(source, family.heads_field, cross_attention_heads)
+    config = _config(source, family, layout, heads)
+    network = {key: tuple(tensor.shape) for key, tensor in family.meta_network(config).state_dict().items()}
+    rules = rules_for(family.keys, network)
+    extras = extra_shapes(family.keys, family.sizes(config))
     check_shapes(source.shapes, expected_shapes(rules, network, layout), extras, str(name))
     _check_dtypes(source, rules, layout)
     rules.sort(key=lambda rule: -source.entries[rule.names(layout)[0]].dtype.itemsize)
-    scale, scale_from = _time_scale(source, config, width, time_scale)
-    heads_from = heads_from or f"the preset of width {width}"
-    return Checkpoint(source, layout, config, network, tuple(rules), scale, scale_from, heads_from)
+    scale, scale_from = _time_scale(source, family, config, time_scale)
+    heads_from = heads_from or family.heads_from(config)
+    return Checkpoint(source, family, layout, config, network, tuple(rules), scale, scale_from, heads_from)
 
 
-def _config(source: Source, layout: Layout, heads: int | None) -> dict:
+def _family(source: Source) -> Teacher:
+    """As its config.json says, or the one that knows most of its keys."""
+    if named := families.family_of_class(source.config.get("_class_name", "")):
+        return named
+    return max(families.FAMILIES, key=lambda one: max(known_keys(one.keys, source.entries).values()))
+
+
+def _config(source: Source, family: Teacher, layout: Layout, heads: int | None) -> dict:
     """From the shapes; a config.json adds what they cannot tell, and must agree in what they can."""
-    shapes = source.shapes if layout == "diffusers" else as_diffusers_shapes(source.shapes)
-    for key in CONFIG_KEYS:
+    keys = family.keys
+    shapes = source.shapes if layout == "diffusers" else as_diffusers_shapes(keys, source.shapes)
+    for key in keys.needed:
         if key not in shapes:
-            raise SprintError(
-                f"{source.name}: missing key {key if layout == 'diffusers' else original_name(key)}"
-            )
-    given = {key: value for key, value in source.config.items() if key in CONFIG_FIELDS}
+            missing = key if layout == "diffusers" else original_name(keys, key)
+            raise SprintError(f"{source.name}: missing key {missing}")
+    fields = tuple(inspect.signature(family.network_class.__init__).parameters)[1:]
+    given = {key: value for key, value in source.config.items() if key in fields}
     try:
-        config = config_from_shapes(
-            shapes,
-            cross_attention_heads=heads,
-            sample_size=given.get("sample_size") or _sample_size(source),
-            **{key: given[key] for key in ("attention_head_dim",) if key in given},
-        )
+        config = family.config_from_shapes(shapes, given, heads, source.shapes)
     except SprintError as error:
         raise SprintError(f"{source.name}: {error}") from error
     for key, value in given.items():
@@ -155,26 +166,12 @@ def _config(source: Source, layout: Layout, heads: int | None) -> dict:
     return given | config
 
 
-def _sample_size(source: Source) -> int | None:
-    """Latent cells a side, which an original file tells by its position buffer."""
-    shape = source.shapes.get("pos_embed", ())
-    patch = source.shapes.get("x_embedder.proj.weight", ())
-    if len(shape) != 3 or len(patch) != 4:
-        return None
-    size = round(shape[1] ** 0.5) * patch[2]
-    if size >= POSITION_GRID and not source.config:
-        raise SprintError(
-            f"{source.name}: pos_embed has {shape[1]} places; 2K and 4K Sana add position embeddings, "
-            "which an original file does not describe; give its diffusers folder"
-        )
-    return size
-
-
-def _cross_heads(source: Source, option: int | None) -> tuple[int | None, str]:
+def _heads(source: Source, key: str, option: int | None) -> tuple[int | None, str]:
+    """The number of heads and what told it; (None, "") where nothing does."""
     told = {
         "--cross-attention-heads": option,
-        "config.json": source.config.get("num_cross_attention_heads"),
-        "the file's metadata": source.metadata.get("num_cross_attention_heads"),
+        "config.json": source.config.get(key),
+        "the file's metadata": source.metadata.get(key),
     }
     told = {origin: value for origin, value in told.items() if value is not None}
     if not all(str(value).isdecimal() for value in told.values()):
@@ -185,22 +182,17 @@ def _cross_heads(source: Source, option: int | None) -> tuple[int | None, str]:
     return next(((int(value), origin) for origin, value in told.items()), (None, ""))
 
 
-def _time_scale(source: Source, config: dict, width: int, option: float | None) -> tuple[float, str]:
+def _time_scale(source: Source, family: Teacher, config: dict, option: float | None) -> tuple[float, str]:
     """-> time scale and what told it, the nearest word first."""
-    preset = preset_of_width(width)
-    base = preset is not None and not config["qk_norm"]
-    pipeline_scale = SPARSE_TIME * config.get("timestep_scale", 1.0)
+    clues, why = family.time_clues(config, source.pipeline)
     told = [
         ("--time-scale", option),
         ("trigflow.json", source.trigflow.get("time_scale")),
         ("the file's metadata", source.metadata.get("time_scale")),
-        ("model_index.json", {"SanaPipeline": pipeline_scale, **STUDENTS}.get(source.pipeline)),
-        ("the guidance embedder, which students have", DENSE_TIME if config["guidance_embeds"] else None),
-        (f"the preset of width {width}", preset.time_scale if base else None),
+        *clues,
     ]
     told = [(origin, value) for origin, value in told if value is not None]
     if not told:
-        why = "QK-norm without guidance may have either" if preset else f"width {width} is no known size"
         raise SprintError(f"{source.name}: sparse or dense time? ({why}); give --time-scale sparse or dense")
     origin, value = told[0]
     if str(value) not in SCALES:

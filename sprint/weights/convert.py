@@ -3,7 +3,6 @@
 source ──► understand ──► written beside the output ──► certificate ──► renamed to the output
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,10 +16,9 @@ from tqdm import tqdm
 from sprint.base.dtypes import DTYPES
 from sprint.base.errors import SprintError
 from sprint.base.files import sha256
-from sprint.maths.trigflow import SIGMA_DATA
-from sprint.models.sana.presets import PRESETS, meta_network
 from sprint.weights.checkpoint import Checkpoint, understand
-from sprint.weights.sources import SIDE_FILES, TRIGFLOW_FILE, open_source
+from sprint.weights.sources import SIDE_FILES, open_source
+from sprint.weights.trigflow import trigflow_facts, write_trigflow
 from sprint.weights.verify import check_bits, check_velocity_fast, check_velocity_full, compare_tensors
 from sprint.weights.writer import Spec, whole_or_nothing, write_pickle, write_safetensors
 
@@ -41,12 +39,12 @@ def convert(
     cross_attention_heads: int | None = None,
     progress: bool = True,
 ) -> dict:
-    """Convert `source`; -> what was done, certificate included (the content of trigflow.json, and `out`).
+    """Convert `source`; -> what was done, certificate included (the content of trigflow.json, `out`, and `size`).
 
     source   a file, an index of shards, a diffusers folder, or a hub id (see `open_source`)
     out      by default NAME-TARGET here
     to       "trigflow": a folder that diffusers opens, with trigflow.json; "flow": the same without it;
-             "original": Sana's own names, in a folder, or in the one file that `out` names
+             "original": the original's own names, in a folder, or in the one file that `out` names
     verify   "fast": every tensor's bits, velocities of a cut network in fp32; "full": also the whole network
              in fp32 and fp64, and both ways back; "off"
     dtype    "fp32", "fp16" or "bf16" for the network's weights; by default they stay as they are
@@ -65,8 +63,8 @@ def convert(
         certificate = _certify(checkpoint, written, place, to, verify, torch_dtype)
         record = _record(checkpoint, written, digests.result(), certificate)
         if to == "trigflow":
-            (place / TRIGFLOW_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return record | {"out": str(out)}
+            write_trigflow(place, record)
+    return record | {"out": str(out), "size": checkpoint.family.size_name(checkpoint.config)}
 
 
 def _check_choice(option: str, value: str | None, choices: tuple) -> None:
@@ -111,7 +109,7 @@ def _write_diffusers(
     checkpoint: Checkpoint, folder: Path, specs: dict[str, Spec], stream: Iterator[tuple[str, Tensor]]
 ) -> None:
     folder.mkdir()
-    meta_network(checkpoint.config).save_config(folder)
+    checkpoint.family.meta_network(checkpoint.config).save_config(folder)
     write_safetensors(folder / NETWORK_FILE, specs, stream, checkpoint.metadata)
     if checkpoint.extras:
         extras = checkpoint.extra_specs(), checkpoint.stream_extras()
@@ -175,7 +173,7 @@ def _describe_files(checkpoint: Checkpoint) -> list[dict]:
 
 
 def _record(checkpoint: Checkpoint, written: Checkpoint, files: list[dict], certificate: dict) -> dict:
-    source, config = checkpoint.source, checkpoint.config
+    source = checkpoint.source
     return {
         "source": {
             "name": source.name,
@@ -186,20 +184,7 @@ def _record(checkpoint: Checkpoint, written: Checkpoint, files: list[dict], cert
             "tensors": len(source.entries),
             "dtypes": _dtypes(checkpoint),
         },
-        "time": checkpoint.time,
-        "time_scale": checkpoint.time_scale,
-        "time_scale_from": checkpoint.time_scale_from,
-        "sigma_data": SIGMA_DATA,
-        "network": {
-            "depth": config["num_layers"],
-            "width": checkpoint.width,
-            "parameters": sum(torch.Size(shape).numel() for shape in checkpoint.network.values()),
-            "cross_attention_heads": config["num_cross_attention_heads"],
-            "cross_attention_heads_from": checkpoint.cross_heads_from,
-            "qk_norm": config["qk_norm"] is not None,
-            "guidance": config["guidance_embeds"],
-        },
-        "tensors": {"network": len(checkpoint.network), "extra": checkpoint.extras},
+        **trigflow_facts(checkpoint),
         "dtypes": _dtypes(written),
         "certificate": certificate,
     }
@@ -215,14 +200,15 @@ def _dtypes(checkpoint: Checkpoint) -> list[str]:
 def describe(result: dict) -> str:
     """A few lines for a person: size, clock, certificate, place."""
     net, source = result["network"], result["source"]
+    heads = next(key for key in net if key.endswith("heads"))  # "cross_attention_heads", say
     traits = ", QK-norm" * net["qk_norm"] + ", guidance" * net["guidance"]
     lines = [
-        f"{size_name(net['depth'], net['width'])}: depth {net['depth']}, width {net['width']}, "
+        f"{result['size']}: depth {net['depth']}, width {net['width']}, "
         f"{net['parameters']:,} parameters{traits}",
         f"from {source['name']}: {source['layout']} layout, {source['tensors']} tensors, "
         f"{' and '.join(source['dtypes'])}",
         f"time: {result['time']}, scale {result['time_scale']:g} (from {result['time_scale_from']})",
-        f"cross-attention heads: {net['cross_attention_heads']} (from {net['cross_attention_heads_from']})",
+        f"{heads.replace('_heads', ' heads').replace('_', '-')}: {net[heads]} (from {net[f'{heads}_from']})",
         *_describe_certificate(result["certificate"]),
         f"written to {result['out']}",
     ]
@@ -245,12 +231,3 @@ def _describe_certificate(certificate: dict) -> Iterator[str]:
         yield f"(c) written on to {' and '.join(ways)}, {count} source tensors come back bit for bit"
     else:
         yield "(c) ways back not written out (--verify full does)"
-
-
-def size_name(depth: int, width: int) -> str:
-    """Sana 0.6B, or the size it was pruned or grown from."""
-    rows = [row for row in PRESETS.values() if row.width == width]
-    exact = [row.name for row in rows if row.depth == depth]
-    if exact:
-        return f"Sana {exact[0].upper() if exact[0][0].isdigit() else exact[0]}"
-    return f"Sana of another depth than {rows[0].name}" if rows else "Sana of its own size"

@@ -1,4 +1,4 @@
-"""Folders that diffusers opens: a student as `SanaSprintPipeline`, an adapted teacher as `SanaPipeline`.
+"""Folders that diffusers opens: a student and an adapted teacher, each as the pipeline of its family.
 
 DIR/model_index.json, scheduler, tokenizer, text_encoder, vae   as diffusers writes them
 DIR/transformer   the network, trigflow.json (its clock), logvar.safetensors (a student's loss weighting)
@@ -8,40 +8,33 @@ DIR/README.md     the model card
 
 from pathlib import Path
 
-from diffusers import (
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    SanaPipeline,
-    SanaSprintPipeline,
-    SanaTransformer2DModel,
-    SCMScheduler,
-)
+from diffusers import DiffusionPipeline, ModelMixin
 from safetensors.torch import save_file
 from torch import nn
 
-from sprint.base.errors import SprintError
-from sprint.maths.trigflow import SIGMA_DATA
 from sprint.models.encoders import Family
-from sprint.models.view import DENSE_TIME, SPARSE_TIME
+from sprint.models.families import check_role, family_of
+from sprint.models.teacher import DENSE_TIME
 from sprint.weights.card import Facts, write_card
 from sprint.weights.checkpoint import understand
 from sprint.weights.folder import complete_or_absent, read_json, write_json
+from sprint.weights.keys import LOGVAR_KEYS
 from sprint.weights.load import build_network
 from sprint.weights.settings import SETTINGS_FILE
-from sprint.weights.sources import SIDE_FILES, TRIGFLOW_FILE
+from sprint.weights.sources import SIDE_FILES
+from sprint.weights.trigflow import trigflow_facts, write_trigflow
 
 LOGVAR_FILE = SIDE_FILES[1]
-LOGVAR_KEYS = {"weight": "logvar_linear.weight", "bias": "logvar_linear.bias"}  # Sana-Sprint's own names
-SANA_SHIFT = 3.0  # of the flow times that Sana's sampler walks
+LOGVAR = dict(zip(("weight", "bias"), LOGVAR_KEYS, strict=True))
 
 
 # ---- the two exports ----------------------------------------------------------------------------------
 
 
 def export_student(
-    folder: Path, network: SanaTransformer2DModel, logvar: nn.Linear | None, family: Family, facts: Facts
+    folder: Path, network: ModelMixin, logvar: nn.Linear | None, family: Family, facts: Facts
 ) -> Path:
-    """Write a student as a folder that `SanaSprintPipeline.from_pretrained` opens offline.  -> folder
+    """Write a student as a folder that its family's pipeline opens offline.  -> folder
 
     network   embeds guidance and has dense time; weights are written in the dtype they have
     logvar    Linear(width, 1) of the adaptive loss weighting, for training on; None leaves it out
@@ -49,55 +42,48 @@ def export_student(
     Whole or not at all: an earlier export gives way only to a complete one. Raises SprintError for a network
     without guidance, a folder of something else, and a full or read-only disk.
     """
-    if not network.config.guidance_embeds:
-        raise SprintError(f"{folder}: a student embeds guidance and this network does not; export a teacher")
-    parts = family.tokenizer, family.text_encoder, family.autoencoder, network
+    teacher = family_of(network)
+    check_role(f"{folder}: this network", teacher, network.config, student=True)
     with complete_or_absent(Path(folder)) as place:
-        _save_pipeline(SanaSprintPipeline(*parts, SCMScheduler(sigma_data=SIGMA_DATA)), place)
+        _save_pipeline(teacher.student_pipeline(family, network), place)
         if logvar is not None:
-            head = {name: getattr(logvar, part).detach().contiguous() for part, name in LOGVAR_KEYS.items()}
+            head = {name: getattr(logvar, part).detach().contiguous() for part, name in LOGVAR.items()}
             save_file(head, place / "transformer" / LOGVAR_FILE, {"format": "pt"})
-        _write_about(place, network, family, facts)
+        _write_about(place, family, facts)
         write_card(place, facts, Path(folder).absolute().name)
     return Path(folder)
 
 
-def export_teacher(folder: Path, network: SanaTransformer2DModel, family: Family, facts: Facts) -> Path:
-    """Write an adapted teacher as a folder that `SanaPipeline.from_pretrained` opens offline.  -> folder
+def export_teacher(folder: Path, network: ModelMixin, family: Family, facts: Facts) -> Path:
+    """Write an adapted teacher as a folder that its family's pipeline opens offline.  -> folder
 
-    network   embeds no guidance and has dense time, which is also written as diffusers' `timestep_scale`, so
-              that `SanaPipeline` itself keeps the clock
+    network   embeds no guidance and has dense time, which its config.json also tells as its pipeline reads it
 
     Otherwise as `export_student`.
     """
-    if network.config.guidance_embeds:
-        raise SprintError(f"{folder}: this network embeds guidance, as students do; a teacher does not")
-    scheduler = DPMSolverMultistepScheduler(
-        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=SANA_SHIFT
-    )
-    parts = family.tokenizer, family.text_encoder, family.autoencoder, network
+    teacher = family_of(network)
+    check_role(f"{folder}: this network", teacher, network.config, student=False)
     with complete_or_absent(Path(folder)) as place:
-        _save_pipeline(SanaPipeline(*parts, scheduler), place)
+        _save_pipeline(teacher.teacher_pipeline(family, network), place)
         config = place / "transformer" / "config.json"
-        write_json(config, read_json(config) | {"timestep_scale": DENSE_TIME / SPARSE_TIME})
-        _write_about(place, network, family, facts)
+        write_json(config, read_json(config) | dict(teacher.dense_config))
+        _write_about(place, family, facts)
         write_card(place, facts, Path(folder).absolute().name)
     return Path(folder)
 
 
-def load_student(folder: str | Path) -> tuple[SanaTransformer2DModel, nn.Linear | None]:
+def load_student(folder: str | Path) -> tuple[ModelMixin, nn.Linear | None]:
     """Network in fp32 and eval mode, and the logvar head if the folder has one. Raises SprintError."""
     checkpoint = understand(folder)
-    if not checkpoint.config["guidance_embeds"]:
-        raise SprintError(f"{folder} is a teacher (it embeds no guidance); a student is needed here")
+    checkpoint.check_role(student=True)
     network = build_network(checkpoint)
     for parameter in network.parameters():
         parameter.data = parameter.data.clone()  # free of the file, which a later export may replace
     extras = dict(checkpoint.stream_extras())
-    if not set(LOGVAR_KEYS.values()) <= extras.keys():
+    if not set(LOGVAR_KEYS) <= extras.keys():
         return network, None
-    logvar = nn.Linear(checkpoint.width, 1)
-    logvar.load_state_dict({part: extras[name].float() for part, name in LOGVAR_KEYS.items()})
+    logvar = nn.Linear(checkpoint.sizes.width, 1)
+    logvar.load_state_dict({part: extras[name].float() for part, name in LOGVAR.items()})
     return network, logvar
 
 
@@ -118,29 +104,13 @@ def _save_pipeline(pipeline: DiffusionPipeline, place: Path) -> None:
             write_json(config, content)
 
 
-def _write_about(place: Path, network: SanaTransformer2DModel, family: Family, facts: Facts) -> None:
-    """trigflow.json, with the fields that `convert` writes, from the files just written; and sprint.json."""
+def _write_about(place: Path, family: Family, facts: Facts) -> None:
+    """trigflow.json, from the files just written, and sprint.json."""
     checkpoint = understand(place, DENSE_TIME)
-    config = checkpoint.config
-    clock = {
-        "time": checkpoint.time,
-        "time_scale": checkpoint.time_scale,
-        "time_scale_from": "training",
-        "sigma_data": SIGMA_DATA,
-        "network": {
-            "depth": config["num_layers"],
-            "width": checkpoint.width,
-            "parameters": network.num_parameters(),
-            "cross_attention_heads": config["num_cross_attention_heads"],
-            "qk_norm": config["qk_norm"] is not None,
-            "guidance": config["guidance_embeds"],
-        },
-        "tensors": {"network": len(checkpoint.network), "extra": checkpoint.extras},
-    }
     text = {"max_length": family.max_length, "instruction": family.instruction}
-    size = config["sample_size"] * family.downscale
+    size = checkpoint.sizes.side * family.downscale
     settings = {"text": text, "size": size, "recipe": facts.get("recipe")}
     if facts.get("times"):
         settings["times"] = [list(times) for times in facts["times"]]
-    write_json(place / "transformer" / TRIGFLOW_FILE, clock)
+    write_trigflow(place / "transformer", trigflow_facts(checkpoint, trained=True))
     write_json(place / SETTINGS_FILE, settings)

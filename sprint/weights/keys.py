@@ -1,4 +1,4 @@
-"""Names of tensors: Sana's original layout and diffusers'. One table, written in one direction.
+"""Names of tensors: a family's original layout and diffusers'. One table, written in one direction.
 
 A row is a module's original name and its name in diffusers; several names are equal parts of the original
 along dim 0. Rows whose diffusers names a network lacks (QK-norm, guidance, one of the two time embedders)
@@ -6,7 +6,7 @@ do not apply to it, so no flag chooses between rows and the inverse is the same 
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,46 +14,12 @@ import torch
 from torch import Tensor
 
 from sprint.base.errors import SprintError
-from sprint.weights.sources import Shape
+from sprint.models.teacher import KeyTable, Shape, Sizes, Stack
 
 Layout = Literal["original", "diffusers"]
 
-NETWORK = (
-    # original                        diffusers
-    ("x_embedder.proj", "patch_embed.proj"),
-    ("y_embedder.y_proj.fc1", "caption_projection.linear_1"),
-    ("y_embedder.y_proj.fc2", "caption_projection.linear_2"),
-    ("attention_y_norm", "caption_norm"),
-    ("t_embedder.mlp.0", "time_embed.emb.timestep_embedder.linear_1"),  # a teacher
-    ("t_embedder.mlp.2", "time_embed.emb.timestep_embedder.linear_2"),
-    ("t_embedder.mlp.0", "time_embed.timestep_embedder.linear_1"),  # a student, which embeds guidance too
-    ("t_embedder.mlp.2", "time_embed.timestep_embedder.linear_2"),
-    ("cfg_embedder.mlp.0", "time_embed.guidance_embedder.linear_1"),
-    ("cfg_embedder.mlp.2", "time_embed.guidance_embedder.linear_2"),
-    ("t_block.1", "time_embed.linear"),
-    ("final_layer.linear", "proj_out"),
-    ("final_layer.scale_shift_table", "scale_shift_table"),
-)
-BLOCK = (
-    # blocks.i. …                     transformer_blocks.i. …
-    ("scale_shift_table", "scale_shift_table"),
-    ("attn.qkv", "attn1.to_q", "attn1.to_k", "attn1.to_v"),
-    ("attn.q_norm", "attn1.norm_q"),
-    ("attn.k_norm", "attn1.norm_k"),
-    ("attn.proj", "attn1.to_out.0"),
-    ("cross_attn.q_linear", "attn2.to_q"),
-    ("cross_attn.kv_linear", "attn2.to_k", "attn2.to_v"),
-    ("cross_attn.q_norm", "attn2.norm_q"),
-    ("cross_attn.k_norm", "attn2.norm_k"),
-    ("cross_attn.proj", "attn2.to_out.0"),
-    ("mlp.inverted_conv.conv", "ff.conv_inverted"),
-    ("mlp.depth_conv.conv", "ff.conv_depth"),
-    ("mlp.point_conv.conv", "ff.conv_point"),
-)
 PARAMETERS = (".weight", ".bias", "")  # "" is a parameter that is no module's
-
-# Tensors of the original that diffusers' class has no place for.
-EXTRAS = ("y_embedder.y_embedding", "pos_embed", "logvar_linear.weight", "logvar_linear.bias")
+LOGVAR_KEYS = ("logvar_linear.weight", "logvar_linear.bias")  # a student's head, by Sana-Sprint's own names
 
 
 @dataclass(frozen=True)
@@ -85,59 +51,70 @@ class Rule:
         return self.split(*tensors) if source == "original" else self.join(tensors)
 
 
-def _rows(depth: int) -> Iterable[Rule]:
-    """The whole table, every row with every parameter a module could have."""
-    rows = [(original, names) for original, *names in NETWORK]
-    for i in range(depth):
-        rows += [(f"blocks.{i}.{o}", [f"transformer_blocks.{i}.{n}" for n in names]) for o, *names in BLOCK]
+def _rules(table: KeyTable, keys: Collection[str], layout: Layout) -> Iterator[Rule]:
+    """The whole table as deep as `keys` of this layout are, every row with every parameter a module could have."""
+    rows = [(original, names) for original, *names in table.rows]
+    for stack in table.stacks:
+        for i in range(_depth(stack, keys, layout)):
+            rows += [
+                (f"{stack.original}.{i}.{original}", [f"{stack.diffusers}.{i}.{name}" for name in names])
+                for original, *names in stack.rows
+            ]
     for original, names in rows:
         for parameter in PARAMETERS:
             yield Rule(original + parameter, tuple(name + parameter for name in names))
 
 
-def rules_for(network: Iterable[str]) -> list[Rule]:
+def _depth(stack: Stack, keys: Collection[str], layout: Layout) -> int:
+    """One more than the highest block, but never more blocks than keys: an absurd index is an unknown key."""
+    prefix = stack.original if layout == "original" else stack.diffusers
+    block = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    highest = max((int(match[1]) for match in map(block.match, keys) if match), default=-1)
+    return min(highest + 1, len(keys))
+
+
+def rules_for(table: KeyTable, network: Iterable[str]) -> list[Rule]:
     """The rows that apply to a network with these (diffusers) keys; every key is in exactly one."""
     network = set(network)
-    rules = [rule for rule in _rows(_depth(network, "diffusers")) if network.issuperset(rule.diffusers)]
+    rules = [rule for rule in _rules(table, network, "diffusers") if network.issuperset(rule.diffusers)]
     covered = [name for rule in rules for name in rule.diffusers]
     if set(covered) != network or len(covered) != len(network):
         raise SprintError(f"no row of the key table for {min(network - set(covered))}")
     return rules
 
 
-def find_layout(keys: Iterable[str]) -> Layout | None:
-    """The layout that knows most of these keys, if it knows at least half; None is no Sana."""
+def known_keys(table: KeyTable, keys: Iterable[str]) -> dict[Layout, int]:
+    """How many of these keys each layout has a row for."""
     keys = set(keys)
-    known = {}
-    for layout in ("original", "diffusers"):
-        names = {name for rule in _rows(_depth(keys, layout)) for name in rule.names(layout)}
-        known[layout] = len(keys & names)
+    return {
+        layout: len(keys & {name for rule in _rules(table, keys, layout) for name in rule.names(layout)})
+        for layout in ("original", "diffusers")
+    }
+
+
+def find_layout(table: KeyTable, keys: Iterable[str]) -> Layout | None:
+    """The layout that knows most of these keys, if it knows at least half; None is of another family."""
+    keys = set(keys)
+    known = known_keys(table, keys)
     layout = max(known, key=known.get)
     return layout if keys and 2 * known[layout] >= len(keys) else None
 
 
-def _depth(keys: Collection[str], layout: Layout) -> int:
-    """One more than the highest block, but never more blocks than keys: an absurd index is an unknown key."""
-    block = re.compile(r"blocks\.(\d+)\." if layout == "original" else r"transformer_blocks\.(\d+)\.")
-    highest = max((int(match[1]) for match in map(block.match, keys) if match), default=-1)
-    return min(highest + 1, len(keys))
-
-
-def as_diffusers_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+def as_diffusers_shapes(table: KeyTable, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """Original shapes under diffusers' names, unchecked; where a row has two readings, both."""
     renamed = {}
-    for rule in _rows(_depth(shapes, "original")):
+    for rule in _rules(table, shapes, "original"):
         if rule.original in shapes:
             first, *rest = shapes[rule.original] or (0,)
             renamed |= dict.fromkeys(rule.diffusers, (first // len(rule.diffusers), *rest))
     return renamed
 
 
-def original_name(diffusers: str) -> str:
+def original_name(table: KeyTable, diffusers: str) -> str:
     """The original of a key, in whatever network; for messages."""
-    block = re.match(r"transformer_blocks\.(\d+)\.", diffusers)
-    depth = int(block[1]) + 1 if block else 0
-    return next((rule.original for rule in _rows(depth) if diffusers in rule.diffusers), diffusers)
+    depth = 1 + max(map(int, re.findall(r"\.(\d+)\.", diffusers)), default=0)
+    rules = _rules(table, [diffusers] * depth, "diffusers")
+    return next((rule.original for rule in rules if diffusers in rule.diffusers), diffusers)
 
 
 def expected_shapes(rules: list[Rule], network: Mapping[str, Shape], layout: Layout) -> dict[str, Shape]:
@@ -150,10 +127,13 @@ def expected_shapes(rules: list[Rule], network: Mapping[str, Shape], layout: Lay
     }
 
 
-def extra_shapes(width: int, caption_channels: int) -> dict[str, tuple[int | None, ...]]:
-    """Shapes of EXTRAS; None is any length."""
-    shapes = ((None, caption_channels), (1, None, width), (1, width), (1,))
-    return dict(zip(EXTRAS, shapes, strict=True))
+def extra_shapes(table: KeyTable, sizes: Sizes) -> dict[str, tuple[int | None, ...]]:
+    """Shapes of what diffusers' class has no place for, a student's logvar head too; None is any length."""
+    shapes = {
+        key: tuple(getattr(sizes, size) if isinstance(size, str) else size for size in shape)
+        for key, shape in table.extras.items()
+    }
+    return shapes | dict(zip(LOGVAR_KEYS, ((1, sizes.width), (1,)), strict=True))
 
 
 def check_shapes(

@@ -1,30 +1,34 @@
 """Networks with weights in them, from whatever `sprint convert` opens."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import SanaTransformer2DModel
+from diffusers import ModelMixin
 
-from sprint.base.errors import SprintError
+from sprint.models.families import family_of
 from sprint.weights.checkpoint import Checkpoint, understand
 
 
-def empty_network(config: Mapping) -> SanaTransformer2DModel:
-    """A network without memory for its weights; fill it by `load_state_dict(..., assign=True)`."""
+def empty_like(network: ModelMixin) -> ModelMixin:
+    """A network of the same config, without memory for its weights; `load_state_dict(..., assign=True)` fills it."""
+    return _empty(family_of(network).network_class, dict(network.config))
+
+
+def _empty(network_class: type[ModelMixin], config: dict) -> ModelMixin:
     with init_empty_weights(include_buffers=False):
-        return SanaTransformer2DModel.from_config(dict(config))
+        return network_class.from_config(config)
 
 
 def build_network(
     checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, depth: int | None = None
-) -> SanaTransformer2DModel:
+) -> ModelMixin:
     """The checkpoint's network in eval mode; with `depth`, only its first blocks between its two ends.
 
     Weights that are of `dtype` already stay mapped from the file: read them, but do not train them.
     """
-    network = empty_network(checkpoint.config | {"num_layers": depth or checkpoint.config["num_layers"]})
+    family, config = checkpoint.family, checkpoint.config
+    network = _empty(family.network_class, family.with_depth(config, depth) if depth else config)
     wanted = network.state_dict().keys()
     state = {name: tensor.to(dtype) for name, tensor in checkpoint.stream("diffusers") if name in wanted}
     network.load_state_dict(state, strict=True, assign=True)
@@ -34,14 +38,11 @@ def build_network(
 def understand_teacher(path_or_id: str | Path, time_scale: float | None = None) -> Checkpoint:
     """A teacher's checkpoint, its weights unread. Raises SprintError as `convert` does, and for a student."""
     checkpoint = understand(path_or_id, time_scale)
-    if checkpoint.config["guidance_embeds"]:
-        raise SprintError(f"{path_or_id} is a student (it embeds guidance); a teacher is needed here")
+    checkpoint.check_role(student=False)
     return checkpoint
 
 
-def load_teacher(
-    path_or_id: str | Path, time_scale: float | None = None
-) -> tuple[SanaTransformer2DModel, float]:
+def load_teacher(path_or_id: str | Path, time_scale: float | None = None) -> tuple[ModelMixin, float]:
     """A teacher in fp32 and eval mode, and what multiplies t_fm before its time embedder (1000 or 1).
 
     Takes every source that `convert` takes. Raises SprintError as `convert` does, and for a student.

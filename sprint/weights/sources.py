@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sprint.base.errors import SprintError
+from sprint.models.families import family_of_class, titles
+from sprint.models.teacher import Shape
 from sprint.weights.hub import HubError, fetch_folder
 
-Shape = tuple[int, ...]
 MAPPED_BYTES = 256 * 2**20  # a reader lets go of what it has mapped after this much
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 WEIGHTS = (".safetensors", *PICKLES)
@@ -143,9 +144,9 @@ def _open_folder(name: str, folder: Path) -> Source:
     if (folder / "transformer").is_dir():
         folder = folder / "transformer"
     config = _read_json(folder / "config.json")
-    kind = config.get("_class_name", "SanaTransformer2DModel")
-    if kind != "SanaTransformer2DModel":
-        raise SprintError(f"{folder}: config.json says {kind}, which is not a Sana transformer")
+    kind = config.get("_class_name")
+    if kind is not None and family_of_class(kind) is None:
+        raise SprintError(f"{folder}: config.json says {kind}, which is not a {titles()} transformer")
     source = _open_files(name, _weights_in(folder))
     source.config = config
     source.trigflow = _read_json(folder / TRIGFLOW_FILE)

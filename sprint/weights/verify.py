@@ -9,11 +9,12 @@ import math
 from pathlib import Path
 
 import torch
-from diffusers import SanaTransformer2DModel
+from diffusers import ModelMixin
 from torch import Tensor
 
 from sprint.base.errors import SprintError
 from sprint.maths.trigflow import flow_time, to_flow_input, to_flow_velocity
+from sprint.models.families import family_of
 from sprint.models.view import TrigFlowView
 from sprint.weights.checkpoint import Checkpoint, round_to
 from sprint.weights.load import build_network
@@ -64,31 +65,25 @@ def as_bits(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def velocity_error(network: SanaTransformer2DModel, time_scale: float, dtype: torch.dtype) -> float:
+def velocity_error(network: ModelMixin, time_scale: float, dtype: torch.dtype) -> float:
     """Largest |v recovered from F − v| over a grid of t, relative to the largest |v| or |x_fm|.
 
     The network is called once through `TrigFlowView` and once directly, on the same random latents and text.
     Values that are not finite must not be finite in both.  Raises SprintError above TOLERANCE[dtype].
     """
-    config = network.config
+    family = family_of(network)
+    sizes = family.sizes(network.config)
     random = torch.Generator().manual_seed(0)
-    side = GRID_CELLS * config.patch_size
-    x_hat = torch.randn(GRID, config.in_channels, side, side, generator=random, dtype=torch.float64).to(dtype)
-    text = torch.randn(GRID, TEXT_TOKENS, config.caption_channels, generator=random).to(dtype)
+    side = GRID_CELLS * sizes.patch
+    x_hat = torch.randn(GRID, sizes.channels, side, side, generator=random, dtype=torch.float64).to(dtype)
+    text = torch.randn(GRID, TEXT_TOKENS, sizes.text_width, generator=random).to(dtype)
     mask = torch.ones(GRID, TEXT_TOKENS, dtype=torch.int64)
-    guidance = torch.full((GRID,), GUIDANCE_SCALE, dtype=dtype) if config.guidance_embeds else None
+    guidance = torch.full((GRID,), GUIDANCE_SCALE, dtype=dtype) if family.is_student(network.config) else None
     t = torch.linspace(0, math.pi / 2, GRID + 2, dtype=dtype)[1:-1]
 
     t_fm = flow_time(t)
     x_fm = to_flow_input(x_hat, t_fm)
-    (v,) = network(
-        x_fm,
-        encoder_hidden_states=text,
-        encoder_attention_mask=mask,
-        timestep=t_fm * time_scale,
-        guidance=None if guidance is None else guidance * config.guidance_embeds_scale,
-        return_dict=False,
-    )
+    v = family.velocity(network, x_fm, t_fm, text, mask, guidance, time_scale)
     F = TrigFlowView(network, time_scale)(x_hat, t, text, mask, guidance)
     return _relative_error(to_flow_velocity(F, x_fm, t_fm), v, x_fm, TOLERANCE[dtype])
 
@@ -123,10 +118,11 @@ def check_bits(source: Checkpoint, written: Checkpoint, dtype: torch.dtype | Non
 
 def check_velocity_fast(written: Checkpoint) -> dict:
     """(b) in fp32 on the first blocks between the network's two ends."""
-    depth = min(FAST_DEPTH, written.config["num_layers"])
+    whole = written.sizes.depth
+    depth = min(FAST_DEPTH, whole)
     network = build_network(written, torch.float32, depth)
     return {
-        "network": f"first {depth} of {written.config['num_layers']} blocks",
+        "network": f"first {depth} of {whole} blocks",
         "times": GRID,
         "fp32_error": velocity_error(network, written.time_scale, torch.float32),
         "fp64_error": None,
@@ -135,7 +131,7 @@ def check_velocity_fast(written: Checkpoint) -> dict:
 
 def check_velocity_full(written: Checkpoint, folder: Path) -> dict:
     """(b) in fp32 and fp64 on the whole network, opened as diffusers opens it."""
-    network = SanaTransformer2DModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    network = written.family.network_class.from_pretrained(folder, torch_dtype=torch.float32).eval()
     fp32 = velocity_error(network, written.time_scale, torch.float32)
     fp64 = velocity_error(network.double(), written.time_scale, torch.float64)
     return {"network": "whole", "times": GRID, "fp32_error": fp32, "fp64_error": fp64}

@@ -13,7 +13,8 @@ from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 from sprint.base.errors import SprintError
 from sprint.data.batch import Encoded, Sample
 from sprint.data.batching import collate, encode
-from sprint.models.encoders import Family, encode_null
+from sprint.models.encoders import encode_null
+from sprint.models.sana.encoders import SanaEncoders
 from tests.tolerance import assert_close, near, of_network, rounding
 
 WORDS = ("red", "green", "blue", "circle", "square", "triangle", "cross", "a", "and")
@@ -53,7 +54,9 @@ def family():
         num_key_value_heads=1,
         head_dim=8,
     )
-    return Family(tokenizer, Gemma2Model(config).eval(), autoencoder.eval(), max_length=8, instruction=False)
+    return SanaEncoders(
+        tokenizer, Gemma2Model(config).eval(), autoencoder.eval(), max_length=8, instruction=False
+    )
 
 
 def pictures_of(*levels):

@@ -38,13 +38,13 @@ def steps(stage: DistillStage, engine: Engine, done: int, until: int) -> list[fl
 
 
 def leave(stage: DistillStage, engine: Engine, folder: Path) -> None:
-    saver = checkpoint.Saver(folder, group=engine.own_group())
+    saver = checkpoint.Saver(folder, group=engine.new_gloo_group())
     saver.save("distill", stage.tensors(), stage.facts())
     saver.wait()
 
 
 def arrive(stage: DistillStage, engine: Engine, folder: Path) -> None:
-    path = Path(engine.told_by_main(lambda: str(checkpoint.latest(folder))))
+    path = Path(engine.broadcast_from_main(lambda: str(checkpoint.latest(folder))))
     stage.load(partial(checkpoint.read_tensors, path, group=engine.hosts), checkpoint.read_facts(path))
 
 

@@ -13,7 +13,8 @@ from sprint.engine import compiled
 from sprint.engine.compiled import compile_blocks
 from sprint.maths.dual import value_and_tangent
 from sprint.models.student import Student
-from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME
+from sprint.models.view import TrigFlowView
 from sprint.train.distill import DistillStage
 from tests.tiny import DEPTH, LATENT, tiny_batch, tiny_network, tiny_null, tiny_recipe
 from tests.tolerance import assert_all_close, assert_close, growing, of_network

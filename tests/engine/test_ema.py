@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from sprint.engine.ema import Ema
-from sprint.engine.held import Whole
+from sprint.engine.held import Held
 from sprint.recipe.schema import Optimizer, OptimizerKind
 from tests.tolerance import assert_close, near, rounding
 from tests.train.test_adapt import kept
@@ -83,13 +83,13 @@ def test_pieces_average_to_pieces_of_the_average():
 def test_state_goes_round_in_place_and_a_missing_name_is_an_error():
     """The trained module knows how its average is held; a checkpoint fills it by name."""
     model = scalar(1.0)
-    trained = Whole(model, Optimizer(OptimizerKind.adamw, betas=(0.9, 0.99)))
-    ema, other = Ema(trained.weights(), decay=0.5), Ema({"weight": torch.full((1, 1), 9.0)}, decay=0.5)
-    read = kept({f"ema.{name}": tensor for name, tensor in trained.stored(ema.shadow).items()})
-    trained.restore(read, "ema", other.shadow)
+    trained = Held(model, Optimizer(OptimizerKind.adamw, betas=(0.9, 0.99)))
+    ema, other = Ema(trained.local(), decay=0.5), Ema({"weight": torch.full((1, 1), 9.0)}, decay=0.5)
+    read = kept({f"ema.{name}": tensor for name, tensor in trained.saved(ema.shadow).items()})
+    trained.load_into(other.shadow, read, "ema")
     assert other.shadow["weight"].item() == 1.0
     nn.init.constant_(model.weight, 3.0)
-    other.update(trained.weights())
+    other.update(trained.local())
     assert (other.shadow["weight"].item(), ema.shadow["weight"].item()) == (2.0, 1.0)
     with pytest.raises(KeyError, match=r"average\.weight"):
-        trained.restore(read, "average", other.shadow)
+        trained.load_into(other.shadow, read, "average")

@@ -12,10 +12,11 @@ from sprint.base.errors import SprintError
 from sprint.data.batch import parts
 from sprint.engine.batches import take, to_device
 from sprint.engine.engine import Engine
-from sprint.engine.held import Whole
+from sprint.engine.held import Held
 from sprint.models.student import Student
 from sprint.models.taps import TappedTeacher
-from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME
+from sprint.models.view import TrigFlowView
 from sprint.recipe.schema import EngineKind, Precision
 from sprint.train.distill import DistillStage
 from tests.engine.engine_processes import BATCH, both_stages, recipe_for_engines
@@ -51,8 +52,8 @@ def test_one_process_has_the_whole_batch(engine):
     assert engine.share(8) == range(8)
     assert engine.processes == 1 and engine.main_process
     assert engine.average(torch.tensor(3.0)).item() == 3.0
-    assert engine.highest(1) == 1
-    assert engine.told_by_main(lambda: "word") == "word"
+    assert engine.max_over_ranks(1) == 1
+    assert engine.broadcast_from_main(lambda: "word") == "word"
     assert str(engine) == "engine single, 1 process on cpu"
 
 
@@ -95,7 +96,7 @@ def test_accelerate_launch_that_starts_one_process_is_an_error():
 
 def test_trainable_is_float32_and_frozen_takes_no_gradient(engine):
     network = tiny_network().to(torch.bfloat16)
-    engine.trained(network, tiny_recipe().adapt.optimizer)
+    engine.wrap(network, tiny_recipe().adapt.optimizer)
     assert {p.dtype for p in network.parameters()} == {torch.float32}
     frozen = engine.frozen(tiny_network().train())
     assert not frozen.training and not any(p.requires_grad for p in frozen.parameters())
@@ -120,7 +121,7 @@ def embedding_of(network, *conditions):
 def test_bf16_keeps_the_time_embedding_in_float32(bf16_engine, role):
     network = tiny_network()
     if role == "trained":
-        bf16_engine.trained(network, tiny_recipe().adapt.optimizer)
+        bf16_engine.wrap(network, tiny_recipe().adapt.optimizer)
     else:
         bf16_engine.frozen(network)
     embedded = embedding_of(network)
@@ -145,7 +146,7 @@ def test_without_the_shield_neighbouring_times_are_one_in_bf16():
 def test_bf16_student_is_close_to_float32_and_its_gradients_are_float32(bf16_engine):
     torch.manual_seed(0)
     student = Student(tiny_network(guidance_embeds=True))
-    bf16_engine.trained(student, tiny_recipe().adapt.optimizer)
+    bf16_engine.wrap(student, tiny_recipe().adapt.optimizer)
     x_hat, text, mask = tiny_batch(2)
     guidance = torch.tensor([4.0, 5.0])
     with bf16_engine.autocast():
@@ -232,7 +233,7 @@ def test_the_losses_would_show_another_batch(whole_batch):
 def test_engines_for_one_and_for_several(engine, monkeypatch):
     alone = Engine(Precision.fp32, EngineKind.zero3)
     assert str(alone) == "engine single, 1 process on cpu (zero3 has nobody to share with)"
-    assert type(alone.trained(tiny_network(), tiny_recipe().adapt.optimizer)) is Whole
+    assert type(alone.wrap(tiny_network(), tiny_recipe().adapt.optimizer)) is Held
     monkeypatch.setattr(Engine, "processes", 2)
     with pytest.raises(SprintError, match="engine = single, but 2 processes are running; set engine=ddp"):
         engine._check_processes(2)

@@ -1,5 +1,5 @@
 from sprint.evaluate.published import FLUX_SCHNELL, PUBLISHED, published, published_size
-from sprint.models.sana.presets import transformer_config
+from sprint.models.sana.presets import size_of, transformer_config
 
 
 def test_rows_are_found_by_model_and_steps():
@@ -17,12 +17,12 @@ def test_every_model_has_1_2_and_4_steps_and_more_steps_take_longer():
         assert sorted(rows, key=lambda row: -row.throughput) == rows
 
 
-def test_a_student_is_known_by_its_network():
-    assert published_size(transformer_config("0.6b", qk_norm=True, guidance_embeds=True)) == "0.6b"
-    assert published_size(transformer_config("1.6b", qk_norm=True, guidance_embeds=True)) == "1.6b"
+def test_sizes_that_the_paper_did_not_distil_have_no_row():
+    assert published_size("0.6b") == "0.6b" and published_size("1.6b") == "1.6b"
+    assert published_size("4.8b") is published_size("tiny") is published_size(None) is None
 
 
-def test_teachers_and_other_sizes_have_no_row():
-    assert published_size(transformer_config("0.6b")) is None
-    assert published_size(transformer_config("4.8b", qk_norm=True, guidance_embeds=True)) is None
-    assert published_size(transformer_config("tiny", qk_norm=True, guidance_embeds=True)) is None
+def test_a_size_is_known_by_the_network():
+    for size in ("0.6b", "1.6b", "4.8b", "tiny"):
+        assert size_of(transformer_config(size, qk_norm=True, guidance_embeds=True)) == size
+    assert size_of(transformer_config("0.6b") | {"num_layers": 27}) is None

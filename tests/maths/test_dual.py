@@ -13,7 +13,8 @@ from torch.overrides import get_overridable_functions
 from sprint.engine.recompute import recompute_in_backward
 from sprint.maths.dual import RULES, Dual, value_and_tangent
 from sprint.models.student import Student
-from sprint.models.view import DENSE_TIME, SPARSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME, SPARSE_TIME
+from sprint.models.view import TrigFlowView
 from tests.maths.dual_cases import (
     ANYWHERE,
     FIRST,

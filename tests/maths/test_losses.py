@@ -15,7 +15,8 @@ from sprint.maths.trigflow import (
     gaussian_consistency,
     gaussian_velocity,
 )
-from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME
+from sprint.models.view import TrigFlowView
 from tests.tiny import tiny_batch, tiny_network
 from tests.tolerance import assert_close, central, near, of_network, rounding
 

@@ -5,7 +5,8 @@ from sprint.maths.dual import value_and_tangent
 from sprint.maths.losses import settled_logvar
 from sprint.maths.trigflow import HALF_PI
 from sprint.models.student import Student, TrainedStudent, from_adapted
-from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME
+from sprint.models.view import TrigFlowView
 from tests.tiny import WIDTH, tiny_batch, tiny_network
 from tests.tolerance import assert_close, near, rounding
 

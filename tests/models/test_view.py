@@ -5,7 +5,8 @@ import torch
 
 from sprint.maths.trigflow import HALF_PI, flow_time, to_flow_input, to_flow_velocity
 from sprint.models.guidance import guided_velocity, with_null
-from sprint.models.view import DENSE_TIME, SPARSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME, SPARSE_TIME
+from sprint.models.view import TrigFlowView
 from tests.tiny import tiny_batch, tiny_network, tiny_null
 from tests.tolerance import assert_close, of_autocast, of_network
 

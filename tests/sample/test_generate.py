@@ -21,8 +21,10 @@ from sprint.cli.sample import compiler_errors
 from sprint.maths.samplers import Noise
 from sprint.maths.schedule import student_times
 from sprint.models.encoders import PIXELS_AT_ONCE, Family
+from sprint.models.sana.encoders import SanaEncoders
 from sprint.models.sana.presets import transformer_config
-from sprint.models.view import DENSE_TIME, SPARSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME, SPARSE_TIME
+from sprint.models.view import TrigFlowView
 from sprint.sample.generate import StudentGenerator, TeacherGenerator
 from sprint.sample.load import load_generator
 from sprint.weights.settings import Settings, read_settings
@@ -58,7 +60,7 @@ def mini_family(max_length: int = 20, instruction: bool = False) -> Family:
     stages |= {f"{end}_layers_per_block": (1, 1, 1) for end in ("encoder", "decoder")}
     stages |= {f"{end}_qkv_multiscales": ((), (), ()) for end in ("encoder", "decoder")}
     autoencoder = AutoencoderDC(latent_channels=CHANNELS, scaling_factor=0.7, **stages)
-    return Family(tokenizer, encoder.eval(), autoencoder.eval(), max_length, instruction)
+    return SanaEncoders(tokenizer, encoder.eval(), autoencoder.eval(), max_length, instruction)
 
 
 def mini_network(seed: int = 0, **traits: bool) -> SanaTransformer2DModel:

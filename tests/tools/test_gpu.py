@@ -16,9 +16,10 @@ from sprint.data.batch import Batch
 from sprint.engine import checkpoint
 from sprint.engine.engine import Engine
 from sprint.maths.dual import value_and_tangent
-from sprint.models.encoders import load_family
+from sprint.models.families import load_family
 from sprint.models.sana.presets import transformer_config
-from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME
+from sprint.models.view import TrigFlowView
 from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import Recipe
 from sprint.sample.generate import StudentGenerator

@@ -52,7 +52,7 @@ def under_engines(tmp_path_factory):
 
 def test_engines_agree_and_go_on_from_their_checkpoints(under_engines):
     held = {kind: found["held"] for kind, found in under_engines.items()}
-    assert held == {"single": "Whole", "ddp": "Replicated", "fsdp2": "RowSharded"}
+    assert held == {"single": "Held", "ddp": "Replicated", "fsdp2": "RowSharded"}
     expected = under_engines["single"]["losses"]
     assert len(expected) == gpu_engines.STEPS and len(set(expected)) > 1
     for found in under_engines.values():

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from sprint.base.errors import Diverged, SprintError
-from sprint.engine.held import Read, Tensors, Whole
+from sprint.engine.held import Held, Read, Tensors
 from sprint.models.view import FlowVelocity
 from sprint.recipe.schema import Optimizer, OptimizerKind
 from sprint.train.adapt import AdaptStage, FlowDraws, draw_flow, flow_loss, noised
@@ -250,15 +250,15 @@ def test_bf16_loss_is_close_to_float32(bf16_engine):
 # ---- one update of a module with its optimizer ----------------------------------------------------------
 
 
-def make_whole(kind: OptimizerKind = OptimizerKind.adamw) -> Whole:
+def make_whole(kind: OptimizerKind = OptimizerKind.adamw) -> Held:
     """weight [[1, 1]], lr 0.1, gradients clipped to a norm of 1."""
     module = nn.Linear(2, 1, bias=False)
     nn.init.ones_(module.weight)
     betas = (0.9, 0.99, 0.999) if kind is OptimizerKind.came else (0.9, 0.99)
-    return Whole(module, Optimizer(kind, lr=0.1, betas=betas, clip_norm=1.0))
+    return Held(module, Optimizer(kind, lr=0.1, betas=betas, clip_norm=1.0))
 
 
-def backward(trained: Whole, *gradient: float, more: bool = False) -> None:
+def backward(trained: Held, *gradient: float, more: bool = False) -> None:
     with trained.accumulating(more):
         trained.backward(trained(torch.tensor([gradient])).sum())
 
@@ -281,7 +281,7 @@ def test_an_update_clips_moves_and_tells_the_norm_before():
     assert (norm.item(), moved.item()) == (5.0, True)
     momentum = trained.tensors()["exp_avg.weight"]
     torch.testing.assert_close(momentum, torch.tensor([[0.06, 0.08]]))  # (1 − β₁) · clipped gradient
-    torch.testing.assert_close(trained.weights()["weight"], torch.tensor([[0.9, 0.9]]))  # AdamW's first: ±lr
+    torch.testing.assert_close(trained.local()["weight"], torch.tensor([[0.9, 0.9]]))  # AdamW's first: ±lr
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

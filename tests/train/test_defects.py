@@ -21,7 +21,7 @@ from sprint.maths import losses
 from sprint.maths.schedule import check_times, student_times, with_max_time
 from sprint.maths.trigflow import HALF_PI, SIGMA_DATA, diffuse
 from sprint.models.guidance import with_null
-from sprint.models.view import DENSE_TIME
+from sprint.models.teacher import DENSE_TIME
 from sprint.train import terms
 from sprint.train.distill import DISCRIMINATOR, GENERATOR, DistillStage
 from sprint.train.draws import draw

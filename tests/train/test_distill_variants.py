@@ -10,7 +10,7 @@ from sprint.maths.trigflow import (
     flow_time,
     velocity_from_data,
 )
-from sprint.models.view import DENSE_TIME, SPARSE_TIME
+from sprint.models.teacher import DENSE_TIME, SPARSE_TIME
 from sprint.train import terms
 from sprint.train.distill import DistillStage
 from sprint.train.draws import draw

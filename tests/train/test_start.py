@@ -5,12 +5,14 @@ import torch
 from diffusers.models.embeddings import Timesteps
 
 from sprint.maths.trigflow import HALF_PI
-from sprint.models.view import DENSE_TIME, SPARSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME, SPARSE_TIME
+from sprint.models.view import TrigFlowView
 from sprint.train.start import calibrated, fit_dense_time, measure_qk_rms, with_ones
 from tests.tiny import QK_NORM, same, tiny_batch, tiny_network
 from tests.tolerance import near, of_network
 
 NORMS = [f"transformer_blocks.{i}.attn{j}.norm_{x}.weight" for i in (0, 1) for j in (1, 2) for x in "qk"]
+FEATURES = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
 RMS = 4.0  # of the teacher's q and k, about: QK-norm at ones divides them by it
 
 
@@ -128,11 +130,10 @@ def wide_embedder(seed: int = 0):
 def test_the_dense_time_fit_is_close_between_its_own_points_too():
     embedder = wide_embedder()
     sparse = copy.deepcopy(embedder)
-    reported = fit_dense_time(embedder, SPARSE_TIME)
-    features = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+    reported = fit_dense_time(embedder, FEATURES, SPARSE_TIME)
     t = torch.rand(2000, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        fitted, wanted = embedder(features(t)), sparse(features(SPARSE_TIME * t))
+        fitted, wanted = embedder(FEATURES(t)), sparse(FEATURES(SPARSE_TIME * t))
         spread = (wanted - wanted.mean(0)).norm()
     error = ((fitted - wanted).norm() / wanted.norm()).item()
     assert reported < 0.1
@@ -144,17 +145,16 @@ def test_the_dense_time_fit_is_close_between_its_own_points_too():
 def test_the_time_derivative_of_a_dense_fit_is_not_a_thousandfold():
     """Sparse time with dense weights copied is the paper's collapse: derivatives above 10³."""
     embedder = wide_embedder()
-    features = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
     t = torch.linspace(0.05, 0.95, 200)
 
     def speed(embedder, scale):
-        _, derivative = torch.func.jvp(lambda t: embedder(features(scale * t)), (t,), (torch.ones_like(t),))
+        _, derivative = torch.func.jvp(lambda t: embedder(FEATURES(scale * t)), (t,), (torch.ones_like(t),))
         return derivative.norm(dim=1).median().item()
 
     rough = tiny_network(3, num_attention_heads=4, attention_head_dim=32).time_embed.emb.timestep_embedder
     sparse = speed(rough, SPARSE_TIME)
     assert sparse > 500 * speed(rough, DENSE_TIME)
-    fit_dense_time(embedder, SPARSE_TIME)
+    fit_dense_time(embedder, FEATURES, SPARSE_TIME)
     assert speed(embedder, DENSE_TIME) < sparse / 20
 
 
@@ -162,15 +162,14 @@ def test_the_time_derivative_of_a_dense_fit_is_not_a_thousandfold():
 def test_the_fit_keeps_the_embedder_as_calm_as_it_was():
     """Against a jolt of every weight by a learning rate's worth: a fan of steep hinges moved by a fifth."""
     embedder = wide_embedder()
-    features = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
     t = torch.linspace(0, 1, 500)
-    fit_dense_time(embedder, SPARSE_TIME)
+    fit_dense_time(embedder, FEATURES, SPARSE_TIME)
     with torch.no_grad():
-        before = embedder(features(t))
+        before = embedder(FEATURES(t))
         generator = torch.Generator().manual_seed(0)
         for p in embedder.parameters():
             p += 4e-4 * torch.randn(p.shape, generator=generator).sign()
-        moved = (embedder(features(t)) - before).norm() / before.norm()
+        moved = (embedder(FEATURES(t)) - before).norm() / before.norm()
     assert moved < 0.02
 
 

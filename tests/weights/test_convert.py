@@ -268,7 +268,7 @@ def test_wrong_view_fails_the_certificate(here, file, monkeypatch, level):
 def test_record_and_summary(here, file):
     result = quiet(file, "out", verify="full")
     stored = json.loads((here / "out/trigflow.json").read_text())
-    assert result == stored | {"out": "out"}
+    assert result == stored | {"out": "out", "size": "Sana of another depth than tiny"}
     digest = hashlib.sha256((here / file).read_bytes()).hexdigest()
     assert stored["source"]["files"] == [
         {"name": file, "bytes": (here / file).stat().st_size, "sha256": digest}

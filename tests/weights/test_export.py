@@ -13,7 +13,9 @@ from torch import nn
 
 from sprint.base.errors import SprintError
 from sprint.maths.schedule import student_times
-from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.models.sana.family import Sana
+from sprint.models.teacher import DENSE_TIME
+from sprint.models.view import TrigFlowView
 from sprint.sample.generate import StudentGenerator, TeacherGenerator
 from sprint.sample.load import load_generator
 from sprint.weights.card import student_card, write_card
@@ -287,9 +289,9 @@ def test_place_under_a_file_is_refused(tmp_path, network):
 
 
 def test_wrong_kind_of_network(tmp_path, folder, network):
-    with pytest.raises(SprintError, match="a student embeds guidance"):
+    with pytest.raises(SprintError, match="this network is a teacher"):
         export_student(tmp_path / "x", mini_network(), None, mini_family(), {})
-    with pytest.raises(SprintError, match="a teacher does not"):
+    with pytest.raises(SprintError, match="this network is a student"):
         export_teacher(tmp_path / "x", network, mini_family(), {})
     teacher = export_teacher(tmp_path / "teacher", mini_network(qk_norm=True), mini_family(), {})
     with pytest.raises(SprintError, match="is a teacher"):
@@ -307,4 +309,6 @@ def test_own_step_lists_reach_the_settings_the_card_and_the_sampler(tmp_path, ne
     card = write_card(folder, {"recipe": "tiny"}).read_text()
     assert "- 2 steps: `1.5708,0.8,0`" in card
     assert "found these" not in card and "`sprint sample` at the default times" in card
-    assert "Step lists" not in student_card("student", read_settings(str(folder))._replace(times=()), {})
+    assert "Step lists" not in student_card(
+        Sana(), "student", read_settings(str(folder))._replace(times=()), {}
+    )

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sprint.base.errors import SprintError
-from sprint.models.sana.presets import PRESETS, config_from_shapes, network_shapes, transformer_config
+from sprint.models.sana.keys import KEYS
+from sprint.models.sana.presets import PRESETS, config_from_shapes, network_shapes, sizes, transformer_config
 from sprint.weights.keys import (
     Rule,
     as_diffusers_shapes,
@@ -45,7 +46,7 @@ BY_HAND_STUDENT = {
 
 
 def table(**traits) -> dict[str, list[str]]:
-    rules = rules_for(network_shapes(transformer_config("tiny", **traits)))
+    rules = rules_for(KEYS, network_shapes(transformer_config("tiny", **traits)))
     return {rule.original: list(rule.diffusers) for rule in rules}
 
 
@@ -60,7 +61,7 @@ def test_rows_by_hand():
 @pytest.mark.parametrize(("qk_norm", "guidance"), [(False, False), (True, False), (True, True)])
 def test_every_key_of_the_class_once(size, qk_norm, guidance):
     network = network_shapes(transformer_config(size, qk_norm, guidance))
-    rules = rules_for(network)
+    rules = rules_for(KEYS, network)
     names = [name for rule in rules for name in rule.diffusers]
     originals = [rule.original for rule in rules]
     assert sorted(names) == sorted(network)
@@ -70,14 +71,14 @@ def test_every_key_of_the_class_once(size, qk_norm, guidance):
 
 def test_original_shapes_of_the_0_6b():
     network = network_shapes(transformer_config("0.6b"))
-    shapes = expected_shapes(rules_for(network), network, "original")
+    shapes = expected_shapes(rules_for(KEYS, network), network, "original")
     assert shapes["blocks.27.attn.qkv.weight"] == (3456, 1152)
     assert shapes["blocks.27.cross_attn.kv_linear.weight"] == (2304, 1152)
     assert shapes["blocks.27.mlp.inverted_conv.conv.weight"] == (5760, 1152, 1, 1)
     assert shapes["y_embedder.y_proj.fc1.weight"] == (1152, 2304)
-    assert extra_shapes(1152, 2304)["pos_embed"] == (1, None, 1152)
-    assert find_layout(shapes) == "original"
-    assert config_from_shapes(as_diffusers_shapes(shapes)) == transformer_config("0.6b")
+    assert extra_shapes(KEYS, sizes(transformer_config("0.6b")))["pos_embed"] == (1, None, 1152)
+    assert find_layout(KEYS, shapes) == "original"
+    assert config_from_shapes(as_diffusers_shapes(KEYS, shapes)) == transformer_config("0.6b")
 
 
 def test_split_and_join_are_inverse():
@@ -93,8 +94,8 @@ def test_split_and_join_are_inverse():
 
 
 def test_names_for_messages_and_layouts():
-    assert original_name("transformer_blocks.3.attn2.to_v.bias") == "blocks.3.cross_attn.kv_linear.bias"
-    assert original_name("proj_out.weight") == "final_layer.linear.weight"
-    assert find_layout(network_shapes(transformer_config("tiny"))) == "diffusers"
-    assert find_layout(["model.layers.0.mlp.weight", "pos_embed"]) is None
-    assert find_layout([]) is None
+    assert original_name(KEYS, "transformer_blocks.3.attn2.to_v.bias") == "blocks.3.cross_attn.kv_linear.bias"
+    assert original_name(KEYS, "proj_out.weight") == "final_layer.linear.weight"
+    assert find_layout(KEYS, network_shapes(transformer_config("tiny"))) == "diffusers"
+    assert find_layout(KEYS, ["model.layers.0.mlp.weight", "pos_embed"]) is None
+    assert find_layout(KEYS, []) is None

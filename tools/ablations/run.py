@@ -25,7 +25,8 @@ from sprint.evaluate.store import in_batches
 from sprint.lab.features import scene_features
 from sprint.lab.reader import score
 from sprint.lab.series import REFERENCE_SEED, SHOWN, held_out_scenes
-from sprint.models.view import SPARSE_TIME, TrigFlowView
+from sprint.models.teacher import SPARSE_TIME
+from sprint.models.view import TrigFlowView
 from sprint.sample.generate import Generator, StudentGenerator
 from sprint.sample.load import load_generator
 from sprint.train.adapt import AdaptStage

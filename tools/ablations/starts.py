@@ -30,7 +30,8 @@ from sprint.data.batch import Batch
 from sprint.data.batching import batch_positions, encode, prefetch
 from sprint.data.source import open_source
 from sprint.engine.batches import to_device
-from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME
+from sprint.models.view import TrigFlowView
 from sprint.pages.chart import Point, line_chart
 from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import AdaptStart, Recipe

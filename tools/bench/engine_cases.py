@@ -202,7 +202,7 @@ class Held:
     def count(self) -> dict[str, int]:
         stage, trained = self.stage, self.stage.generator.trained
         groups = {
-            "weights": trained.weights().values(),
+            "weights": trained.local().values(),
             "optimizer state": states_of(trained.optimizer),
             "EMA": stage.ema.shadow.values(),
             "teacher": stage.teacher.network.parameters(),

@@ -32,6 +32,7 @@ from pathlib import Path
 
 from sprint.base.errors import SprintError
 from sprint.engine.zero import BUCKET
+from sprint.models.sana.family import Sana
 from sprint.recipe.schema import EngineKind, OptimizerKind, Precision
 from sprint.train.plan.activations import FP32
 from sprint.train.plan.engines import WHOLE
@@ -140,7 +141,7 @@ def planned(case: Case, network: str, processes: int) -> dict[str, int]:
     """Bytes that stay from update to update, and at the highest moment."""
     size = memory_size(network)
     tokens = (size.config["sample_size"] // size.config["patch_size"]) ** 2
-    networks = networks_of(size.config | {"qk_norm": None}, len(size.taps), tokens)
+    networks = networks_of(Sana(), size.config | {"qk_norm": None}, len(size.taps), tokens)
     parts = distill_memory(memory_recipe(case, network), networks, processes)
     stays = sum(size for name, size in parts.items() if not name.endswith(WHOLE) and name not in ACTIVATIONS)
     stays += FP32 * BUCKET * (case.engine is ZERO3 and processes > 1)  # it never lets its bucket go

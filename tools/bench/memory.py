@@ -36,6 +36,7 @@ from tqdm import tqdm
 from sprint.base.errors import SprintError
 from sprint.data.batch import Batch
 from sprint.engine.engine import Engine, keep_time_in_float32
+from sprint.models.sana.family import Sana
 from sprint.recipe.schema import (
     Adapt,
     Adversarial,
@@ -136,7 +137,9 @@ def without_memory() -> Iterator[None]:
     """
     stay = patch.object(nn.Module, "to", lambda module, *args, **kwargs: module)
     with stay, warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
-        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # of TextMemory
+        warnings.filterwarnings(
+            "ignore", message="Accessing the data pointer of FakeTensor"
+        )  # of the text memory
         yield
 
 
@@ -208,7 +211,7 @@ def planned(case: Case) -> int:
     """What --dry-run would print as the total for one GPU."""
     size, recipe = SIZES[case.request.network], recipe_of(case)
     tokens = (size.config["sample_size"] // size.config["patch_size"]) ** 2
-    networks = networks_of(size.config | {"qk_norm": None}, len(size.taps), tokens)
+    networks = networks_of(Sana(), size.config | {"qk_norm": None}, len(size.taps), tokens)
     memory = (adapt_memory if case.stage == "adapt" else distill_memory)(recipe, networks, gpus=1)
     return round(with_totals(memory)["total, recomputed" if case.checkpointing else "total"])
 

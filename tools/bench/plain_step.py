@@ -37,7 +37,8 @@ from sprint.maths import losses
 from sprint.maths.trigflow import SIGMA_DATA, data_estimate, diffuse, expand_time
 from sprint.models.discriminator import SLOPE, DiscriminatorHeads, deinterleave, interleave
 from sprint.models.student import Student, from_adapted
-from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME
+from sprint.models.view import TrigFlowView
 from sprint.recipe.schema import Precision, Recipe
 from sprint.train.draws import Draws, draw
 from tools.bench.measure import torchs_products

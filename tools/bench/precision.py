@@ -35,7 +35,8 @@ from sprint.base.errors import SprintError
 from sprint.engine.engine import Engine, keep_time_in_float32
 from sprint.maths.dual import Dual
 from sprint.maths.trigflow import flow_time, to_flow_input, to_trig_velocity
-from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME
+from sprint.models.view import TrigFlowView
 from sprint.recipe.schema import Precision
 from tools.bench.measure import summary, write_results
 from tools.bench.precision_cases import (

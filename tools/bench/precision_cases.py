@@ -27,11 +27,13 @@ from sprint.maths import losses
 from sprint.maths.dual import value_and_tangent
 from sprint.maths.schedule import lognormal_trig_times
 from sprint.maths.trigflow import SIGMA_DATA, diffuse
-from sprint.models.encoders import Family, encode_null, load_family
+from sprint.models.encoders import Family, encode_null
+from sprint.models.families import load_family
 from sprint.models.guidance import with_null
 from sprint.models.sana.presets import transformer_config
 from sprint.models.student import Student, from_adapted
-from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME
+from sprint.models.view import TrigFlowView
 from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import Recipe
 from sprint.train.adapt import draw_flow, noised

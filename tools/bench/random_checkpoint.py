@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sprint.base.dtypes import DTYPES
+from sprint.models.sana.keys import KEYS
 from sprint.models.sana.presets import PRESETS, network_shapes, transformer_config
 from sprint.weights.keys import expected_shapes, rules_for
 from sprint.weights.writer import Spec, whole_or_nothing, write_safetensors
@@ -33,7 +34,7 @@ def write_random_checkpoint(size: str, out: Path, layout: str, dtype: torch.dtyp
     """A base teacher of a preset size; in the original layout with the two buffers that real files carry."""
     config = transformer_config(size)
     network = network_shapes(config)
-    shapes = expected_shapes(rules_for(network), network, layout)
+    shapes = expected_shapes(rules_for(KEYS, network), network, layout)
     if layout == "original":
         width, cells = PRESETS[size].width, PRESETS[size].sample_size ** 2
         shapes |= {

@@ -33,9 +33,12 @@ from sprint.base.errors import SprintError
 from sprint.base.names import resolve
 from sprint.maths.samplers import Noise
 from sprint.maths.trigflow import SIGMA_DATA
-from sprint.models.encoders import Family, human_instruction, load_family
+from sprint.models.encoders import Family
+from sprint.models.families import load_family
+from sprint.models.sana.encoders import SanaEncoders, human_instruction
 from sprint.models.student import from_adapted
-from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME
+from sprint.models.view import TrigFlowView
 from sprint.recipe.schema import Precision
 from sprint.sample.generate import StudentGenerator
 from sprint.sample.load import load_generator
@@ -123,7 +126,7 @@ def random_case(name: str) -> Case:
         encoder, decoder = gemma2(256, layers=6, heads=4), narrow(F32C32)
     network = SanaTransformer2DModel(**config | {"guidance_embeds": True}).eval()
     autoencoder = AutoencoderDC(**decoder).eval()
-    family = Family(word_tokenizer(), encoder, autoencoder, max_length=300, instruction=True)
+    family = SanaEncoders(word_tokenizer(), encoder, autoencoder, max_length=300, instruction=True)
     return Case(network, family, config["sample_size"] * family.downscale, "random", SENTENCES)
 
 

@@ -20,7 +20,8 @@ from sprint.engine.engine import Engine
 from sprint.maths.samplers import Noise, sample_consistency
 from sprint.maths.schedule import student_times
 from sprint.models.sana.presets import transformer_config
-from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME
+from sprint.models.view import TrigFlowView
 from sprint.recipe.schema import Recipe
 from sprint.train.distill import DISCRIMINATOR, GENERATOR, DistillStage
 

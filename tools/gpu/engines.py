@@ -25,7 +25,7 @@ from sprint.data.batch import Batch
 from sprint.engine import checkpoint
 from sprint.engine.batches import take, to_device
 from sprint.engine.engine import Engine
-from sprint.engine.held import Replicated, RowSharded, Whole
+from sprint.engine.held import Held, Replicated, RowSharded
 from sprint.recipe.schema import (
     Adversarial,
     Distill,
@@ -53,14 +53,14 @@ class OneOfSeveral(Engine):
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         self.mesh = DeviceMesh(self.device.type, [0], mesh_dim_names=("shard",))
 
-    def trained(self, module: nn.Module, settings: Optimizer) -> Whole:
+    def wrap(self, module: nn.Module, settings: Optimizer) -> Held:
         if self.asked is not EngineKind.fsdp2:
             return self.replicated(module, settings)
         self._place(module)
         self._shard(module)
         return RowSharded(module, settings, self.mesh)
 
-    def replicated(self, module: nn.Module, settings: Optimizer) -> Whole:
+    def replicated(self, module: nn.Module, settings: Optimizer) -> Held:
         self._place(module)
         return Replicated(module, settings)
 
@@ -102,7 +102,7 @@ def steps_under(engine: Engine, folder: Path) -> dict:
     """Losses of all steps, and of those after a checkpoint by another stage that began from it."""
     stage = make_stage(engine)
     losses = losses_of(stage, range(SAVED_AFTER))
-    saver = checkpoint.Saver(folder, group=engine.own_group())
+    saver = checkpoint.Saver(folder, group=engine.new_gloo_group())
     saver.save(f"distill-{SAVED_AFTER}", stage.tensors(), stage.facts())
     saver.wait()
     losses += losses_of(stage, range(SAVED_AFTER, STEPS))

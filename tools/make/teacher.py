@@ -32,9 +32,11 @@ from sprint.lab.scenes import render, scene
 from sprint.lab.series import HELD_OUT_SEED, TEACHER_SEEDS
 from sprint.maths.samplers import Noise, sample_ode
 from sprint.maths.schedule import shifted_logit_normal_flow_times, teacher_times
-from sprint.models.encoders import Family, tokenize
+from sprint.models.encoders import Family
 from sprint.models.guidance import guided_velocity, with_null
-from sprint.models.view import SPARSE_TIME, TrigFlowView
+from sprint.models.sana.encoders import SanaEncoders, tokenize
+from sprint.models.teacher import SPARSE_TIME
+from sprint.models.view import TrigFlowView
 from sprint.weights.settings import SETTINGS_FILE
 from tools.bench.measure import command
 
@@ -218,7 +220,7 @@ def main() -> None:
     teacher = Teacher(
         build_text_encoder(len(tokenizer)), build_network(autoencoder.config.latent_channels)
     ).to(args.device)
-    family = Family(tokenizer, teacher.text_encoder, autoencoder, MAX_LENGTH, False).to(args.device)
+    family = SanaEncoders(tokenizer, teacher.text_encoder, autoencoder, MAX_LENGTH, False).to(args.device)
     data = cached_scenes(args.out / "scenes.pt", family, args.scenes)
     null = tokenize(tokenizer, [""], MAX_LENGTH, False)[:2]
     null = [part[:, : data["ids"].shape[1]] for part in null]

@@ -10,7 +10,8 @@ from sprint.base.names import resolve
 from sprint.base.random import step_generator
 from sprint.data.batch import Batch, Encoded, Item, Prompt, Sample, parts
 from sprint.data.batching import encode
-from sprint.models.encoders import TEXT_UNIT, Family, load_family
+from sprint.models.encoders import TEXT_UNIT, Family
+from sprint.models.families import load_family
 from sprint.models.view import TrigFlowView
 from sprint.recipe.schema import Data, DataKind, Precision, Recipe
 from sprint.sample.generate import TeacherGenerator

@@ -13,12 +13,13 @@ import torch
 from diffusers import SanaTransformer2DModel
 
 from sprint.base.errors import SprintError
-from sprint.models.view import SPARSE_TIME
+from sprint.models.sana.keys import KEYS
+from sprint.models.teacher import DENSE_TIME, SPARSE_TIME, Shape, Sizes
 
-Shape = tuple[int, ...]
 HEAD_DIM = 32  # of linear self-attention, in every Sana
 QK_NORM = "rms_norm_across_heads"
-BLOCK = re.compile(r"transformer_blocks\.(\d+)\.")
+POSITION_GRID = 64  # latent cells a side from which on original Sana adds position embeddings
+BLOCK_NUMBER = re.compile(r"transformer_blocks\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,59 @@ def preset_of_width(width: int) -> Preset | None:
     return next((row for row in PRESETS.values() if row.width == width), None)
 
 
+def size_of(config: Mapping) -> str | None:
+    """The preset of its depth and width."""
+    sizes = {(row.depth, row.width): name for name, row in PRESETS.items()}
+    return sizes.get((config["num_layers"], width_of(config)))
+
+
+def size_name(config: Mapping) -> str:
+    """Sana 0.6B, or the size it was pruned or grown from."""
+    if exact := size_of(config):
+        return f"Sana {exact.upper() if exact[0].isdigit() else exact}"
+    preset = preset_of_width(width_of(config))
+    return f"Sana of another depth than {preset.name}" if preset else "Sana of its own size"
+
+
+def width_of(config: Mapping) -> int:
+    return config["num_attention_heads"] * config["attention_head_dim"]
+
+
+def heads_from(config: Mapping) -> str:
+    return f"the preset of width {width_of(config)}"
+
+
+def sizes(config: Mapping) -> Sizes:
+    return Sizes(
+        depth=config["num_layers"],
+        width=width_of(config),
+        channels=config["in_channels"],
+        text_width=config["caption_channels"],
+        side=config["sample_size"],
+        patch=config["patch_size"],
+    )
+
+
+def is_student(config: Mapping) -> bool:
+    return bool(config.get("guidance_embeds"))
+
+
+def has_qk_norm(config: Mapping) -> bool:
+    return config["qk_norm"] is not None
+
+
+def adapted_config(config: Mapping) -> dict:
+    return dict(config) | {"qk_norm": QK_NORM}
+
+
+def student_config(config: Mapping) -> dict:
+    return dict(config) | {"guidance_embeds": True}
+
+
+def with_depth(config: Mapping, depth: int) -> dict:
+    return dict(config) | {"num_layers": depth}
+
+
 def transformer_config(name: str, qk_norm: bool = False, guidance_embeds: bool = False) -> dict:
     """Arguments of `SanaTransformer2DModel` for a preset: a base teacher, or (both flags) a student's."""
     if name not in PRESETS:
@@ -80,13 +134,19 @@ def transformer_config(name: str, qk_norm: bool = False, guidance_embeds: bool =
 
 # ---- from shapes ------------------------------------------------------------------------------------
 
-# What `config_from_shapes` cannot do without, and how many axes each has.
-CONFIG_KEYS = {
-    "patch_embed.proj.weight": 4,
-    "proj_out.weight": 2,
-    "caption_projection.linear_1.weight": 2,
-    "transformer_blocks.0.ff.conv_inverted.weight": 4,
-}
+NEEDED = dict(zip(KEYS.needed, (4, 2, 2, 4), strict=True))  # axes of what a config cannot do without
+
+
+def config_of(
+    shapes: Mapping[str, Shape], given: Mapping, heads: int | None, original: Mapping[str, Shape]
+) -> dict:
+    """As `Teacher.config_from_shapes`."""
+    return config_from_shapes(
+        shapes,
+        cross_attention_heads=heads,
+        attention_head_dim=given.get("attention_head_dim", HEAD_DIM),
+        sample_size=given.get("sample_size") or sample_size_of(original),
+    )
 
 
 def config_from_shapes(
@@ -101,7 +161,7 @@ def config_from_shapes(
     `cross_attention_heads` and `sample_size` cannot be read from shapes: without a value they are those of
     the width's preset.  Raises SprintError where a needed tensor is missing, or nothing gives the heads.
     """
-    for key, ndim in CONFIG_KEYS.items():
+    for key, ndim in NEEDED.items():
         if key not in shapes:
             raise SprintError(f"missing key {key}")
         if len(shapes[key]) != ndim:
@@ -134,6 +194,20 @@ def config_from_shapes(
     }
 
 
+def sample_size_of(original: Mapping[str, Shape]) -> int | None:
+    """Latent cells a side, which an original file tells by its position buffer. Raises SprintError for 2K and 4K."""
+    shape, patch = original.get("pos_embed", ()), original.get("x_embedder.proj.weight", ())
+    if len(shape) != 3 or len(patch) != 4:
+        return None
+    size = round(shape[1] ** 0.5) * patch[2]
+    if size >= POSITION_GRID:
+        raise SprintError(
+            f"pos_embed has {shape[1]} places; 2K and 4K Sana add position embeddings, "
+            "which an original file does not describe; give its diffusers folder"
+        )
+    return size
+
+
 def _width(shapes: Mapping[str, Shape]) -> int:
     return mode(
         [
@@ -155,7 +229,7 @@ def _in_channels(shapes: Mapping[str, Shape], patch_size: int) -> int:
 
 def _depth(shapes: Mapping[str, Shape]) -> int:
     """One more than the highest block, but never more blocks than tensors."""
-    return min(len(shapes), 1 + max(int(match[1]) for match in map(BLOCK.match, shapes) if match))
+    return min(len(shapes), 1 + max(int(match[1]) for match in map(BLOCK_NUMBER.match, shapes) if match))
 
 
 def _mlp_ratio(shapes: Mapping[str, Shape], width: int) -> float:
@@ -181,10 +255,30 @@ def _cross_heads(width: int, given: int | None, preset: Preset | None) -> int:
     return heads
 
 
+# ---- the clock --------------------------------------------------------------------------------------
+
+
+def time_clues(config: Mapping, pipeline: str) -> tuple[list[tuple[str, float | None]], str]:
+    """As `Teacher.time_clues`: the pipeline, the guidance embedder, or the preset of a base teacher."""
+    width = width_of(config)
+    preset = preset_of_width(width)
+    base = preset is not None and not config["qk_norm"]
+    by_pipeline = {
+        "SanaPipeline": SPARSE_TIME * config.get("timestep_scale", 1.0),
+        "SanaSprintPipeline": DENSE_TIME,
+    }
+    clues = [
+        ("model_index.json", by_pipeline.get(pipeline)),
+        ("the guidance embedder, which students have", DENSE_TIME if config["guidance_embeds"] else None),
+        (f"the preset of width {width}", preset.time_scale if base else None),
+    ]
+    return clues, "QK-norm without guidance may have either" if preset else f"width {width} is no known size"
+
+
 # ---- on the meta device -----------------------------------------------------------------------------
 
 
-def meta_network(config: dict) -> SanaTransformer2DModel:
+def meta_network(config: Mapping) -> SanaTransformer2DModel:
     """The real class with no memory behind it."""
     with torch.device("meta"):
         return SanaTransformer2DModel(**config)
@@ -202,4 +296,4 @@ def count_parameters(config: dict) -> int:
 
 def count_logvar_parameters(config: dict) -> int:
     """Linear(width, 1) beside the student: trained with it, not part of diffusers' class."""
-    return config["num_attention_heads"] * config["attention_head_dim"] + 1
+    return width_of(config) + 1

@@ -23,10 +23,10 @@ class KeysValues(NamedTuple):
     value: Tensor
 
 
-class TextMemory:
+class SanaTextMemory:
     """Lets `network`, whose weights do not change meanwhile, read each text once.
 
-        memory = TextMemory(network)
+        memory = SanaTextMemory(network)
         with memory.of(text):
             network(x, text, ...)           # computes keys and values, block by block
             network(y, text[:count], ...)   # reads those of the first `count` rows

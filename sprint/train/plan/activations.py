@@ -1,44 +1,14 @@
 """What an update holds on top of weights and optimizer state, at the moments that may be its highest.
 
-The sizes of a block are measured ones: bytes of live tensors, on small networks on a CPU
-(`python -m tools.bench.memory` counts whole updates the same way, and compares).
+What a block keeps or works with, the teacher's family says.
 """
 
 from dataclasses import dataclass
 
+from sprint.models.teacher import Footprint
 from sprint.recipe.schema import Precision
 
 FP32, BF16 = 4, 2  # bytes
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes per channel and image token (`_text`: and text token) of one picture.
-
-    Kept until the backward pass: of a block, of the ends around the blocks, of a head by what it sees. The rest
-    is the most that is held on top of what is kept, while a pass of that kind is at work. The score matrix that
-    the tangent of the text attention needs is not among it: it is highest only for prompts longer than Sana's.
-    """
-
-    block: float  # trained: the student's, or stage 1's
-    block_text: float
-    ends: float
-    ends_text: float
-    # gradients flow through, but not to the weights; the text's keys and values are given
-    frozen_block: float
-    frozen_ends: float
-    head: float
-    tangent: float  # value and tangent
-    recomputed_tangent: float  # the same where blocks keep nothing
-    no_grad: float
-    backward: float
-    frozen_backward: float  # of a frozen block or a head
-
-
-FOOTPRINTS = {
-    Precision.fp32: Footprint(177, 16, 12.5, 24, 137, 4, 20, 54, 106, 56, 9, 20),
-    Precision.bf16: Footprint(124.5, 18, 2.5, 16, 85, 2, 10, 31, 57, 34, 10, 10),
-}
 
 
 @dataclass(frozen=True)
@@ -50,6 +20,7 @@ class Update:
     a moment has that much less.
     """
 
+    per: Footprint
     precision: Precision
     recomputed: bool  # activation checkpointing: a block keeps its input alone
     pictures: int
@@ -57,7 +28,7 @@ class Update:
     depth: int
     tokens: int
     text_tokens: int
-    caption_channels: int
+    text_width: int
     taps: tuple[int, ...]
     kinds: int  # of picture that the discriminator's update sees: real, fake, misaligned
     copies: float  # bytes of bf16 copies, which autocast makes of trained weights
@@ -66,26 +37,26 @@ class Update:
     def trained_pass(self, tangent: bool, first: bool) -> list[float]:
         """One pass of the trained network and its backward; `first`: no gradient is there before."""
         absent = self.first_gradients if first else 0
-        last_block = self._block + self._per.backward * self._cells - self.copies  # all gradients are there
+        last_block = self._block + self.per.backward * self._cells - self.copies  # all gradients are there
         if self.recomputed:
-            forward = self._per.recomputed_tangent * self._cells if tangent else 0
+            forward = self.per.recomputed_tangent * self._cells if tangent else 0
             return [self._kept + forward - absent, self._kept + last_block - absent, last_block]
-        working = max(self._per.tangent if tangent else 0, self._per.backward)
+        working = max(self.per.tangent if tangent else 0, self.per.backward)
         return [self._kept + working * self._cells - absent, last_block]
 
     def flow(self) -> list[float]:
         """Stage 1: prompts, of which some gave way to the null prompt, and one pass."""
-        prompts = FP32 * self.pictures * self.text_tokens * self.caption_channels
+        prompts = FP32 * self.pictures * self.text_tokens * self.text_width
         return [prompts + moment for moment in self.trained_pass(tangent=False, first=True)]
 
     def consistency(self) -> list[float]:
         """The teacher with and without its prompts, both in one pass; then the student."""
-        teacher = 2 * self._per.no_grad * self._cells - self.copies - self.first_gradients
+        teacher = 2 * self.per.no_grad * self._cells - self.copies - self.first_gradients
         return [self._text + moment for moment in (teacher, *self.trained_pass(tangent=True, first=True))]
 
     def adversarial(self, first: bool) -> list[float]:
         """The student, the teacher to its last tap, and the heads, which see real and generated pictures."""
-        per, taps = self._per, len(self.taps)
+        per, taps = self.per, len(self.taps)
         block = FP32 if self.recomputed else per.frozen_block
         frozen = ((self.taps[-1] + 1) * block + per.frozen_ends) * self._cells
         graph = self._kept + frozen - (self.first_gradients if first else 0)
@@ -102,16 +73,12 @@ class Update:
 
     def discriminator(self) -> list[float]:
         """Features of every kind, twice while they are mixed; then the heads, which alone keep anything."""
-        per, taps = self._per, len(self.taps)
+        per, taps = self.per, len(self.taps)
         return [
             self._text + (2 * taps * self.kinds * FP32) * self._cells,
             self._text + taps * self.kinds * self._head_forward,
             self._text + self.kinds * (taps * per.head + per.frozen_backward) * self._cells - self.copies,
         ]
-
-    @property
-    def _per(self) -> Footprint:
-        return FOOTPRINTS[self.precision]
 
     @property
     def _cells(self) -> int:
@@ -123,22 +90,22 @@ class Update:
 
     @property
     def _block(self) -> float:
-        return self._per.block * self._cells + self._per.block_text * self._words
+        return self.per.block * self._cells + self.per.block_text * self._words
 
     @property
     def _kept(self) -> float:
         """Of a pass of the trained network, until its backward."""
         block = FP32 * self._cells if self.recomputed else self._block
-        return self.depth * block + self._per.ends * self._cells + self._per.ends_text * self._words
+        return self.depth * block + self.per.ends * self._cells + self.per.ends_text * self._words
 
     @property
     def _head_forward(self) -> float:
         """What one head keeps of one kind of picture, and the features where it saves them in bf16 only."""
-        return (self._per.head + (FP32 if self.precision is Precision.bf16 else 0)) * self._cells
+        return (self.per.head + (FP32 if self.precision is Precision.bf16 else 0)) * self._cells
 
     @property
     def _text(self) -> float:
         """Prompts and null prompts, the same projected, and each teacher block's keys and values of the prompts."""
         compute = BF16 if self.precision is Precision.bf16 else FP32
-        prompts = 2 * self.pictures * self.text_tokens * self.caption_channels
+        prompts = 2 * self.pictures * self.text_tokens * self.text_width
         return compute * (prompts + 2 * self._words + 2 * self.depth * self._words)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sprint.engine.zero import BUCKET, LIVE
+from sprint.models.families import family_of, networks_in
 from sprint.recipe.schema import EngineKind, OptimizerKind, Precision, Recipe
 from sprint.train.plan.activations import BF16, FP32
 
@@ -96,7 +97,7 @@ def average_bytes(module: nn.Module, layout: Layout) -> int:
 
 def frozen(network: nn.Module, recipe: Recipe, gpus: int) -> Parts:
     """The frozen teacher: in bf16 but for its time embedder, if the run is; in rows if it is sharded."""
-    exact = list(network.time_embed.parameters())
+    exact = list(family_of(network).time_embedder(network).parameters())
     held = {id(p): FP32 for p in exact}
     size = BF16 if recipe.precision is Precision.bf16 else FP32
     pieces = _shards(recipe, gpus) if recipe.shard_teacher else 1
@@ -152,7 +153,8 @@ def _whole_numel(module: nn.Module, layout: Layout) -> int:
 
 
 def _blocks(module: nn.Module) -> nn.ModuleList:
-    return next(part for name, part in module.named_modules() if name.endswith("transformer_blocks"))
+    network = networks_in(module)[0]
+    return family_of(network).blocks(network)
 
 
 def _block_numel(module: nn.Module) -> int:

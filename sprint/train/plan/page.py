@@ -2,7 +2,6 @@
 
 from sprint.recipe.load import recipe_hash, recipe_text
 from sprint.recipe.schema import Recipe
-from sprint.train.plan.activations import FOOTPRINTS
 from sprint.train.plan.engines import RECOMPUTED
 from sprint.train.plan.plan import (
     GPU_COUNTS,
@@ -34,7 +33,7 @@ workspace and fragmentation, commonly 10 to 20% on top."""
 
 def page(plan: Plan) -> list[str]:
     """Its lines."""
-    recipe, per = plan.recipe, FOOTPRINTS[plan.recipe.precision]
+    recipe, per = plan.recipe, plan.footprint
     lines = [f"# recipe {recipe.name}, hash {recipe_hash(recipe)}", recipe_text(recipe).rstrip(), ""]
     lines += ["# parameters", *(f"{name:<38}{count:>16,}" for name, count in plan.parameters.items())]
     for stage in plan.stages:

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers import SanaTransformer2DModel
+from diffusers import ModelMixin
 from torch import nn
 
 from sprint.base.errors import SprintError
 from sprint.base.names import resolve
 from sprint.models.discriminator import DiscriminatorHeads
-from sprint.models.encoders import downscale_of
-from sprint.models.sana.presets import QK_NORM, meta_network, transformer_config
+from sprint.models.families import check_role, family_of_size
+from sprint.models.teacher import Footprint, Sizes, Teacher
 from sprint.recipe.schema import EngineKind, Optimizer, OptimizerKind, Recipe
 from sprint.recipe.shares import misfits
-from sprint.train.checks import check_arch, check_taps
+from sprint.train.checks import check_teacher
 from sprint.train.plan.activations import FP32, Update
 from sprint.train.plan.engines import (
     BUFFERED,
@@ -42,7 +42,6 @@ from sprint.train.plan.engines import (
 from sprint.weights.checkpoint import understand
 
 GPU_COUNTS = (8, 32, 256)
-DC_AE_DOWNSCALE = 32  # pixels per latent cell, unless the teacher's own autoencoder is on disk
 
 BATCH = "texts and latents"
 ACTIVATIONS = {"activations": False, f"activations{RECOMPUTED}": True}  # rows: activation checkpointing
@@ -60,17 +59,14 @@ ENGINES = {  # rows of the table of totals, with what they set in the recipe
 class Networks:
     """What a run trains and uses, on the meta device."""
 
-    teacher: SanaTransformer2DModel
-    adapted: SanaTransformer2DModel
+    family: Teacher
+    sizes: Sizes
+    teacher: ModelMixin
+    adapted: ModelMixin
     student: nn.ModuleDict  # the network and its logvar head
     heads: DiscriminatorHeads
     tokens: int  # latent cells that the network sees
     latent_numel: int  # numbers in the latent of one picture
-    width: int
-
-    @property
-    def depth(self) -> int:
-        return len(self.teacher.transformer_blocks)
 
 
 @dataclass(frozen=True)
@@ -98,6 +94,7 @@ class Plan:
     stages: list[Stage]
     engines: dict[str, dict[int, Totals]]  # by row of `ENGINES` and number of GPUs, the larger of the stages
     misfits: list[str]  # numbers of GPUs that the recipe cannot have, and why
+    footprint: Footprint  # bytes of a block, as activations were planned
 
 
 def dry_run(recipe: Recipe) -> Plan:
@@ -119,6 +116,7 @@ def dry_run(recipe: Recipe) -> Plan:
         stages=stages_of(recipe, networks, gpu_counts(recipe.engine)),
         engines={row: totals(with_engine(recipe, *engine), networks) for row, engine in ENGINES.items()},
         misfits=gpu_misfits(recipe),
+        footprint=networks.family.footprints[recipe.precision],
     )
 
 
@@ -170,51 +168,49 @@ def gpu_misfits(recipe: Recipe) -> list[str]:
 
 def build_networks(recipe: Recipe) -> Networks:
     """Teacher, adapted teacher, student and heads of a recipe, on the meta device."""
-    config = teacher_config(recipe)
-    check_taps(recipe, config["num_layers"])
-    return networks_of(config, len(recipe.distill.adversarial.taps), _tokens(recipe, config["patch_size"]))
+    family, config = teacher_config(recipe)
+    sizes = family.sizes(config)
+    check_teacher(recipe, config, sizes.depth)
+    tokens = _tokens(recipe, family, sizes.patch)
+    return networks_of(family, config, len(recipe.distill.adversarial.taps), tokens)
 
 
-def networks_of(config: dict, taps: int, tokens: int) -> Networks:
+def networks_of(family: Teacher, config: dict, taps: int, tokens: int) -> Networks:
     """The networks of a teacher with this `config`, on the meta device. tokens: latent cells of a picture"""
-    adapted = {**config, "qk_norm": QK_NORM}
-    width = config["num_attention_heads"] * config["attention_head_dim"]
-    student = meta_network({**adapted, "guidance_embeds": True})
+    sizes, adapted = family.sizes(config), family.adapted_config(config)
+    student = family.meta_network(family.student_config(adapted))
     with torch.device("meta"):
-        logvar, heads = nn.Linear(width, 1), DiscriminatorHeads(width, taps)
+        logvar, heads = nn.Linear(sizes.width, 1), DiscriminatorHeads(sizes.width, taps)
     return Networks(
-        teacher=meta_network(config),
-        adapted=meta_network(adapted),
+        family=family,
+        sizes=sizes,
+        teacher=family.meta_network(config),
+        adapted=family.meta_network(adapted),
         student=nn.ModuleDict({"network": student, "logvar": logvar}),
         heads=heads,
         tokens=tokens,
-        latent_numel=config["in_channels"] * tokens * config["patch_size"] ** 2,
-        width=width,
+        latent_numel=sizes.channels * tokens * sizes.patch**2,
     )
 
 
-def teacher_config(recipe: Recipe) -> dict:
-    """The teacher's architecture: from its files if they are on disk, else the preset named by `arch`."""
+def teacher_config(recipe: Recipe) -> tuple[Teacher, dict]:
+    """The teacher's family and architecture: from its files if they are on disk, else the preset named by `arch`."""
     path = Path(resolve(recipe.teacher)).expanduser()
     if not path.exists():
         if not recipe.arch:
             raise SprintError(
                 f"{recipe.teacher}: not on disk; for a dry run without it, set arch=0.6b (or 1.6b, 4.8b)"
             )
-        return transformer_config(recipe.arch)
-    config = understand(path).config
-    if config["guidance_embeds"]:
-        raise SprintError(f"{recipe.teacher} is a student (it embeds guidance); a teacher is needed here")
-    check_arch(recipe, config)
-    return config
+        family = family_of_size(recipe.arch)
+        return family, family.preset_config(recipe.arch)
+    checkpoint = understand(path)
+    check_role(recipe.teacher, checkpoint.family, checkpoint.config, student=False)
+    return checkpoint.family, checkpoint.config
 
 
-def _tokens(recipe: Recipe, patch_size: int) -> int:
+def _tokens(recipe: Recipe, family: Teacher, patch: int) -> int:
     config = Path(resolve(recipe.teacher_family or recipe.teacher)) / "vae" / "config.json"
-    downscale = DC_AE_DOWNSCALE
-    if config.is_file():
-        downscale = downscale_of(json.loads(config.read_text()))
-    cell = downscale * patch_size
+    cell = family.downscale(json.loads(config.read_text()) if config.is_file() else None) * patch
     if recipe.data.size % cell:
         raise SprintError(f"data.size = {recipe.data.size}, but it must be a multiple of {cell}")
     return (recipe.data.size // cell) ** 2
@@ -262,14 +258,15 @@ def _update(
     there_before = recipe.engine in BUFFERED or pictures < local_batch(batch_size, gpus)
     one_block_cast = recomputed and recipe.engine not in CASTS_KEPT  # its copies may come at any moment
     return Update(
+        per=networks.family.footprints[recipe.precision],
         precision=recipe.precision,
         recomputed=recomputed,
         pictures=pictures,
-        width=networks.width,
-        depth=networks.depth,
+        width=networks.sizes.width,
+        depth=networks.sizes.depth,
         tokens=networks.tokens,
         text_tokens=recipe.text.max_length,
-        caption_channels=networks.teacher.config.caption_channels,
+        text_width=networks.sizes.text_width,
         taps=tuple(recipe.distill.adversarial.taps),
         kinds=2 + recipe.distill.adversarial.misaligned_pairs,
         copies=0 if one_block_cast else parts.get(COPIES, 0),
@@ -290,7 +287,7 @@ def forward_batch(recipe: Recipe, batch_size: int, gpus: int) -> int:
 
 def _batch_bytes(recipe: Recipe, networks: Networks, pictures: int) -> int:
     """Embedded prompts, latents and up to three draws of noise."""
-    text = networks.teacher.config.caption_channels * recipe.text.max_length
+    text = networks.sizes.text_width * recipe.text.max_length
     return FP32 * pictures * (text + 4 * networks.latent_numel)
 
 

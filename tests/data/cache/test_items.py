@@ -22,7 +22,8 @@ from sprint.data.cache.shards import Entry, read_record, write_shard
 from sprint.data.encode.make import make_cache
 from sprint.data.items import BadSample
 from sprint.data.source import open_source
-from sprint.models.encoders import encode_null, load_family
+from sprint.models.encoders import encode_null
+from sprint.models.families import load_family
 from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import Data, DataKind, Text
 from sprint.train.adapt import AdaptStage

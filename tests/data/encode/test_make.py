@@ -20,7 +20,7 @@ from sprint.data.encode import make as caching
 from sprint.data.source import open_source
 from sprint.lab.scenes import render, scene
 from sprint.lab.series import TRAINING_SEEDS
-from sprint.models.encoders import load_family
+from sprint.models.families import load_family
 from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import Data, DataKind
 from tests.tolerance import assert_close, of_network

@@ -10,7 +10,7 @@ from sprint.data.cache.items import CachedItems
 from sprint.data.encode.encoder import load_draws
 from sprint.data.encode.make import make_cache
 from sprint.data.source import open_source
-from sprint.models.encoders import load_family
+from sprint.models.families import load_family
 from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import Data, DataKind
 from sprint.sample.load import load_generator

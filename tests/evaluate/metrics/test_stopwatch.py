@@ -28,7 +28,8 @@ from sprint.evaluate.metrics.stopwatch import (
     flux_contender,
     measure_together,
 )
-from sprint.models.view import DENSE_TIME, SPARSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME, SPARSE_TIME
+from sprint.models.view import TrigFlowView
 from sprint.sample.generate import StudentGenerator, TeacherGenerator
 from tests.sample.test_generate import (
     PROMPTS,

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from sprint.engine.recompute import recompute_in_backward
-from sprint.models.sana.text_memory import TextMemory
+from sprint.models.sana.text_memory import SanaTextMemory
 from sprint.models.taps import TappedTeacher
-from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME
+from sprint.models.view import TrigFlowView
 from tests.tiny import DEPTH, tiny_batch, tiny_network
 from tests.tolerance import assert_close, of_network
 
@@ -37,7 +38,7 @@ def frozen_view(seed: int = 0) -> TrigFlowView:
     return TrigFlowView(tiny_network(seed).eval().requires_grad_(False), DENSE_TIME)
 
 
-def memory_of(memory: TextMemory):
+def memory_of(memory: SanaTextMemory):
     """What an open memory holds."""
     (hook,) = memory.network._forward_pre_hooks.values()
     return hook.__self__
@@ -45,7 +46,7 @@ def memory_of(memory: TextMemory):
 
 def test_the_network_says_the_same_and_reads_each_text_once():
     plain, view = frozen_view(), frozen_view()
-    memory, count = TextMemory(view.network), Counted(view.network)
+    memory, count = SanaTextMemory(view.network), Counted(view.network)
     x, text, mask = tiny_batch(4)
     with memory.of(text):
         for rows in (4, 4, 2, 3):
@@ -57,7 +58,7 @@ def test_the_network_says_the_same_and_reads_each_text_once():
 
 def test_rows_beyond_keep_are_used_once():
     view = frozen_view()
-    memory = TextMemory(view.network)
+    memory = SanaTextMemory(view.network)
     x, text, mask = tiny_batch(4)
     expected = frozen_view()(x, TIMES, text, mask)
     with memory.of(text, keep=2):
@@ -72,14 +73,14 @@ def test_rows_beyond_keep_are_used_once():
 def test_a_longer_call_after_a_shorter_one():
     view, plain = frozen_view(), frozen_view()
     x, text, mask = tiny_batch(4)
-    with TextMemory(view.network).of(text):
+    with SanaTextMemory(view.network).of(text):
         view(x[:1], TIMES[:1], text[:1], mask[:1])
         assert_close(view(x, TIMES, text, mask), plain(x, TIMES, text, mask), of_network(view))
 
 
 def test_outside_it_every_call_reads_its_own_text():
     view, plain = frozen_view(), frozen_view()
-    TextMemory(view.network)
+    SanaTextMemory(view.network)
     for seed in (0, 1):
         x, text, mask = tiny_batch(4, seed)
         assert torch.equal(view(x, TIMES, text, mask), plain(x, TIMES, text, mask))
@@ -89,7 +90,7 @@ def test_a_tapped_teacher_reads_the_text_for_its_own_blocks_alone():
     view, (x, text, mask) = frozen_view(), tiny_batch(4)
     tapped, count = TappedTeacher(view, (0,)), Counted(view.network)
     (expected,) = TappedTeacher(frozen_view(), (0,))(x, TIMES, text, mask)
-    with TextMemory(view.network).of(text):
+    with SanaTextMemory(view.network).of(text):
         for _ in range(2):
             (features,) = tapped(x, TIMES, text, mask)
             assert torch.equal(features, expected)
@@ -101,7 +102,7 @@ def test_a_tapped_teacher_reads_the_text_for_its_own_blocks_alone():
 def test_another_text_is_refused():
     view = frozen_view()
     x, text, mask = tiny_batch(4)
-    with TextMemory(view.network).of(text), pytest.raises(ValueError, match="another text"):
+    with SanaTextMemory(view.network).of(text), pytest.raises(ValueError, match="another text"):
         view(x, TIMES, text.clone(), mask)
 
 
@@ -115,7 +116,7 @@ def test_gradients_to_the_picture_are_the_same(checkpointing):
         x, text, mask = tiny_batch(4)
         x.requires_grad_()
         if remembered:
-            with TextMemory(view.network).of(text):
+            with SanaTextMemory(view.network).of(text):
                 view(x.detach(), TIMES, text, mask)
                 view(x, TIMES, text, mask).square().sum().backward()
         else:
@@ -129,7 +130,7 @@ def test_a_recomputation_after_the_memory_is_closed_raises():
     view.network.enable_gradient_checkpointing(gradient_checkpointing_func=recompute_in_backward)
     x, text, mask = tiny_batch(4)
     x.requires_grad_()
-    with TextMemory(view.network).of(text):
+    with SanaTextMemory(view.network).of(text):
         view(x.detach(), TIMES, text, mask)
         loss = view(x, TIMES, text, mask).square().sum()
     with pytest.raises(RuntimeError, match="memory was closed"):
@@ -139,7 +140,7 @@ def test_a_recomputation_after_the_memory_is_closed_raises():
 @torch.no_grad()
 def test_two_memories_of_one_network_do_not_meet():
     view, plain = frozen_view(), frozen_view()
-    first, second = TextMemory(view.network), TextMemory(view.network)
+    first, second = SanaTextMemory(view.network), SanaTextMemory(view.network)
     x, text, mask = tiny_batch(4)
     for memory in (first, second, first):
         with memory.of(text):
@@ -150,7 +151,7 @@ def test_two_memories_of_one_network_do_not_meet():
 def test_a_text_changed_in_place_or_cut_is_refused():
     view = frozen_view()
     x, text, mask = tiny_batch(4)
-    with TextMemory(view.network).of(text):
+    with SanaTextMemory(view.network).of(text):
         with pytest.raises(ValueError, match="another text"):
             view(x, TIMES, text[:, :3], mask[:, :3])
         view(x, TIMES, text, mask)
@@ -162,5 +163,5 @@ def test_a_text_changed_in_place_or_cut_is_refused():
 def test_a_network_in_training_is_refused():
     view = TrigFlowView(tiny_network().train(), DENSE_TIME)
     x, text, mask = tiny_batch(4)
-    with TextMemory(view.network).of(text), pytest.raises(ValueError, match="not being trained"):
+    with SanaTextMemory(view.network).of(text), pytest.raises(ValueError, match="not being trained"):
         view(x, TIMES, text, mask)

@@ -207,9 +207,9 @@ def test_rows_hold_one_gradient_from_update_to_update():
             trained = RowSharded(fully_shard(nn.Linear(4, 4), mesh=mesh), Optimizer(), mesh)
             trained.backward(trained(torch.ones(1, 4)).sum())
             trained.update()
-            assert all(held.grad is not None for held in trained.held.values())
+            assert all(held.grad is not None for held in trained.parameters.values())
             trained.zero_grad()
-            assert all(held.grad is None for held in trained.held.values())
+            assert all(held.grad is None for held in trained.parameters.values())
             assert all(sharded.grad is None for sharded in trained.sharded.values())
         finally:
             dist.destroy_process_group()

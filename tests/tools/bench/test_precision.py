@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from sprint.models.view import DENSE_TIME, TrigFlowView
+from sprint.models.teacher import DENSE_TIME
+from sprint.models.view import TrigFlowView
 from sprint.train.distill import DistillStage
 from sprint.train.draws import draw
 from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null, tiny_recipe

@@ -10,7 +10,7 @@ import torch
 from transformers import Gemma2Model
 
 from sprint.base.errors import SprintError
-from sprint.models.encoders import human_instruction
+from sprint.models.sana.encoders import human_instruction
 from sprint.recipe.schema import Precision
 from tests.sample.test_generate import (
     PROMPTS,

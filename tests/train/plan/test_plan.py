@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from sprint.base.errors import SprintError
 from sprint.engine.optim import build_optimizer
 from sprint.models.discriminator import DiscriminatorHeads
+from sprint.models.sana.costs import FOOTPRINTS
 from sprint.models.sana.presets import transformer_config
 from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import Optimizer, OptimizerKind, Precision, Recipe
-from sprint.train.plan.activations import FOOTPRINTS
 from sprint.train.plan.engines import optimizer_state_numel
 from sprint.train.plan.page import page
 from sprint.train.plan.plan import dry_run

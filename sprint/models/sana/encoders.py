@@ -1,0 +1,83 @@
+"""Gemma-2 and the deep-compression autoencoder, as diffusers' Sana pipelines use them.
+
+Prompts are in lower case, optionally behind the "complex human instruction". (Sana, arXiv 2410.10629, §3.3)
+"""
+
+import inspect
+import logging
+from collections.abc import Mapping
+
+import torch
+from diffusers import AutoencoderDC, SanaSprintPipeline
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+from sprint.models.encoders import Family
+
+log = logging.getLogger(__name__)
+DC_AE_DOWNSCALE = 32  # pixels per latent cell of the public autoencoder
+
+
+class SanaEncoders(Family):
+    """Text side and autoencoder of one Sana folder. Latents are scaling_factor · encoding."""
+
+    @property
+    def downscale(self) -> int:
+        return downscale_of(self.autoencoder.config)
+
+    def tokenize(self, prompts: list[str]) -> tuple[Tensor, Tensor, int]:
+        return tokenize(self.tokenizer, prompts, self.max_length, self.instruction)
+
+    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.text_encoder(ids, attention_mask=mask, use_cache=False)[0]
+
+    def to_latents(self, x: Tensor) -> Tensor:
+        return self.autoencoder.encode(x).latent.float() * self.autoencoder.config.scaling_factor
+
+    def to_pictures(self, latent: Tensor) -> Tensor:
+        return self.autoencoder.decode(latent / self.autoencoder.config.scaling_factor).sample.float()
+
+
+def downscale_of(config: Mapping) -> int:
+    return 2 ** (len(config["encoder_block_out_channels"]) - 1)
+
+
+def downscale(autoencoder: Mapping | None) -> int:
+    """Of its config, or of the public one."""
+    return downscale_of(autoencoder) if autoencoder else DC_AE_DOWNSCALE
+
+
+def human_instruction() -> list[str]:
+    """The lines that diffusers' Sana pipelines put before every prompt."""
+    call = inspect.signature(SanaSprintPipeline.__call__)
+    return list(call.parameters["complex_human_instruction"].default)
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_length: int, instruction: bool
+) -> tuple[Tensor, Tensor, int]:
+    """-> ids, mask [B, L] with L = max_length (and the instruction's length on top, if asked for), longest of B.
+
+    Longer prompts are cut with a warning.
+    """
+    prefix = "\n".join(human_instruction()) if instruction else ""
+    room = max_length + (len(tokenizer.encode(prefix)) - 2 if instruction else 0)
+    tokenizer.padding_side = "right"
+    texts = [prefix + prompt.lower().strip() for prompt in prompts]
+    lengths = [len(ids) for ids in tokenizer(texts).input_ids]
+    for prompt, length in zip(prompts, lengths, strict=True):
+        if length > room:
+            log.warning("prompt cut to %d tokens: %.60s…", max_length, prompt)
+    out = tokenizer(texts, padding="max_length", max_length=room, truncation=True, return_tensors="pt")
+    return out.input_ids, out.attention_mask, min(max(lengths), room)
+
+
+def load_encoders(folder: str, max_length: int, instruction: bool, dtype: torch.dtype) -> SanaEncoders:
+    """From a folder or hub id. Raises OSError or ValueError where a part is missing."""
+    return SanaEncoders(
+        AutoTokenizer.from_pretrained(folder, subfolder="tokenizer"),
+        AutoModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype),
+        AutoencoderDC.from_pretrained(folder, subfolder="vae", torch_dtype=dtype),
+        max_length,
+        instruction,
+    )
