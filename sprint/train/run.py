@@ -3,7 +3,8 @@
 runs/NAME/
     recipe.yaml      as resolved            teacher/       the adapted teacher, a SanaPipeline folder
     metrics.jsonl    losses and norms       student/       the result, a SanaSprintPipeline folder
-    checkpoints/     one folder per stage   report.html    the page; samples.png, report.json beside it
+    checkpoints/     one folder per stage   evaluation/    as `sprint evaluate` of this folder writes it
+    report.html      that evaluation, curves and costs; samples.png, report.json beside it
     bad_samples.jsonl  what could not be read, if anything
 """
 
@@ -51,7 +52,7 @@ class Run:
             keep_freed_memory()
         check_shares(recipe, self.engine.processes)
         if recipe.evaluate.prompts:
-            import sprint.train.report.columns  # noqa: F401 (scoring wants an extra: say so now, not after training)
+            import sprint.lab.reader  # noqa: F401 (scoring wants an extra: say so now, not after training)
         self.inputs = Inputs(recipe, self.folder, self.engine)
         self.engine.told_by_main(self._claim)
 

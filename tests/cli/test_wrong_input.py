@@ -273,7 +273,7 @@ MOMENTS = {
     "export": "sprint.weights.export._save_pipeline",
     "between": "sprint.train.run.DistillStage",
     "stage 2": "sprint.train.distill.DistillStage.update",
-    "evaluation": "sprint.train.report.columns.evaluate_column",
+    "evaluation": "sprint.evaluate.run.draw",
     "page": "sprint.train.report.write.write_report",
 }
 

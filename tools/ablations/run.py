@@ -21,6 +21,7 @@ from sprint.evaluate.metrics.gaussian import GaussianStatistics, fid, resampled_
 from sprint.evaluate.metrics.real_scenes import REFERENCE_SCENES
 from sprint.evaluate.metrics.real_scenes import real_statistics as statistics_of
 from sprint.evaluate.result import share
+from sprint.evaluate.store import in_batches
 from sprint.lab.features import scene_features
 from sprint.lab.reader import score
 from sprint.lab.series import REFERENCE_SEED, SHOWN, held_out_scenes
@@ -31,8 +32,6 @@ from sprint.train.adapt import AdaptStage
 from sprint.train.distill import GENERATOR, DistillStage
 from sprint.train.log import METRICS, RunLog, read_metrics
 from sprint.train.loop import Interrupted
-from sprint.train.report.columns import draw_column
-from sprint.train.report.report import Role
 from sprint.train.run import Run
 from sprint.train.start import start_of_adaptation
 from sprint.weights.load import load_teacher
@@ -167,14 +166,14 @@ def score_steps(generator: Generator, job: Job, folder: Path, root: Path) -> dic
     """By number of steps: scene score and FID, each with its error. The first pictures are kept."""
     settings = job.recipe.evaluate
     steps = (settings.teacher_steps,) if job.kind == "teacher" else settings.steps
-    role = Role.teacher if job.kind == "teacher" else Role.student
     scenes = held_out_scenes(settings.prompts)
+    captions, seeds = [scene.caption for scene in scenes], range(len(scenes))
     real, network = real_statistics(root), scene_features()
     scores, kept = {}, {}
     for count in steps:
-        pictures, _ = draw_column(
-            generator, role, count, scenes, settings.guidance_scale, settings.batch_size
-        )
+        times, batch_size, guidance = generator.times(count), settings.batch_size, settings.guidance_scale
+        drawn = in_batches(generator, captions, seeds, batch_size, times, guidance)
+        pictures = np.concatenate(list(drawn))
         features = network(pictures)
         found = score(pictures, [scene.claim for scene in scenes])
         scores[str(count)] = {

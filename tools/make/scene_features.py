@@ -45,6 +45,8 @@ from tqdm import tqdm
 from sprint.base.files import write_whole
 from sprint.evaluate.metrics.gaussian import GaussianStatistics, fid
 from sprint.evaluate.metrics.real_scenes import REFERENCE_SCENES
+from sprint.evaluate.models import STUDENT, TEACHER
+from sprint.evaluate.store import in_batches
 from sprint.lab.features import (
     ASSETS,
     FEATURES,
@@ -67,8 +69,6 @@ from sprint.lab.scenes import (
 from sprint.lab.series import FEATURES_SEEDS, HELD_OUT_SEED, REFERENCE_SEED, held_out_scenes
 from sprint.sample.generate import StudentGenerator
 from sprint.sample.load import load_generator
-from sprint.train.report.columns import batches, draw_column
-from sprint.train.report.report import Role
 from tools.bench.measure import command
 
 CELLS = 8
@@ -322,15 +322,20 @@ def drawn_sets(models: list[str], count: int) -> dict[str, np.ndarray]:
     for model in models:
         folder, _, steps = model.rpartition(":")
         generator = load_generator(folder)
-        role = Role.student if isinstance(generator, StudentGenerator) else Role.teacher
+        role = STUDENT if isinstance(generator, StudentGenerator) else TEACHER
         if not sets:
-            real = [np.stack([render(s.things) for s in part]) for part in batches(scenes, BATCH)]
+            real = [
+                np.stack([render(s.things) for s in scenes[start : start + BATCH]])
+                for start in range(0, count, BATCH)
+            ]
             family = generator.family
             with torch.inference_mode():
                 parts = [family.decode_latents(family.encode_pictures(part)) for part in real]
             sets = {"real": np.concatenate(real), "autoencoder": np.concatenate(parts)}
-        name = f"{role.value}, {steps} step{'s' * (steps != '1')}"
-        sets[name], _ = draw_column(generator, role, int(steps), scenes, GUIDANCE, BATCH)
+        name = f"{role}, {steps} step{'s' * (steps != '1')}"
+        captions, times = [s.caption for s in scenes], generator.times(int(steps))
+        drawn = in_batches(generator, captions, range(count), BATCH, times, GUIDANCE)
+        sets[name] = np.concatenate(list(drawn))
     return sets
 
 

@@ -25,6 +25,7 @@ from sprint.evaluate.search.lists import (
     Search,
     Times,
 )
+from sprint.evaluate.store import in_batches
 from sprint.lab.features import SceneFeatures, scene_features
 from sprint.lab.reader import holds
 from sprint.lab.scenes import Scene, scene
@@ -101,15 +102,11 @@ class Judge:
         return judged_by_fid(self.features(pictures), self.real)
 
     def _draw(self, scenes: list[Scene], times: Times, first_seed: int) -> np.ndarray:
+        captions = [s.caption for s in scenes]
+        seeds = range(first_seed, first_seed + len(scenes))
         parts = []
-        for start in range(0, len(scenes), BATCH):
-            captions = [s.caption for s in scenes[start : start + BATCH]]
-            seeds = list(range(first_seed + start, first_seed + start + len(captions)))
-            parts.append(
-                self.generator.pictures(
-                    captions, seeds, guidance_scale=self.search.guidance, times=list(times)
-                )
-            )
+        for part in in_batches(self.generator, captions, seeds, BATCH, times, self.search.guidance):
+            parts.append(part)
             self.bar.update(len(times) - 1)
         return np.concatenate(parts)
 
