@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from sprint.base.errors import SprintError
+from sprint.base.locks import locked
 from sprint.cli.main import build_parser
 from sprint.data.batching import collate, encode
 from sprint.data.cache.items import CACHE, UNFINISHED, CachedItems
-from sprint.data.cache.shards import locked, read_record
+from sprint.data.cache.shards import folder_lock, read_record
 from sprint.data.encode import make as caching
 from sprint.data.source import open_source
 from sprint.lab.scenes import render, scene
@@ -334,7 +335,7 @@ def test_processes_that_start_at_once_wait_for_the_one_that_begins(whole, tmp_pa
             problems.append(error)
 
     second = threading.Thread(target=claim)
-    with locked(tmp_path):
+    with locked(folder_lock(tmp_path)):
         second.start()
         second.join(0.2)
         assert second.is_alive() and not (tmp_path / UNFINISHED).exists()
