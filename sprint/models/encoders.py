@@ -7,6 +7,7 @@ the "complex human instruction", keeping token 0 and the last `max_length − 1`
 import inspect
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,7 +54,7 @@ class Family:
     @property
     def downscale(self) -> int:
         """Pixels per latent cell."""
-        return 2 ** (len(self.autoencoder.config.encoder_block_out_channels) - 1)
+        return downscale_of(self.autoencoder.config)
 
     def channels_last(self) -> "Family":
         """The autoencoder's weights laid out as its convolutions and its norms over channels read them.
@@ -105,6 +106,11 @@ class Family:
         x = self.autoencoder.decode(z).sample.float()
         x = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
         return (x * 255).round().to(torch.uint8)
+
+
+def downscale_of(config: Mapping) -> int:
+    """Pixels per latent cell of an autoencoder with this config."""
+    return 2 ** (len(config["encoder_block_out_channels"]) - 1)
 
 
 def encode_null(family: Family) -> tuple[Tensor, Tensor]:

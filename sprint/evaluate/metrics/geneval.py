@@ -35,6 +35,7 @@ from sprint.evaluate.metrics.registry import GENEVAL, GENEVAL_ROW
 from sprint.evaluate.prompts import GENEVAL as GENEVAL_SET
 from sprint.evaluate.prompts import Prompts, spread
 from sprint.evaluate.result import Figure, Measured, Shot, Verdicts, share
+from sprint.weights.hub import HubError, fetch_file
 
 __all__ = ["GenEval", "Task", "Verdict", "read_metadata", "summary"]
 
@@ -130,16 +131,12 @@ def _find(source: str) -> Path:
 
 
 def _from_hub(dataset: str, name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
     try:
-        return Path(hf_hub_download(dataset, name, repo_type="dataset"))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().split("\n")[0]
+        return fetch_file(dataset, name, repo_type="dataset")
+    except HubError as error:
         raise NotHereError(
             f"GenEval's prompts, {name} of the hub's dataset {dataset}, are not here; fetch them with "
-            f"`curl -O {METADATA_ADDRESS}` and give the file ({reason})"
+            f"`curl -O {METADATA_ADDRESS}` and give the file ({error})"
         ) from error
 
 

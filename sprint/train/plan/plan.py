@@ -18,6 +18,7 @@ from torch import nn
 from sprint.base.errors import SprintError
 from sprint.base.names import resolve
 from sprint.models.discriminator import DiscriminatorHeads
+from sprint.models.encoders import downscale_of
 from sprint.models.sana.presets import QK_NORM, meta_network, transformer_config
 from sprint.recipe.schema import EngineKind, Optimizer, OptimizerKind, Recipe
 from sprint.recipe.shares import misfits
@@ -212,7 +213,7 @@ def _tokens(recipe: Recipe, patch_size: int) -> int:
     config = Path(resolve(recipe.teacher_family or recipe.teacher)) / "vae" / "config.json"
     downscale = DC_AE_DOWNSCALE
     if config.is_file():
-        downscale = 2 ** (len(json.loads(config.read_text())["encoder_block_out_channels"]) - 1)
+        downscale = downscale_of(json.loads(config.read_text()))
     cell = downscale * patch_size
     if recipe.data.size % cell:
         raise SprintError(f"data.size = {recipe.data.size}, but it must be a multiple of {cell}")
