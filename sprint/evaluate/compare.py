@@ -12,16 +12,15 @@ from sprint.evaluate.metrics.metric import Error
 from sprint.evaluate.metrics.registry import METRICS, metric_of
 from sprint.evaluate.page import (
     PAGE_BYTES,
-    Row,
     column_title,
     figure_text,
     judged_cell,
-    picture_rows,
     shot_words,
     text_table,
 )
 from sprint.evaluate.result import Column, Figure, Result, Shot, Verdicts, read_result
 from sprint.pages import html
+from sprint.pages.pictures import PictureRow, picture_rows
 
 BEST = " *"  # after the best figure of a row
 NOISE = 2.0  # standard errors within which a difference may be chance
@@ -242,10 +241,10 @@ def _pictures(sides: Sequence[Side], metric: str, place: Path, room: int) -> str
     return html.section(f"Pictures: {METRICS[metric].title}", html.paragraph(text), drawn if shown else "")
 
 
-def _row(sides: Sequence[Side], place: Path, pair: Pair) -> Row:
+def _row(sides: Sequence[Side], place: Path, pair: Pair) -> PictureRow:
     parts = zip(sides, pair.columns, pair.verdicts, pair.places, strict=True)
     cells = [
         judged_cell(side.folder / column.folder / pair.shot.file, place, verdicts, i)
         for side, column, verdicts, i in parts
     ]
-    return Row(pair.shot.prompt, f"{pair.columns[0].title} · {shot_words(pair.shot)}", cells)
+    return PictureRow(pair.shot.prompt, f"{pair.columns[0].title} · {shot_words(pair.shot)}", cells)

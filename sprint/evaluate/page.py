@@ -1,46 +1,21 @@
 """The page of an evaluation: its figures, how they were taken, and the pictures, worst first."""
 
-import base64
-import io
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from html import escape
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
-
-from PIL import Image
 
 from sprint.base.files import write_whole
 from sprint.evaluate.metrics.registry import metric_of
 from sprint.evaluate.result import Column, Figure, Result, Shot, Verdicts
 from sprint.lab.categories import category_title
 from sprint.pages import html
-from sprint.pages.grid import resize_picture
+from sprint.pages.pictures import Cell, PictureRow, picture_rows
 from sprint.pages.png import read_png
 
 PAGE = "index.html"
 PAGE_BYTES = 1_000_000  # of pictures on a page, as text; further rows are left out
-THUMBNAIL = 256  # pixels: larger pictures are reduced to this
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A picture, and what is said under it. `correct`: None where a metric gives scores."""
-
-    file: Path
-    link: str
-    words: str
-    correct: bool | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """The same prompt and seed, drawn in several ways."""
-
-    caption: str
-    aside: str
-    cells: Sequence[Cell]
 
 
 def write_page(folder: Path, result: Result) -> Path:
@@ -199,7 +174,7 @@ def judged_pictures(
         found = judged_cell(file, place or folder, column.verdicts(metric), i)
         return found if words else replace(found, words="")
 
-    rows = (Row(shots[i].prompt, shot_words(shots[i]), [cell(c, i) for c in columns]) for i in order)
+    rows = (PictureRow(shots[i].prompt, shot_words(shots[i]), [cell(c, i) for c in columns]) for i in order)
     return picture_rows([column_title(c) for c in columns], rows, room)
 
 
@@ -220,50 +195,14 @@ def shot_words(shot: Shot) -> str:
 def judged_cell(file: Path, place: Path, verdicts: Verdicts, i: int) -> Cell:
     """Picture i of a set, linked from a page in `place`."""
     link = quote(os.path.relpath(file, place).replace(os.sep, "/"))
-    return Cell(file, link, verdict_words(verdicts, i), verdicts.correct[i] if verdicts.correct else None)
+    pixels = read_png(file) if file.is_file() else None
+    correct = verdicts.correct[i] if verdicts.correct else None
+    return Cell(pixels, link, verdict_words(verdicts, i), correct)
 
 
 def verdict_words(verdicts: Verdicts, i: int) -> str:
     """What a metric says of picture i."""
     return verdicts.reasons[i] if verdicts.reasons else f"{verdicts.scores[i]:.1f}"
-
-
-def picture_rows(titles: Sequence[tuple[str, str]], rows: Iterable[Row], room: int) -> tuple[str, int]:
-    """As many rows as fit into `room` bytes.  -> HTML, how many they are"""
-    head = "".join(f"<span>{escape(a)}<small>{escape(b)}</small></span>" for a, b in titles)
-    drawn, used = [], 0
-    for row in rows:
-        cells = "".join(map(_picture, row.cells))
-        if drawn and used + len(cells) > room:
-            break
-        used += len(cells)
-        words = f"<p>{escape(row.caption)}<small>{escape(row.aside)}</small></p>"
-        drawn.append(f'<div class="row" style="align-items:start">{words}{cells}</div>')
-    top = f'<div class="row head" aria-hidden="true"><p></p>{head}</div>'
-    return f'<div class="pictures" style="--columns:{len(titles)}">{top}{"".join(drawn)}</div>', len(drawn)
-
-
-def _picture(cell: Cell) -> str:
-    mark = {True: "✓ ", False: "✗ ", None: ""}[cell.correct]
-    words = f"<small>{mark}{escape(cell.words)}</small>"
-    if not cell.file.is_file():
-        return f"<div><small>no picture</small>{words}</div>"
-    pixels = read_png(cell.file)
-    small = max(pixels.shape[:2]) <= html.SMALL_PICTURE
-    image = (
-        Image.fromarray(pixels) if small else resize_picture(pixels, min(THUMBNAIL, max(pixels.shape[:2])))
-    )
-    data = io.BytesIO()
-    if small:
-        image.save(data, "WEBP", lossless=True, quality=20, method=1)  # effort: more is slow, and saves 4%
-    else:
-        image.save(data, "WEBP", quality=80)
-    source = "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
-    kind = 'class="pixels" ' * small
-    return (
-        f'<div><a href="{escape(cell.link)}"><img {kind}src="{source}" width="{image.width}" '
-        f'height="{image.height}" alt="{escape(mark + cell.words)}"></a>{words}</div>'
-    )
 
 
 # ---- the record -------------------------------------------------------------------------------------

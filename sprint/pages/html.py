@@ -10,7 +10,6 @@ from importlib import resources
 
 from sprint.pages.chart import Point, line_chart
 
-SMALL_PICTURE = 96  # pixels; up to here a picture is enlarged, and its pixels stay square
 NAMED_PART = 0.085  # share of the page's width from which a part of a bar has room for its name
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 

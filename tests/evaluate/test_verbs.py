@@ -11,6 +11,7 @@ from sprint.base.errors import NotHereError
 from sprint.cli.main import build_parser
 from sprint.evaluate.metrics import clip
 from sprint.evaluate.metrics import fid as distance
+from sprint.evaluate.metrics.registry import METRICS
 from sprint.evaluate.result import read_result
 from sprint.train.report.write import evaluate_run
 
@@ -38,6 +39,14 @@ def test_help_teaches_by_example(sprint, verb):
 
 
 @pytest.mark.slow
+def test_help_tells_every_metric_and_where_a_result_lies(sprint):
+    out = sprint("evaluate", "--help").out
+    for metric in METRICS.values():
+        better = "higher" if metric.higher else "lower"
+        assert f"  {metric.name:9}{metric.about}; {better} is better" in out
+    assert "RUN/evaluation" in out and "evaluations/NAME" in out
+
+
 def test_a_run_from_command_to_comparison(sprint, here, run_folder, no_clip, monkeypatch):
     monkeypatch.setattr(distance, "REFERENCE_SCENES", 20)
     run = shutil.copytree(run_folder, here / "mini")
