@@ -12,11 +12,12 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCKS = fcntl is not None  # whether this platform has any
+# of an OSError: the file system, or the platform, has none
 NO_LOCKS = (
     errno.ENOSYS,
     errno.ENOTSUP,
     errno.ENOLCK,
-)  # of an OSError: the file system, or the platform, has none
+)
 
 
 def lock(file: IO, wait: bool = True) -> bool:

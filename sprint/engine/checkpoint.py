@@ -230,9 +230,8 @@ def _reason(error: BaseException, group: Group = None) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if (
-        isinstance(error, RuntimeError) and group is not None
-    ):  # of a collective: that of work comes without group
+    # of a collective: that of work comes without group
+    if isinstance(error, RuntimeError) and group is not None:
         return "another process has ended or does not answer"
     return " ".join(f"{type(error).__name__}: {error}".splitlines()[:1])
 

@@ -14,9 +14,8 @@ from sprint.weights.model_hash import model_hash
 
 log = logging.getLogger(__name__)
 DRAWN_ALIKE = ("seeds", "guidance")  # settings that decide figures, and that columns do not tell
-BEFORE = re.compile(
-    r"(teacher|undistilled|student)_\d+\.(json|npz)"
-)  # what runs once kept of their evaluation
+# what runs once kept of their evaluation
+BEFORE = re.compile(r"(teacher|undistilled|student)_\d+\.(json|npz)")
 
 
 def open_out(out: Path, pictures: str, model: Model) -> Result | None:

@@ -20,10 +20,11 @@ from sprint.weights.settings import STUDENT_STEPS, read_settings
 STUDENT, TEACHER = "student", "teacher"  # roles, and folders of a run
 UNDISTILLED = "undistilled"  # role of a run's teacher that is asked for one step, as its student is
 STUDENT_DEFAULT, TEACHER_DEFAULT = (1, 2, 4), (20,)  # steps
+# where results lie; the second one in a run's folder
 EVALUATIONS, OF_A_RUN = (
     Path("evaluations"),
     "evaluation",
-)  # where results lie; the second one in a run's folder
+)
 
 
 @dataclass(frozen=True)

@@ -96,9 +96,8 @@ def train(
                 saver.wait()
                 raise Interrupted(f"saved {stage.name} step {step + 1} in {folder}")
         saver.wait()
-        if (
-            engine.max_over_ranks(STOP if stop else GO_ON) == STOP
-        ):  # it came while the last checkpoint was written
+        # it came while the last checkpoint was written
+        if engine.max_over_ranks(STOP if stop else GO_ON) == STOP:
             raise Interrupted(f"saved {stage.name} step {stage.steps} in {folder}")
     return time.monotonic() - began
 

@@ -71,9 +71,8 @@ def test_draws_have_the_densities_of_the_recipe():
     z = torch.log(SIGMA_DATA * torch.tan(draws.start_t[~at_max].double()))
     assert_moments(z, 0.2, 1.6)
     share = draws.second_t / draws.start_t
-    assert (share.min().item(), share.max().item()) == pytest.approx(
-        (0.3, 0.7), abs=1e-3
-    )  # that none of 20,000 lies nearer has odds of e⁻⁵⁰
+    # that none of 20,000 lies nearer has odds of e⁻⁵⁰
+    assert (share.min().item(), share.max().item()) == pytest.approx((0.3, 0.7), abs=1e-3)
     for scale in (4.0, 4.5, 5.0):
         assert (draws.guidance == scale).float().mean().item() == near(
             1 / 3, sampling(math.sqrt(2) / 3, 20_000), scale=1

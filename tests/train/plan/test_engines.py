@@ -119,9 +119,8 @@ def test_engines_by_hand():
     assert zero2[WHOLE] == 4 * 50_000_000 and zero3[WHOLE] == zero2[WHOLE] + 4 * total
     assert zero3[WEIGHTS] == zero3[GRADIENTS] == zero3[ZERO_COPY] == pytest.approx(total / 2, rel=1e-3)
     came = parts(EngineKind.fsdp2, CAME)["optimizer state (came, fp32)"]
-    assert (
-        fsdp2[WEIGHTS] < came < 1.25 * fsdp2[WEIGHTS]
-    )  # the momentum, and statistics whose columns are whole
+    # the momentum, and statistics whose columns are whole
+    assert fsdp2[WEIGHTS] < came < 1.25 * fsdp2[WEIGHTS]
 
 
 # ---- what is whole for a moment ---------------------------------------------------------------------
@@ -195,9 +194,8 @@ def test_engines_of_a_recipe():
         assert total(engine, 8) > total(engine, 32) > total(engine, 256)
     student, teacher = count(networks.student), count(networks.adapted)
     saved = total(EngineKind.ddp, 8) - total(EngineKind.fsdp2, 8)
-    assert saved == pytest.approx(
-        (3 * 4 * 7 / 8 + 2) * student, rel=0.05
-    )  # seven eighths, and the bf16 copies
+    # seven eighths, and the bf16 copies
+    assert saved == pytest.approx((3 * 4 * 7 / 8 + 2) * student, rel=0.05)
     saved = total(EngineKind.fsdp2, 8) - total(EngineKind.fsdp2, 8, shard_teacher=True)
     assert saved == pytest.approx(2 * teacher * 7 / 8, rel=0.15)
 
@@ -262,9 +260,8 @@ def test_the_page_compares_engines():
     ddp = plan.engines["ddp"][8].recomputed / 2**30
     assert ddp > 80 and table["ddp, recomputed"][1] == f"{ddp:.1f}"
     assert "(" not in table["ddp, recomputed"][2]
-    assert (
-        80 / 1.2 < plan.engines["zero2, AdamW"][8].recomputed / 2**30 < 80
-    )  # it fits, with nothing to spare
+    # it fits, with nothing to spare
+    assert 80 / 1.2 < plan.engines["zero2, AdamW"][8].recomputed / 2**30 < 80
     assert "(" not in table["zero2, AdamW, recomputed"][2]
 
 
