@@ -77,6 +77,9 @@ def distill(recipe: str | Path, *overrides: str, runs: str | Path = "runs") -> D
     from sprint.train.loop import Interrupted
     from sprint.train.run import distill as run
 
+    for override in overrides:
+        if not isinstance(override, str):
+            raise TypeError(f'overrides are texts, "key=value", each an argument; not {override!r}')
     settings = load_recipe(recipe, overrides)
     where = [f"runs={str(runs)!r}"] if Path(runs) != Path("runs") else []
     call = f"sprint.distill({', '.join([*map(repr, (str(recipe), *overrides)), *where])})"

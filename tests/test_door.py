@@ -110,6 +110,18 @@ def test_draw_what_cannot_be(student, options, words):
 # ---- distill ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("prompts", [3, ["a dot", 3], b"a dot"])
+def test_a_prompt_that_is_no_text(student, prompts):
+    with pytest.raises(TypeError):
+        door.load(student, device="cpu")(prompts)
+
+
+@pytest.mark.parametrize("override", [["distill.steps=1"], {"distill.steps": 1}, 3])
+def test_an_override_that_is_no_text(here, override):
+    with pytest.raises(TypeError, match="overrides are texts"):
+        door.distill("tiny", override)
+
+
 def test_distill_is_the_command(here, recipe, finished):
     run = door.distill(recipe)
     assert run == (Path("runs/mini"), Path("runs/mini/student"), Path("runs/mini/report.html"))

@@ -1,16 +1,11 @@
-"""`sprint evaluate` and `sprint compare` on the command line."""
+"""`sprint evaluate`: what a model is worth."""
 
 import argparse
 import shlex
 from pathlib import Path
 
 from sprint.base.errors import SprintError
-from sprint.cli.shared import (
-    add_verb,
-    at_least_one,
-    numbers,
-    quiet_libraries,
-)
+from sprint.cli.shared import add_verb, at_least_one, numbers, quiet_libraries
 from sprint.evaluate.metrics.registry import METRICS, described
 
 EVALUATE = f"""\
@@ -35,9 +30,6 @@ metrics:
 The tiny family is measured on 600 built-in scenes, others on the prompts of --reference and GenEval's. Several
 processes share the drawing:  torchrun --nproc_per_node 8 -m sprint evaluate STUDENT --reference MJHQ-30K
 """
-
-
-# ---- evaluate ---------------------------------------------------------------------------------------
 
 
 def add_evaluate(verbs) -> None:

@@ -1,4 +1,4 @@
-"""The verb `sprint search-steps`."""
+"""`sprint search-steps`: better times for 2 to 4 steps."""
 
 import argparse
 from pathlib import Path

@@ -18,8 +18,11 @@ def find_recipe(name: str | Path) -> Path:
     """
     own = OWN / f"{name}.yaml"
     for file in (Path(name), own):
-        if file.is_file():
-            return file
+        try:
+            if file.is_file():
+                return file
+        except OSError as error:  # too long, or behind a folder that is closed
+            raise SprintError(f"{str(name)[:200]}: no such recipe: {error.strerror}") from error
     if str(name) in names_in(SHIPPED):
         return SHIPPED / f"{name}.yaml"
     there = [f"built in: {', '.join(names_in(SHIPPED))}"]

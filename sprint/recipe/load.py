@@ -20,8 +20,9 @@ from sprint.recipe.rules import validate
 from sprint.recipe.schema import Recipe
 from sprint.recipe.settings import decides, each_setting
 
-# What readers of YAML let through: `!!int x`, a number of 5,000 digits or one that no float holds, 200 lists in lists.
-_NOT_A_VALUE = (ValueError, OverflowError, RecursionError)
+# What readers of YAML let through: `!!int x`, `!!int` of nothing, a number of 5,000 digits or one that no float holds,
+# 200 lists in lists.
+_NOT_A_VALUE = (ValueError, IndexError, OverflowError, RecursionError)
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -108,6 +109,8 @@ def _assign(config: DictConfig, key: str, value: Any, where: str) -> None:
         return
     if isinstance(value, str) and "\0" in value:
         raise SprintError(f"{where}: {key} = {value!r}, but no name or path holds a NUL")
+    if isinstance(value, str) and value != value.encode("utf-8", "ignore").decode():
+        raise SprintError(f"{where}: {key} = {value!r}, but a recipe is text in UTF-8")
     try:
         OmegaConf.update(config, key, value)
     except (OmegaConfBaseException, *_NOT_A_VALUE) as error:

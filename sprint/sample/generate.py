@@ -182,7 +182,7 @@ class StudentGenerator(Generator):
     default_steps = 2
 
     def _default_times(self, num_inference_steps: int) -> list[float]:
-        if not 1 <= num_inference_steps <= STUDENT_STEPS:
+        if num_inference_steps not in range(1, STUDENT_STEPS + 1):
             raise SprintError(
                 f"steps {num_inference_steps}: a student takes 1 to {STUDENT_STEPS}; "
                 "for any other number give --times, a list in radians from 1.5708 to 0"
@@ -215,6 +215,8 @@ def _check_prompts(prompts: list[str], seeds: list[int]) -> None:
     if not prompts:
         raise SprintError("no prompt to draw; give at least one")
     for number, prompt in enumerate(prompts, 1):
+        if not isinstance(prompt, str):
+            raise TypeError(f"prompt {number} of {len(prompts)} is no text: {prompt!r}")
         if not prompt.strip():
             raise SprintError(f"prompt {number} of {len(prompts)} is empty; say what to draw")
     if len(seeds) != len(prompts):

@@ -113,8 +113,15 @@ def open_source(name: str | Path) -> Source:
     Raises SprintError where there is nothing, or nothing that can be opened as plain weights.
     """
     name = str(name)
-    path = Path(name).expanduser()
-    if not path.exists():
+    if not name:
+        raise SprintError("the name of the model is empty; give a file, a folder or a hub id")
+    try:
+        path = Path(name).expanduser()
+        there = path.exists()
+    except (RuntimeError, OSError) as error:  # ~NOBODY, a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise SprintError(f"no file or folder {name[:200]}: {reason}") from error
+    if not there:
         if not _looks_like_hub_id(name):
             raise SprintError(f"no file or folder {name}")
         path = _download(name)

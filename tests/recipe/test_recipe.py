@@ -200,6 +200,7 @@ def test_missing_file_names_what_is_there(small, monkeypatch):
     assert refusal("recipes").startswith("recipes: no such recipe")  # a folder
     assert refusal("../shipped/tiny").startswith("../shipped/tiny: no such recipe")  # a path is from here
     assert load_recipe("small").name == "small"
+    assert refusal("x" * 5000).startswith("x" * 200 + ": no such recipe: ")
 
 
 def test_a_path_wins_over_recipes_here_and_those_over_the_built_in(tmp_path, monkeypatch):
@@ -397,12 +398,13 @@ def test_defaults_are_in_their_ranges():
     ("text", "complaint"),
     [
         ("seed: !!int x", "not a readable recipe: invalid literal for int() with base 10: 'x'"),
+        ("seed: !!int ''", "not a readable recipe: "),
         ("seed: " + "9" * 5000, "not a readable recipe: "),
         ("evaluate: {steps: " + "[" * 200 + "]" * 200 + "}", "not a readable recipe: "),
         ('name: "a\\0b"', "name = 'a\\x00b', but no name or path holds a NUL"),
         ("adapt: {shift: " + "9" * 400 + "}", "but it takes a number"),
     ],
-    ids=["tag", "digits", "deep", "nul", "no float"],
+    ids=["tag", "tag of nothing", "digits", "deep", "nul", "no float"],
 )
 def test_yaml_that_is_no_value_ends_in_one_line(tmp_path, text, complaint):
     file = write(tmp_path, text + "\n")
@@ -417,8 +419,10 @@ def test_yaml_that_is_no_value_ends_in_one_line(tmp_path, text, complaint):
         ("evaluate.steps=" + "[" * 2000, "the value is not valid YAML"),
         ("seed=1234567890123456789012345", "but it must be at least 0 and below 2**63"),
         ("micro_batch_size=-4", "micro_batch_size = -4, but it must be at least 0"),
+        ("name=a\udcffb", "name = 'a\\udcffb', but a recipe is text in UTF-8"),
+        ("=!!int", "'=!!int': the value is not valid YAML"),
     ],
-    ids=["tag", "deep", "long seed", "below 0"],
+    ids=["tag", "deep", "long seed", "below 0", "no UTF-8", "tag of nothing"],
 )
 def test_overrides_that_are_no_value_end_in_one_line(small, override, complaint):
     assert complaint in refusal(small, override)

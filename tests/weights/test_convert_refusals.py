@@ -128,6 +128,10 @@ def test_things_that_are_no_model(here):
     refuses(here, "many holds 2 checkpoints; give one of them: a.safetensors", "many", "out")
     refuses(here, "no file or folder missing.safetensors", "missing.safetensors", "out")
     refuses(here, "no file or folder folder/transformer", "folder/transformer", "out")
+    save_file({"a": torch.ones(1)}, "one.safetensors")
+    refuses(here, "the name of the model is empty", "", "out")  # not: whatever lies here
+    refuses(here, "no file or folder ~nobody-of-that-name/x", "~nobody-of-that-name/x", "out")
+    refuses(here, "no file or folder xxx", "x" * 5000, "out")
 
 
 def test_bad_options(here, file):
