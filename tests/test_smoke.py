@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import SanaSprintPipeline
 
-from sprint.evaluate.metrics import real_scenes
+from sprint.evaluate.metrics import fid
 from sprint.recipe.load import load_recipe
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import DistillStage
@@ -32,7 +32,7 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     recipe = load_recipe(ROOT / "recipes" / "tiny.yaml", FEW)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(real_scenes, "REFERENCE_SCENES", 100)
+        patched.setattr(fid, "REFERENCE_SCENES", 100)
         first = distill(recipe, root, "sprint distill tiny")
         student = root / "smoke" / "student" / "transformer" / "diffusion_pytorch_model.safetensors"
         written = student.stat().st_mtime_ns

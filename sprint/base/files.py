@@ -1,7 +1,10 @@
-"""Files that are whole or not there."""
+"""Files and folders that are whole or not there."""
 
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -21,6 +24,61 @@ def write_whole(path: Path, data: str | bytes) -> Path:
     finally:
         scrap.unlink(missing_ok=True)
     return path
+
+
+def write_flushed(path: Path, text: str) -> None:
+    """Write a new file, on disk when this returns."""
+    with open(path, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def whole_or_absent(target: Path, scrap: Path) -> Iterator[Path]:
+    """A path in `scrap`, a fresh folder, to build a file or a folder at; at the end it is `target`, in one move.
+
+    After an error, or Ctrl-C, `target` is as it was, and nothing else is left: neither `scrap`, which is best beside
+    `target`, nor parents made for it. What a process that was killed left in `scrap` goes first. Raises OSError.
+    """
+    target, scrap = target.absolute(), scrap.absolute()
+    made = [parent for parent in target.parents if not parent.exists()]
+    shutil.rmtree(scrap, ignore_errors=True)
+    try:
+        scrap.mkdir(parents=True)
+        yield scrap / target.name
+        put_in_place(scrap / target.name, target)
+        made = []
+    finally:
+        shutil.rmtree(scrap, ignore_errors=True)
+        for parent in made:
+            if parent.exists() and not any(parent.iterdir()):
+                parent.rmdir()
+
+
+def put_in_place(fresh: Path, target: Path) -> None:
+    """`fresh` becomes `target`, and stays it if the machine crashes; if that fails, what was there comes back."""
+    old = None
+    if fresh.is_dir() and target.is_dir():
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(target, old)
+    try:
+        os.replace(fresh, target)
+    except BaseException:
+        if old:
+            os.replace(old, target)
+        raise
+    flush_folder(target.parent)
+    if old:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_whole(folder: Path, hidden: str) -> None:
+    """Delete it under the name `hidden`, so that it is never seen half deleted."""
+    going = folder.with_name(hidden)
+    os.replace(folder, going)
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def flush_folder(folder: Path) -> None:

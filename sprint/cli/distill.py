@@ -10,6 +10,9 @@ DISTILL = """\
 Adapt a teacher (stage 1), distil it (stage 2), draw, score and write runs/NAME/report.html.
 Interrupted, the same command goes on where it stopped.
 
+For programs the page is in report.json beside it, and what was drawn and scored, as `sprint evaluate runs/NAME`
+does it, is in evaluation/result.json; the pictures are there too.
+
   sprint distill tiny                                   ten minutes on two CPU cores
   sprint distill tiny name=short distill.steps=400      any key of the recipe can be set
   sprint distill 0.6b data.path=pictures                a folder of NAME.jpg beside NAME.txt

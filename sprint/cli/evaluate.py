@@ -11,20 +11,26 @@ from sprint.cli.shared import (
     numbers,
     quiet_libraries,
 )
+from sprint.evaluate.metrics.registry import METRICS, described
 
-METRICS = "scenes, fid, clip, geneval, latency"
-
-EVALUATE = """\
+EVALUATE = f"""\
 Draw with a model and measure: a table, OUT/result.json and OUT/index.html with the pictures, worst first.
 Pictures are drawn once for each prompt and seed; interrupted, the same command goes on where it stopped.
-A metric whose weights are not here is left out with a line that says what to fetch. Figures of an earlier run
-in the same OUT stay where model, prompts, seeds and guidance are the same.
+A metric whose weights are not here is left out with a line that says what to fetch. Figures of an earlier
+evaluation in the same OUT stay where model, prompts, seeds and guidance are the same.
 
-  sprint evaluate runs/tiny                                      student at 1, 2 and 4 steps, teacher at 20
+OUT of a run's folder is RUN/evaluation, where `sprint distill` has drawn and scored by the recipe's evaluate.*:
+of it nothing is drawn again, and what is not said here is as the recipe says. OUT of any other model is
+evaluations/NAME.
+
+  sprint evaluate runs/tiny                                      what the run drew, and how long pictures take
   sprint evaluate runs/tiny/student --steps 1 --metrics scenes --count 60
   sprint evaluate tiny --metrics scenes,latency                  the built-in teacher alone
   sprint evaluate STUDENT --teacher TEACHER --reference MJHQ-30K --dtype bf16 --device cuda
   sprint evaluate STUDENT --metrics geneval --geneval-metadata evaluation_metadata.jsonl
+
+metrics:
+{described()}
 
 The tiny family is measured on 600 built-in scenes, others on the prompts of --reference and GenEval's. Several
 processes share the drawing:  torchrun --nproc_per_node 8 -m sprint evaluate STUDENT --reference MJHQ-30K
@@ -42,13 +48,18 @@ def add_evaluate(verbs) -> None:
         "model", help="a student, teacher or run folder, a hub id, or 'tiny', the built-in teacher"
     )
     verb.add_argument("--teacher", help="another model, for a column of 20 steps (a run brings its own)")
-    verb.add_argument("--metrics", help=f"some of {METRICS} (default: those that fit the model)")
-    verb.add_argument("--steps", help="such as 1,2,4, which is the default for students; 20 for teachers")
-    verb.add_argument("--out", type=Path, help="folder of the result (default evaluations/NAME)")
+    verb.add_argument("--metrics", help=f"some of {','.join(METRICS)} (default: those that fit the model)")
+    verb.add_argument(
+        "--steps",
+        help="such as 1,2,4 (default: the run's recipe's, else 1,2,4 for students, 20 for teachers)",
+    )
+    verb.add_argument(
+        "--out", type=Path, help="folder of the result (default RUN/evaluation, else evaluations/NAME)"
+    )
     verb.add_argument("--prompts", help="scenes, a folder with captions, or a text file with a prompt a line")
     verb.add_argument("--count", type=at_least_one, metavar="N", help="fewer pictures than the protocol's")
     verb.add_argument("--seed", type=int, default=0, help="of the first picture; the next ones count up")
-    verb.add_argument("--guidance", type=float, default=4.5, help="guidance scale (default 4.5)")
+    verb.add_argument("--guidance", type=float, help="guidance scale (default: the run's recipe's, else 4.5)")
     verb.add_argument(
         "--batch-size", type=at_least_one, help="pictures drawn together (50 at 64 px, else 10)"
     )
@@ -77,17 +88,17 @@ def evaluate(args: argparse.Namespace) -> None:
     _check_numbers(args)
     quiet_libraries()
     from sprint.base.place import Place, usable_device
+    from sprint.evaluate.choices import FEATURE_CACHE, REAL_FEATURE_CACHE, Options
     from sprint.evaluate.metrics.metric import Choices
-    from sprint.evaluate.models import evaluation_name
+    from sprint.evaluate.models import EVALUATIONS, evaluation_folder
     from sprint.evaluate.page import PAGE, result_table
-    from sprint.evaluate.run import KEPT, KEPT_REAL, Options
     from sprint.evaluate.run import evaluate as run
 
     device = usable_device(args.device or str(Place.of_this_process().device))
-    out = args.out or Path("evaluations") / evaluation_name(args.model)
+    out = args.out or evaluation_folder(args.model)
     choices = Choices(
-        kept=out / KEPT,
-        kept_real=out.parent / KEPT_REAL,
+        kept=out / FEATURE_CACHE,
+        kept_real=(args.out.parent if args.out else EVALUATIONS) / REAL_FEATURE_CACHE,
         count=args.count,
         seed=args.seed,
         reference=args.reference,
@@ -115,7 +126,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    if not 0 <= args.guidance < float("inf"):
+    if args.guidance is not None and not 0 <= args.guidance < float("inf"):
         raise SprintError(f"--guidance {args.guidance}: give a number of at least 0")
     if not 0 <= args.seed < 2**62:
         raise SprintError(f"--seed {args.seed}: give a whole number from 0 to 2**62 - 1")

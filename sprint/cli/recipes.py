@@ -2,6 +2,7 @@
 
 import argparse
 
+from sprint.base.errors import SprintError
 from sprint.cli.shared import add_verb
 
 RECIPES = """\
@@ -25,10 +26,14 @@ def recipes(args: argparse.Namespace) -> None:
     from sprint.recipe.find import SHIPPED, find_recipe, known_recipes, summary
 
     if args.recipe is not None:
-        print(find_recipe(args.recipe).read_text(encoding="utf-8"), end="")
+        file = find_recipe(args.recipe)
+        try:
+            print(file.read_text(encoding="utf-8"), end="")
+        except UnicodeDecodeError as error:
+            raise SprintError(f"{file}: not a readable recipe: {error}") from error
         return
     for name, file in known_recipes().items():
         size, what = summary(file)
         own = f" ({file})" if file.parent.resolve() != SHIPPED.resolve() else ""
-        print(f"{name:12} {size:>5} px  {what}{own}")
+        print(f"{name:12} {size!s:>5} px  {what}{own}")
     print("\nsprint recipes NAME prints one; sprint distill NAME --dry-run tells what it needs")

@@ -54,7 +54,7 @@ def search_steps(args: argparse.Namespace) -> None:
     from sprint.evaluate.search.adopt import adopt, check_adoptable
     from sprint.evaluate.search.lists import BATCH, Search
     from sprint.evaluate.search.steps import search_steps as run
-    from sprint.evaluate.search.steps import table
+    from sprint.evaluate.search.table import table
     from sprint.weights.card import show_times
 
     search = Search(

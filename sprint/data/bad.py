@@ -7,12 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 from sprint.base.errors import SprintError
+from sprint.base.locks import LOCKS, lock
 from sprint.data.items import BadSample, said
-
-try:
-    import fcntl
-except ImportError:  # Windows: several processes may list the same sample
-    fcntl = None
 
 ENOUGH = 100  # samples tried before their share says anything
 CHANCE = 3.0  # standard deviations by which a share of some of the samples may stray from that of all
@@ -91,8 +87,8 @@ class BadList:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with open(self.file, "a+b") as stream:
-                if fcntl is not None:
-                    fcntl.flock(stream, fcntl.LOCK_EX)  # until it is closed
+                if LOCKS:  # else several processes may list the same sample
+                    lock(stream)
                 self._add(stream, sample)
         except OSError as error:
             raise SprintError(f"{self.file}: cannot be written: {said(error)}") from error

@@ -15,6 +15,7 @@ from sprint.base.random import on_device
 from sprint.data.batch import Batch, Encoded, Sample, parts
 from sprint.data.source import T
 from sprint.models.encoders import TEXT_UNIT, Family
+from sprint.recipe.shares import share_of
 
 
 def batch_positions(step: int, batch_size: int, rank: int = 0, processes: int = 1) -> range:
@@ -22,11 +23,8 @@ def batch_positions(step: int, batch_size: int, rank: int = 0, processes: int = 
 
     batch_size    over all processes; raises `SprintError` unless they share it evenly
     """
-    share, rest = divmod(batch_size, processes)
-    if rest:
-        raise SprintError(f"batch_size = {batch_size} cannot be shared evenly by {processes} processes")
-    first = step * batch_size + rank * share
-    return range(first, first + share)
+    share, first = share_of(batch_size, rank, processes), step * batch_size
+    return range(first + share.start, first + share.stop)
 
 
 def encode(samples: list[Sample], family: Family, largest: int = 0, unit: int = TEXT_UNIT) -> Batch:

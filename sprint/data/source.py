@@ -19,7 +19,7 @@ from sprint.data.buckets import Bucketed, find_buckets, shapes_of
 from sprint.data.items import BadSample, Items
 from sprint.data.order import InOrder, Order, Shuffled
 from sprint.lab.scenes import render, scene
-from sprint.lab.series import TRAINING_SEED
+from sprint.lab.series import training_seed
 from sprint.recipe.schema import Data, DataKind
 
 LONGEST_CHAIN = 100  # bad samples in a row, each drawn to stand in for the one before
@@ -177,16 +177,16 @@ class ItemSource:
 
 @dataclass(frozen=True)
 class SceneSource:
-    """The built-in scenes; position = index in the series. `seed` ≥ 0 picks one of the training series."""
+    """The built-in scenes; position = index in the series. `seed` picks one of the training series."""
 
     seed: int = 0
 
     def __post_init__(self):
-        if self.seed < 0:
-            raise SprintError(f"data.seed = {self.seed}, but it must be at least 0")
+        training_seed(self.seed)  # refuses one that has no series
 
     def samples(self, positions: range) -> list[Sample]:
-        scenes = (scene(TRAINING_SEED + self.seed, position) for position in positions)
+        series = training_seed(self.seed)
+        scenes = (scene(series, position) for position in positions)
         return [Sample(render(s.things), s.caption) for s in scenes]
 
     def batched(self, batch_size: int) -> "SceneSource":

@@ -12,7 +12,6 @@ FOLDER/.damaged-…             one that was found not to match its manifest, fo
 import atexit
 import contextlib
 import json
-import os
 import shutil
 import sys
 import threading
@@ -28,7 +27,7 @@ from torch.distributed.checkpoint import CheckpointException, DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
 from sprint.base.errors import SprintError
-from sprint.base.files import flush_folder, sha256
+from sprint.base.files import flush_folder, put_in_place, remove_whole, sha256, write_flushed
 from sprint.engine.dcp import INDEX, CopyingPlanner, Reader, Writer
 
 FACTS, MANIFEST = "facts.json", "manifest.json"
@@ -159,7 +158,7 @@ class _Write(threading.Thread):
         """Digests of the files that this process wrote."""
         files = list(temporary.glob(f"__{self._rank}_*"))
         if self._rank == 0:
-            _write_flushed(temporary / FACTS, self._facts)
+            write_flushed(temporary / FACTS, self._facts)
             files += [temporary / FACTS, temporary / INDEX]
         return {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
 
@@ -168,14 +167,11 @@ class _Write(threading.Thread):
         if self._rank != 0:
             return
         files = {name: entry for part in digests for name, entry in part.items()}
-        _write_flushed(temporary / MANIFEST, json.dumps({"files": files}))
+        write_flushed(temporary / MANIFEST, json.dumps({"files": files}))
         flush_folder(temporary)
-        os.replace(temporary, self.folder / temporary.name.removeprefix(TEMPORARY))
-        flush_folder(self.folder)
+        put_in_place(temporary, self.folder / temporary.name.removeprefix(TEMPORARY))
         for old in _checkpoints(self.folder)[self._keep :]:
-            going = old.with_name(TEMPORARY + old.name)  # so that none is ever seen half deleted
-            os.replace(old, going)
-            shutil.rmtree(going, ignore_errors=True)
+            remove_whole(old, TEMPORARY + old.name)
 
 
 @atexit.register
@@ -184,13 +180,6 @@ def _let_writes_end(folder: Path | None = None) -> None:
     for thread in threading.enumerate():
         if isinstance(thread, _Write) and folder in (None, thread.folder):
             thread.join(PATIENCE)
-
-
-def _write_flushed(path: Path, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _require_plain(value: object, where: str) -> None:
@@ -241,9 +230,8 @@ def _reason(error: BaseException, group: Group = None) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if (
-        isinstance(error, RuntimeError) and group is not None
-    ):  # of a collective: that of work comes without group
+    # of a collective: that of work comes without group
+    if isinstance(error, RuntimeError) and group is not None:
         return "another process has ended or does not answer"
     return " ".join(f"{type(error).__name__}: {error}".splitlines()[:1])
 

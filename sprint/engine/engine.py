@@ -32,6 +32,7 @@ from sprint.engine.restart import rendezvous_after_restart
 from sprint.models.families import family_of, networks_in
 from sprint.models.teacher import DENSE_TIME
 from sprint.recipe.schema import EngineKind, Optimizer, Precision, Recipe
+from sprint.recipe.shares import share_of
 
 # One process may hash or export for hours; dead processes are found by the heartbeat, not by this.
 HOST_TIMEOUT = timedelta(days=1)
@@ -211,10 +212,7 @@ class Engine:
 
     def share(self, batch_size: int) -> range:
         """This process's places in a batch. Raises SprintError where the batch does not divide evenly."""
-        size, rest = divmod(batch_size, self.processes)
-        if rest:
-            raise SprintError(f"batch size {batch_size} does not divide over {self.processes} processes")
-        return range(self.rank * size, (self.rank + 1) * size)
+        return share_of(batch_size, self.rank, self.processes)
 
     def average(self, value: Tensor) -> Tensor:
         """Mean over processes."""

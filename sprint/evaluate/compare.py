@@ -1,33 +1,29 @@
 """`sprint compare`: evaluations side by side, and what differs in how they were taken."""
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from urllib.parse import quote
 
 from sprint.base.errors import SprintError
 from sprint.base.files import write_whole
+from sprint.evaluate.metrics.metric import Error
+from sprint.evaluate.metrics.registry import METRICS, metric_of
 from sprint.evaluate.page import (
     PAGE_BYTES,
-    TITLES,
-    Cell,
-    Row,
     column_title,
     figure_text,
-    picture_rows,
+    judged_cell,
     shot_words,
     text_table,
-    verdict_words,
 )
 from sprint.evaluate.result import Column, Figure, Result, Shot, Verdicts, read_result
 from sprint.pages import html
+from sprint.pages.pictures import PictureRow, picture_rows
 
 BEST = " *"  # after the best figure of a row
 NOISE = 2.0  # standard errors within which a difference may be chance
-STANDARD_ERRORS = ("scenes", "geneval", "clip")  # metrics whose ± is a standard error
 ALIKE = ("seeds", "guidance", "dtype")  # settings that decide what is drawn
 Key = tuple[
     str, int
@@ -56,7 +52,10 @@ def compare(paths: Sequence[str], page: Path) -> str:
     if len(paths) < 2:
         raise SprintError("compare takes two results or more; `sprint evaluate` makes them")
     sides = _sides(paths)
-    rows = [(name, marked(figures)) for (_, name), figures in joined_rows(sides).items()]
+    rows = [
+        (metric_of(metric).row(name), marked(figures))
+        for (metric, name), figures in joined_rows(sides).items()
+    ]
     head = [(side.label, column.title) for side in sides for column in side.result.columns]
     warnings = differing_protocols(sides)
     write_whole(page, _page(sides, head, rows, warnings, page.parent))
@@ -87,7 +86,7 @@ def joined_rows(sides: Sequence[Side]) -> dict[tuple[str, str], list[Figure | No
     """Every figure of any side: (metric, name) -> one for each column of each side."""
     tables = [side.result.rows() for side in sides]
     names = dict.fromkeys(
-        name for metric in TITLES for table in tables for name in table if name[0] == metric
+        name for metric in METRICS for table in tables for name in table if name[0] == metric
     )
     return {
         name: [
@@ -115,7 +114,7 @@ def difference(metric: str, before: Figure | None, after: Figure | None) -> str:
         return "–"
     value = after.value - before.value
     text = f"{value:+{after.spec}}"
-    if metric not in STANDARD_ERRORS or before.error is None or after.error is None:
+    if metric_of(metric).error is not Error.standard or before.error is None or after.error is None:
         return text
     error = math.hypot(before.error, after.error)
     return f"{text} ± {error:{after.spec}}" + (", noise" if abs(value) <= NOISE * error else "")
@@ -126,12 +125,12 @@ def differing_protocols(sides: Sequence[Side]) -> list[str]:
     lines = []
     for name in ALIKE:
         lines += _differing(name, {side.label: side.result.settings.get(name) for side in sides})
-    for metric in TITLES:
+    for metric in METRICS:
         measured = [side for side in sides if metric in side.result.protocols]
         facts = dict.fromkeys(fact for side in measured for fact in side.result.protocols[metric])
         for fact in facts:
             told = {side.label: side.result.protocols[metric].get(fact) for side in measured}
-            lines += _differing(f"{TITLES[metric]}, {fact}", told)
+            lines += _differing(f"{METRICS[metric].title}, {fact}", told)
     return lines
 
 
@@ -154,7 +153,7 @@ def _page(
     place: Path,
 ) -> str:
     names = " · ".join(side.label for side in sides)
-    judged = [metric for metric in TITLES if all(_verdicts(side, metric) for side in sides)]
+    judged = [metric for metric in METRICS if all(_verdicts(side, metric) for side in sides)]
     return html.page(
         f"{names} · sprint comparison",
         [
@@ -172,10 +171,10 @@ def _differences(first: Side, other: Side) -> str:
     pairs = [(first.columns[key], other.columns[key]) for key in keys]
     rows = []
     for metric, name in joined_rows([first, other]):
-        figures = [(_figure(a, metric, name), _figure(b, metric, name)) for a, b in pairs]
+        figures = [(a.figure(metric, name), b.figure(metric, name)) for a, b in pairs]
         cells = [difference(metric, *pair) for pair in figures]
         if any(cell != "–" for cell in cells):
-            rows.append((name, cells))
+            rows.append((metric_of(metric).row(name), cells))
     text = (
         f"{other.label} less {first.label}, where both have the column. Noise: within {NOISE:g} standard errors of "
         "the two, as if their pictures were independent; for the same prompts and seeds that is cautious."
@@ -183,10 +182,6 @@ def _differences(first: Side, other: Side) -> str:
     head = [("", ""), *(column_title(a) for a, _ in pairs)]
     drawn = [html.paragraph(text), html.table(head, rows)] if rows else []
     return html.section(f"Differences: {other.label} less {first.label}", *drawn)
-
-
-def _figure(column: Column, metric: str, name: str) -> Figure | None:
-    return column.measured[metric].figures.get(name) if metric in column.measured else None
 
 
 # ---- pictures ---------------------------------------------------------------------------------------
@@ -231,8 +226,7 @@ def _places(side: Side, prompts: str) -> dict[Shot, int]:
 
 
 def _verdicts(side: Side, metric: str) -> dict[Key, Verdicts]:
-    found = {key: c.measured[metric].verdicts for key, c in side.columns.items() if metric in c.measured}
-    return {key: verdicts for key, verdicts in found.items() if verdicts}
+    return {key: verdicts for key, c in side.columns.items() if (verdicts := c.verdicts(metric))}
 
 
 def _pictures(sides: Sequence[Side], metric: str, place: Path, room: int) -> str:
@@ -244,15 +238,13 @@ def _pictures(sides: Sequence[Side], metric: str, place: Path, room: int) -> str
         f"{len(differing)} of {len(pairs)} pictures of the same prompt, seed, model's role and steps are judged "
         f"differently. {shown} are shown, largest difference first."
     )
-    return html.section(f"Pictures: {TITLES[metric]}", html.paragraph(text), drawn if shown else "")
+    return html.section(f"Pictures: {METRICS[metric].title}", html.paragraph(text), drawn if shown else "")
 
 
-def _row(sides: Sequence[Side], place: Path, pair: Pair) -> Row:
-    cells = []
-    for side, column, verdicts, i in zip(sides, pair.columns, pair.verdicts, pair.places, strict=True):
-        file = side.folder / column.folder / pair.shot.file
-        link = quote(os.path.relpath(file, place).replace(os.sep, "/"))
-        cells.append(
-            Cell(file, link, verdict_words(verdicts, i), verdicts.correct[i] if verdicts.correct else None)
-        )
-    return Row(pair.shot.prompt, f"{pair.columns[0].title} · {shot_words(pair.shot)}", cells)
+def _row(sides: Sequence[Side], place: Path, pair: Pair) -> PictureRow:
+    parts = zip(sides, pair.columns, pair.verdicts, pair.places, strict=True)
+    cells = [
+        judged_cell(side.folder / column.folder / pair.shot.file, place, verdicts, i)
+        for side, column, verdicts, i in parts
+    ]
+    return PictureRow(pair.shot.prompt, f"{pair.columns[0].title} · {shot_words(pair.shot)}", cells)

@@ -2,17 +2,20 @@
 
 import dataclasses
 import logging
+import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 
 from sprint.base.errors import SprintError
+from sprint.evaluate.metrics.registry import metric_of
 from sprint.evaluate.models import Model, same_place
 from sprint.evaluate.result import FILE, Column, Measured, Result, read_result
 from sprint.weights.model_hash import model_hash
 
 log = logging.getLogger(__name__)
 DRAWN_ALIKE = ("seeds", "guidance")  # settings that decide figures, and that columns do not tell
-SEEN = ("scenes", "fid", "clip", "geneval")  # metrics that look at pictures
+# what runs once kept of their evaluation
+BEFORE = re.compile(r"(teacher|undistilled|student)_\d+\.(json|npz)")
 
 
 def open_out(out: Path, pictures: str, model: Model) -> Result | None:
@@ -25,7 +28,8 @@ def open_out(out: Path, pictures: str, model: Model) -> Result | None:
     if out.exists() and not out.is_dir():
         raise SprintError(f"--out {out} is not a folder; give another one")
     if not (out / FILE).is_file():
-        stranger = next((f.name for f in sorted(out.glob("[!.]*"))), None)
+        names = (file.name for file in sorted(out.glob("[!.]*")))
+        stranger = next((name for name in names if not BEFORE.fullmatch(name)), None)
         if stranger and not (out / pictures).is_dir():
             raise SprintError(f"--out {out}: holds {stranger} and no evaluation; give another folder")
         return None
@@ -72,6 +76,24 @@ def with_earlier(new: Result, earlier: Result) -> tuple[Result, list[str]]:
     return _joined(new, earlier, kept), dropped
 
 
+def measured_before(
+    metric: str, protocol: Mapping[str, str], prompts: str, new: Result, earlier: Result
+) -> list[Measured] | None:
+    """What a metric said of every column of the new result in the earlier one, if it would say the same again.
+
+    protocol   how it measures now, as far as that is known;  prompts: the set that it looks at
+
+    None where models, times, prompts, seeds, guidance or a fact of the protocol are others, or a column is new.
+    """
+    was = earlier.protocols.get(metric, {})
+    if earlier.used.get(metric) != prompts or any(was.get(fact) != words for fact, words in protocol.items()):
+        return None
+    found = _measured(metric, earlier)
+    if _differs(metric, new, earlier) or any(_identity(column) not in found for column in new.columns):
+        return None
+    return [found[_identity(column)] for column in new.columns]
+
+
 def _differs(metric: str, new: Result, earlier: Result) -> str:
     """Why a metric's earlier figures cannot stand beside the new ones, or ""."""
     for name in DRAWN_ALIKE:
@@ -79,7 +101,7 @@ def _differs(metric: str, new: Result, earlier: Result) -> str:
         if was != now:
             return f"{name}: {was}, now {now}"
     drawn = earlier.used.get(metric)
-    if metric in SEEN and drawn not in earlier.sets:
+    if metric_of(metric).pictures and drawn not in earlier.sets:
         return "it does not say which pictures it looked at"
     if drawn in new.sets and list(new.sets[drawn]) != list(earlier.sets[drawn]):
         return "prompts are others now"

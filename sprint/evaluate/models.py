@@ -4,16 +4,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from sprint.base.errors import SprintError
 from sprint.base.names import BUILT_IN, resolve
 from sprint.evaluate.published import published_size
 from sprint.lab.scenes import SIZE as SCENE_SIZE
+from sprint.recipe.schema import Evaluate
 from sprint.weights.checkpoint import understand
 from sprint.weights.load import understand_teacher
 from sprint.weights.settings import STUDENT_STEPS, read_settings
 
-STUDENT, TEACHER = "student", "teacher"
+STUDENT, TEACHER = "student", "teacher"  # roles, and folders of a run
+UNDISTILLED = "undistilled"  # role of a run's teacher that is asked for one step, as its student is
 STUDENT_DEFAULT, TEACHER_DEFAULT = (1, 2, 4), (20,)  # steps
+# where results lie; the second one in a run's folder
+EVALUATIONS, OF_A_RUN = (
+    Path("evaluations"),
+    "evaluation",
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,7 @@ class Model:
     """One set of weights.
 
     size     pixels a side where its sprint.json tells
+    spared   which of `steps` show what a student is spared: their role is `UNDISTILLED`
     paper    the size of Sana-Sprint that it has, as `published` takes it; None for others
     called   tells it from another one of the same role; empty where there is none
     """
@@ -31,6 +43,10 @@ class Model:
     size: int | None
     paper: str | None = None
     called: str = ""
+    spared: int | None = None
+
+    def role_at(self, steps: int) -> str:
+        return UNDISTILLED if steps == self.spared else self.role
 
     @property
     def small(self) -> bool:
@@ -38,27 +54,50 @@ class Model:
         return self.size == SCENE_SIZE
 
 
-def find_models(model: str, teacher: str | None = None, steps: Sequence[int] = ()) -> list[Model]:
+def is_run(model: str) -> bool:
+    """Whether it is the folder of a run that has its student."""
+    return all((Path(resolve(model)) / role).is_dir() for role in (STUDENT, TEACHER))
+
+
+def find_models(
+    model: str, teacher: str | None = None, steps: Sequence[int] = (), own: Evaluate | None = None
+) -> list[Model]:
     """The model, or a run's student and teacher, and the teacher to compare with.
 
     steps   of the model; each role has its own where there are none
+    own     what a run's recipe says of its evaluation
 
     Raises SprintError for what cannot be drawn with, and for the same model at the same steps twice.
     """
     folder = Path(resolve(model))
-    run = all((folder / role).is_dir() for role in (STUDENT, TEACHER))
-    if not run and (folder / "recipe.yaml").is_file():
+    if is_run(model):
+        first = _model(str(folder / STUDENT), steps or (own.steps if own else ()))
+        if not teacher:
+            return [first, _own_teacher(str(folder / TEACHER), own)]
+    elif (folder / "recipe.yaml").is_file():
         raise SprintError(f"{folder}: a run that has no student yet; `sprint distill` it to the end")
-    first = _model(str(folder / STUDENT) if run else model, steps)
-    path = teacher or (str(folder / TEACHER) if run else None)
-    if not path:
-        return [first]
-    understand_teacher(resolve(path))
-    second = _model(path, ())
+    else:
+        first = _model(model, steps)
+    return _beside(first, teacher) if teacher else [first]
+
+
+def _own_teacher(path: str, own: Evaluate | None) -> Model:
+    """As the recipe asks for it, and in a single step beside it."""
+    if own is None:
+        return _model(path, ())
+    return replace(_model(path, (own.teacher_steps, 1)), spared=1 if own.teacher_steps > 1 else None)
+
+
+def _beside(first: Model, teacher: str) -> list[Model]:
+    """The model and a teacher that was named."""
+    understand_teacher(resolve(teacher))
+    second = _model(teacher, ())
     if not same_place(first.path, second.path):
         return _told_apart(first, second) if first.role == second.role else [first, second]
     if twice := sorted({*first.steps} & {*second.steps}):
-        raise SprintError(f"--teacher {path}: is the model itself, at {twice[0]} steps twice; leave it out")
+        raise SprintError(
+            f"--teacher {teacher}: is the model itself, at {twice[0]} steps twice; leave it out"
+        )
     return [first, second]
 
 
@@ -101,6 +140,23 @@ def evaluation_name(model: str) -> str:
     path = Path(model).expanduser()
     path = path.resolve() if path.exists() else path
     return f"{path.parent.name}-{path.name}" if path.name in (STUDENT, TEACHER) else path.name
+
+
+def evaluation_folder(model: str) -> Path:
+    """Where the result of a model lies if nobody says otherwise: a run's own in its folder."""
+    return Path(resolve(model)) / OF_A_RUN if is_run(model) else EVALUATIONS / evaluation_name(model)
+
+
+def own_evaluation(model: str) -> Evaluate | None:
+    """What a run's recipe says of its evaluation; None for what is no run, or says nothing, or wants none."""
+    if not is_run(model):
+        return None
+    try:
+        given = yaml.safe_load(recipe_of(model))["evaluate"]
+        own = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Evaluate), given))
+        return own if own.prompts else None
+    except (yaml.YAMLError, OmegaConfBaseException, KeyError, TypeError, ValueError):
+        return None
 
 
 def recipe_of(model: str) -> str:

@@ -1,56 +1,21 @@
 """The page of an evaluation: its figures, how they were taken, and the pictures, worst first."""
 
-import base64
-import io
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from html import escape
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
-from PIL import Image
-
 from sprint.base.files import write_whole
+from sprint.evaluate.metrics.registry import metric_of
 from sprint.evaluate.result import Column, Figure, Result, Shot, Verdicts
+from sprint.lab.categories import category_title
 from sprint.pages import html
-from sprint.pages.grid import resize_picture
+from sprint.pages.pictures import Cell, PictureRow, picture_rows
 from sprint.pages.png import read_png
 
 PAGE = "index.html"
 PAGE_BYTES = 1_000_000  # of pictures on a page, as text; further rows are left out
-THUMBNAIL = 256  # pixels: larger pictures are reduced to this
-SHARES = ("scenes", "geneval")  # metrics whose figures are shares, drawn with a bar
-TITLES = {
-    "scenes": "Scenes",
-    "fid": "FID and KID",
-    "clip": "CLIP score",
-    "geneval": "GenEval",
-    "latency": "Time",
-}
-BELOW = {  # what stands under a picture, by metric
-    "scenes": "Under each: what was seen in it, and whether that is what the prompt says.",
-    "geneval": "Under each: what is wrong, if anything is.",
-    "clip": "Under each: its score.",
-}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A picture, and what is said under it. `correct`: None where a metric gives scores."""
-
-    file: Path
-    link: str
-    words: str
-    correct: bool | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """The same prompt and seed, drawn in several ways."""
-
-    caption: str
-    aside: str
-    cells: Sequence[Cell]
 
 
 def write_page(folder: Path, result: Result) -> Path:
@@ -60,18 +25,13 @@ def write_page(folder: Path, result: Result) -> Path:
 
 def page_html(folder: Path, result: Result) -> str:
     """Raises SprintError that names a picture that is damaged."""
-    rows, bars = figure_rows(result)
-    head = [("", ""), *(column_title(column) for column in (*result.columns, *result.published))]
-    judged = [name for name in result.protocols if _verdicts(result, name)]
+    judged = [name for name in result.protocols if judged_columns(result, name)]
     return html.page(
         f"{result.name} · sprint evaluation",
         [
             html.masthead("Sprint · evaluation", result.name, _lead(result)),
-            *(
-                html.paragraph(f"{TITLES[name]} left out: {line}", "note")
-                for name, line in result.left_out.items()
-            ),
-            html.section("Figures", html.table(head, rows, bars), _source(result)),
+            *left_out_notes(result),
+            html.section("Figures", reading(result), figure_table(result), _source(result)),
             html.section("How they were taken", html.listing(protocol_words(result))),
             *(_pictures(folder, result, name, PAGE_BYTES // len(judged)) for name in judged),
             _record(result),
@@ -82,12 +42,31 @@ def page_html(folder: Path, result: Result) -> str:
 # ---- figures ----------------------------------------------------------------------------------------
 
 
+def left_out_notes(result: Result) -> list[str]:
+    """A paragraph for each metric that was not measured."""
+    left_out = result.left_out.items()
+    return [html.paragraph(f"{metric_of(name).title} left out: {line}", "note") for name, line in left_out]
+
+
+def reading(result: Result, more: str = "") -> str:
+    """A paragraph on how the figures are to be read."""
+    sentences = [*(metric_of(name).reading for name in result.protocols), more]
+    return html.paragraph(" ".join(filter(None, sentences))) if any(sentences) else ""
+
+
+def figure_table(result: Result) -> str:
+    """As HTML, published columns last."""
+    head = [("", ""), *(column_title(column) for column in (*result.columns, *result.published))]
+    return html.table(head, *figure_rows(result))
+
+
 def figure_rows(result: Result) -> tuple[list[tuple[str, list[str]]], list[list[float | None]]]:
     """Rows of the table, published columns last, and the bars under its numbers."""
     rows, bars = [], []
     for (metric, name), figures in result.rows([*result.columns, *result.published]).items():
-        rows.append((name, [figure_text(figure) for figure in figures]))
-        bars.append([f.value if f and metric in SHARES else None for f in figures])
+        share = metric_of(metric).unit == "share"
+        rows.append((metric_of(metric).row(name), [figure_text(figure) for figure in figures]))
+        bars.append([f.value if f and share else None for f in figures])
     return rows, bars
 
 
@@ -106,7 +85,7 @@ def _source(result: Result) -> str:
 def protocol_words(result: Result) -> dict[str, str]:
     """By metric's title, the facts of its protocol in one line."""
     return {
-        TITLES[name]: "; ".join(f"{fact}: {words}" for fact, words in facts.items() if words)
+        metric_of(name).title: "; ".join(f"{fact}: {words}" for fact, words in facts.items() if words)
         for name, facts in result.protocols.items()
     }
 
@@ -136,19 +115,14 @@ def _lead(result: Result) -> str:
     for column in result.columns:
         ways.setdefault(column.who, []).append(column.steps)
     drawn = max((len(shots) for shots in result.sets.values()), default=0)
-    told = "; ".join(f"{role} at {', '.join(map(str, counts))} steps" for role, counts in ways.items())
+    told = "; ".join(
+        f"{role} at {', '.join(map(str, counts[:-1]))}{', ' * (len(counts) > 1)}{html.steps(counts[-1])}"
+        for role, counts in ways.items()
+    )
     return f"{told[:1].upper()}{told[1:]}." + (f" {drawn} pictures each." if drawn else "")
 
 
 # ---- pictures ---------------------------------------------------------------------------------------
-
-
-def _verdicts(result: Result, metric: str) -> dict[int, Verdicts]:
-    """By column's place, what the metric says of its pictures."""
-    found = {
-        place: c.measured[metric].verdicts for place, c in enumerate(result.columns) if metric in c.measured
-    }
-    return {place: verdicts for place, verdicts in found.items() if verdicts}
 
 
 def worst_first(result: Result, metric: str) -> list[int]:
@@ -156,10 +130,10 @@ def worst_first(result: Result, metric: str) -> list[int]:
 
     Of equally bad ones, those that the teacher gets right come first.
     """
-    by_column = _verdicts(result, metric)
-    students = [v for place, v in by_column.items() if result.columns[place].role == "student"]
-    judged = students or list(by_column.values())
-    others = [v for v in by_column.values() if v not in judged]
+    by_role = [(c.role, verdicts) for c in result.columns if (verdicts := c.verdicts(metric))]
+    students = [verdicts for role, verdicts in by_role if role == "student"]
+    judged = students or [verdicts for _, verdicts in by_role]
+    others = [verdicts for role, verdicts in by_role if students and role == "teacher"]
 
     def badness(i: int) -> tuple[float, ...]:
         if judged[0].correct:
@@ -170,71 +144,65 @@ def worst_first(result: Result, metric: str) -> list[int]:
 
 
 def _pictures(folder: Path, result: Result, metric: str, room: int) -> str:
-    by_column = _verdicts(result, metric)
-    columns = [result.columns[place] for place in by_column]
-    shots = result.sets[next(iter(by_column.values())).prompts]
     order = worst_first(result, metric)
-    rows = (
-        Row(shots[i].prompt, shot_words(shots[i]), [_cell(folder, c, v, shots[i], i) for c, v in pairs])
-        for i in order
-        for pairs in [list(zip(columns, by_column.values(), strict=True))]
-    )
-    drawn, shown = picture_rows([column_title(c) for c in columns], rows, room)
-    text = f"{shown} of {len(shots)} prompts, worst first; the others are in the folders beside this page. "
-    return html.section(f"Pictures: {TITLES[metric]}", html.paragraph(text + BELOW[metric]), drawn)
+    drawn, shown = judged_pictures(folder, result, metric, order, room)
+    text = f"{shown} of {len(order)} prompts, worst first; the others are in the folders beside this page. "
+    about = metric_of(metric)
+    return html.section(f"Pictures: {about.title}", html.paragraph(text + about.below), drawn)
+
+
+def judged_pictures(
+    folder: Path,
+    result: Result,
+    metric: str,
+    order: Iterable[int],
+    room: int,
+    place: Path | None = None,
+    words: bool = True,
+) -> tuple[str, int]:
+    """A row for each of these prompts of the metric's set, a column for each of the result that it judged.
+
+    folder   of the result;  place: of the page, by default the same one
+    words    under each picture what the metric says of it, and not only whether it is right
+
+    -> HTML of at most `room` bytes, and how many rows it has
+    """
+    columns, shots = judged_columns(result, metric), judged_set(result, metric)
+
+    def cell(column: Column, i: int) -> Cell:
+        file = folder / column.folder / shots[i].file
+        found = judged_cell(file, place or folder, column.verdicts(metric), i)
+        return found if words else replace(found, words="")
+
+    rows = (PictureRow(shots[i].prompt, shot_words(shots[i]), [cell(c, i) for c in columns]) for i in order)
+    return picture_rows([column_title(c) for c in columns], rows, room)
+
+
+def judged_columns(result: Result, metric: str) -> list[Column]:
+    """Those of whose pictures the metric says something."""
+    return [column for column in result.columns if column.verdicts(metric)]
+
+
+def judged_set(result: Result, metric: str) -> Sequence[Shot]:
+    """What those columns show."""
+    return result.sets[judged_columns(result, metric)[0].verdicts(metric).prompts]
 
 
 def shot_words(shot: Shot) -> str:
-    return f"{shot.group.replace('_', ' ')} · seed {shot.seed}" if shot.group else f"seed {shot.seed}"
+    return f"{category_title(shot.group)} · seed {shot.seed}" if shot.group else f"seed {shot.seed}"
 
 
-def _cell(folder: Path, column: Column, verdicts: Verdicts, shot: Shot, i: int) -> Cell:
-    link = f"{column.folder}/{shot.file}"
-    return Cell(folder / link, quote(link), verdict_words(verdicts, i), _correct(verdicts, i))
+def judged_cell(file: Path, place: Path, verdicts: Verdicts, i: int) -> Cell:
+    """Picture i of a set, linked from a page in `place`."""
+    link = quote(os.path.relpath(file, place).replace(os.sep, "/"))
+    pixels = read_png(file) if file.is_file() else None
+    correct = verdicts.correct[i] if verdicts.correct else None
+    return Cell(pixels, link, verdict_words(verdicts, i), correct)
 
 
 def verdict_words(verdicts: Verdicts, i: int) -> str:
     """What a metric says of picture i."""
     return verdicts.reasons[i] if verdicts.reasons else f"{verdicts.scores[i]:.1f}"
-
-
-def _correct(verdicts: Verdicts, i: int) -> bool | None:
-    return verdicts.correct[i] if verdicts.correct else None
-
-
-def picture_rows(titles: Sequence[tuple[str, str]], rows: Iterable[Row], room: int) -> tuple[str, int]:
-    """As many rows as fit into `room` bytes.  -> HTML, how many they are"""
-    head = "".join(f"<span>{escape(a)}<small>{escape(b)}</small></span>" for a, b in titles)
-    drawn, used = [], 0
-    for row in rows:
-        cells = "".join(map(_picture, row.cells))
-        if drawn and used + len(cells) > room:
-            break
-        used += len(cells)
-        words = f"<p>{escape(row.caption)}<small>{escape(row.aside)}</small></p>"
-        drawn.append(f'<div class="row" style="align-items:start">{words}{cells}</div>')
-    top = f'<div class="row head" aria-hidden="true"><p></p>{head}</div>'
-    return f'<div class="pictures" style="--columns:{len(titles)}">{top}{"".join(drawn)}</div>', len(drawn)
-
-
-def _picture(cell: Cell) -> str:
-    mark = {True: "✓ ", False: "✗ ", None: ""}[cell.correct]
-    words = f"<small>{mark}{escape(cell.words)}</small>"
-    if not cell.file.is_file():
-        return f"<div><small>no picture</small>{words}</div>"
-    pixels = read_png(cell.file)
-    small = max(pixels.shape[:2]) <= html.SMALL_PICTURE
-    image = (
-        Image.fromarray(pixels) if small else resize_picture(pixels, min(THUMBNAIL, max(pixels.shape[:2])))
-    )
-    data = io.BytesIO()
-    image.save(data, "WEBP", lossless=small, quality=80)
-    source = "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
-    kind = 'class="pixels" ' * small
-    return (
-        f'<div><a href="{escape(cell.link)}"><img {kind}src="{source}" width="{image.width}" '
-        f'height="{image.height}" alt="{escape(mark + cell.words)}"></a>{words}</div>'
-    )
 
 
 # ---- the record -------------------------------------------------------------------------------------

@@ -4,7 +4,11 @@ They were taken on one A100 in bf16 at 1024 px; FID and CLIP score on MJHQ-30K, 
 batch 10. Only a run of the same size on the same kind of machine can be compared with them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from sprint.evaluate.metrics.registry import CLIP, FID, GENEVAL, LATENCY
+from sprint.evaluate.result import Column, Figure, Measured
 
 SOURCE = "SANA-Sprint, arXiv 2503.09641, Table 2: A100, bf16, 1024 px, MJHQ-30K"
 FLUX_SCHNELL = "FLUX-schnell"
@@ -45,3 +49,29 @@ def published(model: str, steps: int) -> Published | None:
 def published_size(size: str | None) -> str | None:
     """A student's size as `published` takes it; None for sizes that the paper did not distil."""
     return size if any(row.model == size for row in PUBLISHED) else None
+
+
+def beside_columns(columns: Sequence[Column], sizes: dict[str, str | None]) -> list[Column]:
+    """The paper's columns for ours, with those of its figures that we measured as well.
+
+    sizes   of Sana-Sprint, by model's path
+    """
+    found = []
+    for column in columns:
+        size = FLUX_SCHNELL if column.role == FLUX_SCHNELL else sizes.get(column.model)
+        if row := published(size or "", column.steps):
+            measured = {m: Measured(f) for m, f in _published_figures(row).items() if m in column.measured}
+            found.append(Column("published", row.steps, SOURCE, measured=measured, called=row.model))
+    return found
+
+
+def _published_figures(row: Published) -> dict[str, dict[str, Figure]]:
+    return {
+        FID.name: {"FID": Figure(row.fid, higher=False, spec=".2f")},
+        CLIP.name: {"CLIP score": Figure(row.clip, spec=".2f")},
+        GENEVAL.name: {"GenEval": Figure(row.geneval, spec=".2f")},
+        LATENCY.name: {
+            "latency, ms": Figure(1000 * row.latency, higher=False, spec=".0f"),
+            "pictures a second": Figure(row.throughput, spec=".2f"),
+        },
+    }

@@ -103,6 +103,12 @@ class Column:
     dtype: str = ""
     batch: int = 0
 
+    def figure(self, metric: str, name: str) -> Figure | None:
+        return self.measured[metric].figures.get(name) if metric in self.measured else None
+
+    def verdicts(self, metric: str) -> Verdicts | None:
+        return self.measured[metric].verdicts if metric in self.measured else None
+
     @property
     def who(self) -> str:
         return f"{self.role} {self.called}".rstrip()
@@ -145,12 +151,7 @@ class Result:
         names = [(metric, name) for c in columns for metric, m in c.measured.items() for name in m.figures]
         order = {metric: place for place, metric in enumerate(self.protocols)}
         unique = sorted(dict.fromkeys(names), key=lambda name: order.get(name[0], len(order)))
-        return {
-            (metric, name): [
-                c.measured[metric].figures.get(name) if metric in c.measured else None for c in columns
-            ]
-            for metric, name in unique
-        }
+        return {(metric, name): [c.figure(metric, name) for c in columns] for metric, name in unique}
 
 
 # ---- as a file --------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ class Result:
 
 def write_result(folder: Path, result: Result) -> Path:
     """-> FOLDER/result.json; numbers that are not finite become null."""
-    data = {"format": FORMAT, **_plain(dataclasses.asdict(result))}
+    data = {"format": FORMAT, **plain(dataclasses.asdict(result))}
     return write_whole(Path(folder) / FILE, json.dumps(data, ensure_ascii=False, indent=None) + "\n")
 
 
@@ -241,10 +242,10 @@ def _check(what: str, values: Iterable, kind: type | tuple[type, ...]) -> None:
             raise TypeError(f"{what}: {value!r} cannot be")
 
 
-def _plain(value):
+def plain(value):
     """JSON has no NaN: null instead, at any depth."""
     if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in value.items()}
+        return {name: plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -100,10 +101,37 @@ class PictureStore:
                 yield np.stack([self.read(shot) for shot in part])
                 bar.update(len(part))
 
-    def describe(self, name: str) -> None:
-        """Say beside the pictures what they are, and which versions drew the last of them."""
+    def describe(self, name: str, took: "Times | None" = None) -> None:
+        """Say beside the pictures what they are, which versions drew the last of them, and what they took.
+
+        took   those that were drawn now; they add to what is known of the same size of batch
+        """
+        known = self.times()
+        if took is None or not took.pictures:
+            took = known
+        elif known and known.batch == took.batch:
+            took = Times(took.batch, known.pictures + took.pictures, known.seconds + took.seconds)
         about = {"name": name, **asdict(self.drawing), "versions": {p: version(p) for p in PACKAGES}}
+        if took:
+            about["times_of_drawing"] = took._asdict()
         write_whole(self.folder / DESCRIPTION, json.dumps(about, indent=1))
+
+    def times(self) -> "Times | None":
+        """What `describe` kept; None where nothing is kept that can be read."""
+        try:
+            text = (self.folder / DESCRIPTION).read_text(encoding="utf-8")
+            batch, pictures, seconds = (json.loads(text)["times_of_drawing"][name] for name in Times._fields)
+            return Times(int(batch), int(pictures), float(seconds)) if pictures > 0 else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+class Times(NamedTuple):
+    """What drawing took, without writing."""
+
+    batch: int  # pictures drawn together, at most
+    pictures: int
+    seconds: float
 
 
 def draw(
@@ -114,8 +142,8 @@ def draw(
     what: str,
     rank: int = 0,
     processes: int = 1,
-) -> int:
-    """Draw what is missing or damaged of this process's share: every `processes`-th batch.  -> how many were drawn
+) -> Times:
+    """Draw what is missing or damaged of this process's share: every `processes`-th batch.  -> what that took
 
     Batches are cut from all shots before those that are there are left out, so that processes that look at
     different moments still divide the work in the same way.
@@ -125,20 +153,41 @@ def draw(
     missing = set(store.missing(mine))
     missing |= set(store.remove_damaged([shot for shot in mine if shot not in missing]))
     to_do = [part for batch in batches[rank::processes] if (part := [s for s in batch if s in missing])]
-    drawing = store.drawing
+    drawing, seconds = store.drawing, 0.0
+    on_cpu = generator.family.device.type == "cpu"
     bar = progress(what, len(mine), done=len(mine) - len(missing), show=rank == 0 and bool(missing))
     with bar, ThreadPoolExecutor(WRITERS) as writers:
         writing = []
         for part in to_do:
             prompts, seeds = [s.prompt for s in part], [s.seed for s in part]
+            began = time.perf_counter()
             pictures = generator.pictures(
                 prompts, seeds, None, drawing.guidance, drawing.size, list(drawing.times)
             )
+            seconds += time.perf_counter() - began
             _finish(writing)
             writing = [writers.submit(store.write, *pair) for pair in zip(part, pictures, strict=True)]
+            if on_cpu:  # where writers would take the cores that draw
+                _finish(writing)
             bar.update(len(part))
         _finish(writing)
-    return len(missing)
+    return Times(batch_size, len(missing), seconds)
+
+
+def in_batches(
+    generator: Generator,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    batch_size: int,
+    times: Sequence[float],
+    guidance: float,
+) -> Iterator[np.ndarray]:
+    """Draw and keep nothing.  -> uint8 [B, H, W, 3] of the prompts in their order"""
+    for start in range(0, len(prompts), batch_size):
+        part = slice(start, start + batch_size)
+        yield generator.pictures(
+            list(prompts[part]), list(seeds[part]), guidance_scale=guidance, times=list(times)
+        )
 
 
 def _finish(writing: Sequence[Future]) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sprint.lab.categories import CATEGORY_TITLES
+
 SIZE = 64  # pixels, height and width
 BACKGROUND = (236, 233, 226)
 COLORS = {
@@ -22,7 +24,7 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle", "cross")
 NUMBERS = {1: "one", 2: "two", 3: "three"}
 RELATIONS = ("left of", "right of", "above", "below")
-CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+CATEGORIES = tuple(CATEGORY_TITLES)
 
 RADIUS = {"large": 18.0, "small": 11.0}  # pixels, for a scene of one object
 RADIUS_BY_COUNT = {2: 11.5, 3: 9.5}  # pixels; more objects are drawn smaller

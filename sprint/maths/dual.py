@@ -115,7 +115,7 @@ def _apply(function: Callable, *args, **kwargs):
     name = function.__name__
     if name not in RULES:
         owner = getattr(function, "__module__", None) or "torch.Tensor"
-        raise _missing(f"no rule for {owner}.{name}; add one to RULES in sprint/dual.py")
+        raise _missing(f"no rule for {owner}.{name}; add one to RULES in sprint/maths/dual.py")
     if kwargs.pop("inplace", False) or "out" in kwargs:
         raise _missing(f"no rule for {name} in place")
     if not torch.is_grad_enabled() and args and isinstance(args[0], Dual) and args[0].value.requires_grad:

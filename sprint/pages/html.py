@@ -4,19 +4,12 @@ A page is one file. Its style is inline, its pictures are data, its charts are S
 forbids the browser to load anything else.
 """
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 
-import numpy as np
-
 from sprint.pages.chart import Point, line_chart
-from sprint.pages.grid import resize_picture
 
-PICTURE_EDGE = 256  # pixels; larger pictures are reduced to this on the page
-SMALL_PICTURE = 96  # pixels; up to here a picture is enlarged, and its pixels stay square
 NAMED_PART = 0.085  # share of the page's width from which a part of a bar has room for its name
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -50,6 +43,10 @@ def section(title: str, *parts: str) -> str:
 
 def paragraph(text: str, css: str = "") -> str:
     return f'<p class="{css}">{escape(text)}</p>' if css else f"<p>{escape(text)}</p>"
+
+
+def link(address: str, words: str) -> str:
+    return f'<p><a href="{escape(address)}">{escape(words)}</a></p>'
 
 
 def figures(items: Sequence[tuple[str, str, str]]) -> str:
@@ -128,24 +125,6 @@ def stacks(rows: Sequence[tuple[str, str, Sequence[tuple[str, float]]]]) -> str:
     return f'<div class="stacks">{"".join(drawn)}</div>' if longest else ""
 
 
-def picture_table(
-    titles: Sequence[tuple[str, str]], captions: Sequence[str], pictures: Sequence[Sequence[np.ndarray]]
-) -> str:
-    """Rows are captions, columns are ways of sampling; pictures [columns][rows] of uint8 [H, W, 3]."""
-    head = "".join(f"<span>{escape(a)}<small>{escape(b)}</small></span>" for a, b in titles)
-    rows = []
-    for row, caption in enumerate(captions):
-        cells = "".join(
-            _picture(column[row], f"{title}, {subtitle}: {caption}")
-            for (title, subtitle), column in zip(titles, pictures, strict=True)
-        )
-        rows.append(f"<div class='row'><p>{escape(caption)}</p>{cells}</div>")
-    return (
-        f'<div class="pictures" style="--columns:{len(titles)}">'
-        f"<div class='row head' aria-hidden='true'><p></p>{head}</div>{''.join(rows)}</div>"
-    )
-
-
 def chart(
     title: str,
     lines: Mapping[str, Sequence[Point]],
@@ -221,13 +200,3 @@ def _swatch(part: str) -> str:
 def _mark(part: str) -> str:
     """The CSS class of a part's colour."""
     return f"part-{escape(part.replace(' ', '-'))}"
-
-
-def _picture(picture: np.ndarray, alt: str) -> str:
-    image = resize_picture(picture, min(PICTURE_EDGE, max(picture.shape[:2])))
-    data = io.BytesIO()
-    image.save(data, "PNG", optimize=True)
-    source = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-    kind = 'class="pixels" ' if max(image.size) <= SMALL_PICTURE else ""
-    size = f'width="{image.width}" height="{image.height}"'
-    return f'<img {kind}src="{source}" {size} alt="{escape(alt)}" title="{escape(alt)}">'

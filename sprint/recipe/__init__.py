@@ -1,1 +1,1 @@
-"""A run as data: its types, what their values must be, and how a recipe is read."""
+"""A run as data: its types, what their values must be, where a recipe is found and how it is read."""

@@ -30,7 +30,7 @@ def find_recipe(name: str | Path) -> Path:
 
 def names_in(folder: Path) -> list[str]:
     """Of the recipes in a folder, in order; none where there is no such folder."""
-    return sorted(file.stem for file in folder.glob("*.yaml"))
+    return sorted(file.stem for file in folder.glob("*.yaml") if file.is_file())
 
 
 def known_recipes() -> dict[str, Path]:

@@ -10,6 +10,7 @@ from sprint.lab.scenes import SIZE
 from sprint.maths.schedule import check_times
 from sprint.recipe.schema import Data, DataKind, Distill, EngineKind, Optimizer, OptimizerKind, Recipe
 from sprint.recipe.settings import each_setting, takes
+from sprint.recipe.shares import misfits
 
 _OPTIMIZERS = ("adapt.optimizer", "distill.optimizer", "distill.adversarial.optimizer")
 
@@ -51,7 +52,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _of_engine(recipe: Recipe) -> Iterator[str]:
-    engine, adversarial = recipe.engine, recipe.distill.adversarial
+    engine = recipe.engine
     zero = engine in (EngineKind.zero2, EngineKind.zero3)
     came = OptimizerKind.came in (recipe.adapt.optimizer.kind, recipe.distill.optimizer.kind)
     if zero and came:
@@ -63,11 +64,7 @@ def _of_engine(recipe: Recipe) -> Iterator[str]:
         yield f"shard_size = {recipe.shard_size}, but engine = {engine.value} knows none; use engine=fsdp2"
     if recipe.compile and engine is EngineKind.zero3:
         yield "compile = true, but compiled blocks have not been tried with engine = zero3; use engine=fsdp2"
-    if adversarial.weight > 0 and recipe.micro_batch_size % adversarial.neighbours:
-        yield (
-            f"micro_batch_size = {recipe.micro_batch_size}, but it must be a multiple of "
-            f"distill.adversarial.neighbours = {adversarial.neighbours}"
-        )
+    yield from misfits(recipe, processes=1)
 
 
 def _of_data(data: Data) -> Iterator[str]:
@@ -87,8 +84,6 @@ def _of_distill(distill: Distill) -> Iterator[str]:
             "distill.self_consistency looks at LADD's samples, but distill.adversarial.weight is 0; "
             "set both to 0"
         )
-    if adversarial.weight > 0 and adversarial.misaligned_pairs and distill.batch_size < 2:
-        yield f"distill.batch_size = {distill.batch_size}, but misaligned pairs need at least 2"
     if taps != sorted(set(taps)) or any(tap < 0 for tap in taps):
         yield f"distill.adversarial.taps = {taps}, but blocks are counted from 0 and listed once, in order"
     if adversarial.weight > 0 and not taps:

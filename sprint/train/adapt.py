@@ -10,19 +10,17 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from sprint.base.clock import Clock
 from sprint.base.random import step_generator
-from sprint.data.batch import Batch, parts
-from sprint.engine.batches import take, to_device
+from sprint.data.batch import Batch
 from sprint.engine.compiled import prepare_blocks
 from sprint.engine.engine import Engine
-from sprint.engine.held import Read, Tensors
 from sprint.maths.losses import mean_square_error
 from sprint.maths.schedule import shifted_logit_normal_flow_times
 from sprint.maths.trigflow import expand_time
 from sprint.models.teacher import DENSE_TIME
 from sprint.models.view import FlowVelocity
 from sprint.recipe.schema import Recipe
+from sprint.train.stage import Stage
 from sprint.train.update import Means, Updater
 from sprint.weights.load import empty_like
 
@@ -64,7 +62,7 @@ def flow_loss(velocity: Callable, batch: Batch, draws: FlowDraws, null: tuple[Te
     return mean_square_error(v, draws.noise - batch.latent)
 
 
-class AdaptStage:
+class AdaptStage(Stage):
     """State and update of stage 1."""
 
     name = "adapt"
@@ -77,65 +75,35 @@ class AdaptStage:
         null: tuple[Tensor, Tensor],
         time_scale: float = DENSE_TIME,
     ):
-        self.recipe, self.engine, self.null = recipe, engine, null
-        self.settings = recipe.adapt
-        self.network = network.train()
+        super().__init__(recipe, engine, recipe.adapt)
+        self.network, self.null = network.train(), null
         prepare_blocks(network, recipe.compile, recipe.activation_checkpointing)
-        self.trained = engine.wrap(FlowVelocity(network, time_scale), self.settings.optimizer)
-        self.updater = Updater(self.trained, engine, self.steps)
-        self.clock = Clock(engine.device)
-
-    @property
-    def steps(self) -> int:
-        return self.settings.steps
-
-    @property
-    def batch_size(self) -> int:
-        return self.settings.batch_size
+        trained = engine.wrap(FlowVelocity(network, time_scale), self.settings.optimizer)
+        self.updater = Updater(trained, engine, self.steps)
 
     def phase(self, step: int) -> str:
         return "flow"
 
+    def updaters(self) -> dict[str, Updater]:
+        return {"": self.updater}
+
     def update(self, step: int, batch: Batch) -> Means:
-        """One optimizer step on this process's share of batch number `step`."""
-        engine, settings = self.engine, self.settings
-        shape = tuple(batch.latent.shape[1:])
+        settings, shape = self.settings, tuple(batch.latent.shape[1:])
         draws = draw_flow(
             self.recipe.seed, step, self.batch_size, shape, settings.shift, settings.caption_dropout
         )
-        draws = to_device(take(draws, engine.share(self.batch_size)), engine.device)
-        means, size = Means(), len(batch.latent)
-        self.trained.zero_grad()
-        for part in parts(size, self.recipe.micro_batch_size):
-            share = (part.stop - part.start) / size
-            with self.trained.accumulating(more=part.stop < size):
-                with self.clock.part("forward"), engine.autocast():
-                    loss = flow_loss(self.trained, take(batch, part), take(draws, part), self.null)
-                with self.clock.part("backward"):
-                    self.trained.backward(share * loss)
-            means.add(share, loss=loss)
-        with self.clock.part("optimizer"):
-            norm, _ = self.updater.step()
-        means.note_update(norm, self.updater)
+        means, _ = self.descend(self.updater, [self.flow_term], batch, self.my_share(draws))
         return means
+
+    def flow_term(self, batch: Batch, draws: FlowDraws) -> tuple[Tensor, dict[str, Tensor]]:
+        with self.clock.part("forward"):
+            return flow_loss(self.updater.trained, batch, draws, self.null), {}
 
     def result(self) -> ModelMixin | None:
         """The adapted network on the CPU, on the main process. Collective."""
-        weights = self.trained.full(self.trained.local())
-        if not self.engine.main_process:
-            return None
-        result = FlowVelocity(empty_like(self.network))
-        result.load_state_dict(weights, assign=True)
-        return result.view.network.eval()
-
-    def updaters(self) -> list[Updater]:
-        return [self.updater]
-
-    def tensors(self) -> Tensors:
-        return self.updater.tensors()
-
-    def facts(self) -> dict:
-        return self.updater.facts()
-
-    def load(self, read: Read, facts: dict) -> None:
-        self.updater.load(read, facts)
+        trained = self.rebuilt(
+            self.updater,
+            self.updater.trained.local(),
+            lambda: FlowVelocity(empty_like(self.network)),
+        )
+        return trained and trained.view.network

@@ -1,7 +1,5 @@
 """One run per folder: a folder belongs to one recipe for good, and to one process at a time."""
 
-import errno
-import fcntl
 import logging
 import os
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import TextIO
 
 from sprint.base.errors import SprintError
 from sprint.base.files import write_whole
+from sprint.base.locks import NO_LOCKS, lock
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +45,17 @@ def _owner(folder: Path, recipe_hash: str) -> str:
 def _lock(folder: Path) -> TextIO:
     file = open(folder / ".lock", "a+")  # noqa: SIM115 (kept open on purpose)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        free = lock(file, wait=False)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        log.warning("%s: its file system knows no locks, so a second run there would not be noticed", folder)
+        free = True
+    if not free:
         file.seek(0)
         holder = file.read().strip()
         file.close()
-        raise SprintError(
-            f"{folder} is in use by process {holder}: wait for it or choose another name=..."
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-            raise
-        log.warning("%s: its file system knows no locks, so a second run there would not be noticed", folder)
+        raise SprintError(f"{folder} is in use by process {holder}: wait for it or choose another name=...")
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()

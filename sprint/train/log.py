@@ -8,7 +8,7 @@ stage    "adapt" or "distill"
 step     updates of this stage, this one included; the first is 1
 phase    "flow" (stage 1), "G" (student) or "D" (discriminator heads)
 seconds  of training since the run began; a resumed run counts on from its last kept line
-ms_…     milliseconds that a part of this update took, "ms_teacher" say (`sprint.clock`); "ms_other" is what
+ms_…     milliseconds that a part of this update took, "ms_teacher" say (`sprint.base.clock`); "ms_other" is what
          lies between the parts
 The rest are the numbers of the step; null where one was not finite.
 """

@@ -6,36 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from sprint.base.clock import Clock
 from sprint.base.errors import SprintError
 from sprint.data.batch import Batch, Item
 from sprint.data.batching import batch_positions, prefetch
 from sprint.data.source import Source
 from sprint.engine import checkpoint
 from sprint.engine.engine import Engine
-from sprint.engine.held import Read, Tensors
 from sprint.train.log import RunLog
-from sprint.train.update import Means, Updater
+from sprint.train.stage import Stage
+from sprint.train.update import Means
 
 GO_ON, STOP, TROUBLE = 0, 1, 2  # what a process has to say after a step; the highest counts
-
-
-class Stage(Protocol):
-    """What the loop needs of a stage; steps count from 0."""
-
-    name: str
-    steps: int
-    batch_size: int
-    clock: Clock  # `update` marks its parts on it
-
-    def phase(self, step: int) -> str: ...
-    def updaters(self) -> list[Updater]: ...
-    def update(self, step: int, batch: Batch) -> Means: ...
-    def tensors(self) -> Tensors: ...
-    def facts(self) -> dict: ...
-    def load(self, read: Read, facts: dict) -> None: ...
 
 
 class Rhythm(NamedTuple):
@@ -44,6 +27,19 @@ class Rhythm(NamedTuple):
     save_every: int
     log_every: int
     workers: int = 1
+
+
+class Checkpoints(NamedTuple):
+    """A stage's folder of checkpoints, and the newest intact one, from which it goes on."""
+
+    folder: Path
+    newest: Path | None
+
+    @classmethod
+    def find(cls, folder: Path, engine: Engine) -> "Checkpoints":
+        """Every file of the newest is read to find it intact. Collective."""
+        newest = engine.broadcast_from_main(lambda: str(checkpoint.latest(folder) or ""))
+        return cls(folder, Path(newest) if newest else None)
 
 
 class Interrupted(Exception):
@@ -56,16 +52,17 @@ def train(
     encode: Callable[[list[Item]], Batch],
     engine: Engine,
     log: RunLog,
-    folder: Path,
+    checkpoints: Checkpoints,
     rhythm: Rhythm,
 ) -> float:
-    """Run `stage` to its last step, from its newest checkpoint in `folder` if there is one.
+    """Run `stage` to its last step, from its newest checkpoint if there is one.
 
     Every update's randomness and data depend on its step alone, so a resumed run is the uninterrupted one.
     Ctrl-C or SIGTERM, on any process, ends the step, saves and raises `Interrupted` on all. The loop reads the
     device, and so waits for it, when it logs and when it saves.  -> seconds spent in this stage
     """
-    done, seconds = resume(stage, folder, engine)
+    folder = checkpoints.folder
+    done, seconds = resume(stage, checkpoints.newest, engine)
     log.begin(stage.name, done)
     began = time.monotonic() - seconds
     saver = checkpoint.Saver(folder, group=engine.new_gloo_group())
@@ -99,9 +96,8 @@ def train(
                 saver.wait()
                 raise Interrupted(f"saved {stage.name} step {step + 1} in {folder}")
         saver.wait()
-        if (
-            engine.max_over_ranks(STOP if stop else GO_ON) == STOP
-        ):  # it came while the last checkpoint was written
+        # it came while the last checkpoint was written
+        if engine.max_over_ranks(STOP if stop else GO_ON) == STOP:
             raise Interrupted(f"saved {stage.name} step {stage.steps} in {folder}")
     return time.monotonic() - began
 
@@ -121,13 +117,12 @@ def due(step: int, log_every: int) -> bool:
     return step % (2 * log_every) < 2
 
 
-def resume(stage: Stage, folder: Path, engine: Engine) -> tuple[int, float]:
-    """Load the newest intact checkpoint.  -> steps done, seconds spent; zeros if there is none"""
-    newest = engine.broadcast_from_main(lambda: str(checkpoint.latest(folder) or ""))
+def resume(stage: Stage, newest: Path | None, engine: Engine) -> tuple[int, float]:
+    """Load the newest checkpoint.  -> steps done, seconds spent; zeros if there is none"""
     if not newest:
         return 0, 0.0
-    facts = checkpoint.read_facts(Path(newest))
-    stage.load(partial(checkpoint.read_tensors, Path(newest), group=engine.hosts), facts["stage"])
+    facts = checkpoint.read_facts(newest)
+    stage.load(partial(checkpoint.read_tensors, newest, group=engine.hosts), facts["stage"])
     return facts["step"], facts["seconds"]
 
 

@@ -13,9 +13,41 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from sprint.data.batch import Batch
+from sprint.engine.batches import to_device
 from sprint.models.families import family_of
 from sprint.models.teacher import DENSE_TIME, SPARSE_TIME
 from sprint.models.view import TrigFlowView
+from sprint.recipe.schema import AdaptStart
+from sprint.train.adapt import draw_flow, noised
+from sprint.train.inputs import Inputs
+
+CALIBRATION_BATCHES, CALIBRATION_SIZE = 4, 32
+
+
+def start_of_adaptation(
+    inputs: Inputs,
+    teacher: ModelMixin,
+    time_scale: float,
+    own_time_scale: float = DENSE_TIME,
+) -> ModelMixin:
+    """The adapted network before its first step, calibrated on the run's own data or at ones, as the recipe says.
+
+    time_scale      the teacher's
+    own_time_scale  the adapted network's: dense, or as the teacher's
+    """
+    recipe, device = inputs.recipe, inputs.engine.device
+    if recipe.adapt.start is AdaptStart.ones:
+        return with_ones(teacher, recipe.adapt.qk_norm)
+    teacher.to(device)
+    size = min(CALIBRATION_SIZE, recipe.adapt.batch_size)
+    source, batches = inputs.source.batched(size), []
+    for i in range(CALIBRATION_BATCHES):
+        batch = inputs.encode(source.samples(range(i * size, (i + 1) * size)))
+        shape = tuple(batch.latent.shape[1:])
+        draws = draw_flow(recipe.seed, -1 - i, size, shape, recipe.adapt.shift, dropout=0.0)
+        draws = to_device(draws, device)
+        batches.append((noised(batch.latent, draws), draws.t_fm, batch))
+    return calibrated(teacher, batches, time_scale, recipe.adapt.qk_norm, own_time_scale)
 
 
 def with_ones(teacher: ModelMixin, qk_norm: bool = True) -> ModelMixin:

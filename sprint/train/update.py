@@ -67,8 +67,8 @@ def under(prefix: str, read: Read) -> Read:
 
 
 def prefixed(prefix: str, tensors: Tensors) -> Tensors:
-    """The same tensors under "PREFIX.NAME", as a checkpoint of several updaters holds them."""
-    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+    """The same under "PREFIX.NAME", or as they are where the prefix is empty."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()} if prefix else tensors
 
 
 class Means:

@@ -1,8 +1,6 @@
 """Folders that are whole or not there."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from sprint.base.errors import SprintError
-from sprint.base.files import flush_folder, flush_tree
+from sprint.base.files import flush_tree, whole_or_absent
 
 INDEX_FILE = "model_index.json"
 
@@ -25,33 +23,14 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
     folder = folder.absolute()
     if folder.exists() and not (folder / INDEX_FILE).is_file() and not _is_empty(folder):
         raise SprintError(f"{folder} holds something that is no exported model; give another folder")
-    fresh, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(fresh, ignore_errors=True)  # of a run that was killed
     try:
-        fresh.mkdir(parents=True)
-        yield fresh
-        flush_tree(fresh)
-        _swap(fresh, folder, old)
-        flush_folder(folder.parent)
+        with whole_or_absent(folder, folder.with_name(f".{folder.name}.part")) as place:
+            place.mkdir()
+            yield place
+            flush_tree(place)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise SprintError(f"cannot write {folder}: {reason}; it is as it was") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _swap(fresh: Path, folder: Path, old: Path) -> None:
-    """`fresh` becomes `folder`; if that fails, what was there comes back."""
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-    try:
-        os.replace(fresh, folder)
-    except BaseException:
-        if old.exists():
-            os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _is_empty(folder: Path) -> bool:

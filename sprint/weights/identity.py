@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sprint.base.files import sha256
 from sprint.base.names import resolve
+from sprint.weights.hub import folder_here
 
 FAMILY_PARTS = ("text_encoder", "vae")
 USUAL_WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
@@ -16,15 +17,9 @@ def family_weights(name: str) -> dict[str, str] | None:
 
     name   built-in name, folder, or hub id that was downloaded before
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    folder = Path(resolve(name))
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(name, local_files_only=True))
-        except (LocalEntryNotFoundError, HFValidationError):
-            return None
+    folder = folder_here(resolve(name))
+    if folder is None:
+        return None
     files = {part: _weights_in(folder / part) for part in FAMILY_PARTS}
     return {part: hash_files(found) for part, found in files.items()} if all(files.values()) else None
 

@@ -8,6 +8,7 @@ from sprint.base.errors import SprintError
 from sprint.base.files import sha256
 from sprint.base.names import resolve
 from sprint.weights.checkpoint import understand
+from sprint.weights.hub import folder_here
 from sprint.weights.identity import FAMILY_PARTS, family_weights, hash_files
 from sprint.weights.settings import read_settings
 
@@ -29,19 +30,10 @@ def model_hash(path: str) -> str:
         "weights": weights | {"network": hash_files(network.source.files)},
         "network": network.config,
         "time_scale": network.time_scale,
-        "files": _family_files(path, _folder(name)),
+        "files": _family_files(path, folder_here(name)),
         "text": [settings.max_length, settings.instruction],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _folder(name: str) -> Path:
-    """A model's folder, or where the hub's files of that name lie."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(name, local_files_only=True))  # `family_weights` found it there
 
 
 def _family_files(path: str, folder: Path) -> dict[str, str]:

@@ -4,11 +4,9 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-
 from sprint.base.errors import SprintError
 from sprint.maths.schedule import check_times
+from sprint.weights.hub import HubError, NoSuchFile, fetch_file
 
 SETTINGS_FILE = "sprint.json"  # in the folder's root: what a diffusers pipeline has no place for
 STUDENT_STEPS = 4  # most steps with a default list of times
@@ -53,9 +51,8 @@ def read_settings(name: str) -> Settings:
 
 def _settings_on_hub(repo_id: str) -> Path | None:
     try:
-        return Path(hf_hub_download(repo_id, SETTINGS_FILE))
-    except EntryNotFoundError:
+        return fetch_file(repo_id, SETTINGS_FILE)
+    except NoSuchFile:
         return None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise SprintError(f"{repo_id}: the hub did not answer for {SETTINGS_FILE}: {reason}") from error
+    except HubError as error:
+        raise SprintError(f"{repo_id}: the hub did not answer for {SETTINGS_FILE}: {error}") from error

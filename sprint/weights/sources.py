@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sprint.base.errors import SprintError
 from sprint.models.families import family_of_class, titles
 from sprint.models.teacher import Shape
+from sprint.weights.hub import HubError, fetch_folder
 
 MAPPED_BYTES = 256 * 2**20  # a reader lets go of what it has mapped after this much
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
@@ -133,11 +132,10 @@ def _looks_like_hub_id(name: str) -> bool:
 def _download(repo_id: str) -> Path:
     """Only the network's files: not the text encoder, not the autoencoder."""
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
+        return fetch_folder(repo_id, HUB_FILES)
+    except HubError as error:
         raise SprintError(
-            f"no file or folder {repo_id}, and the hub did not give a model of that name: {reason}"
+            f"no file or folder {repo_id}, and the hub did not give a model of that name: {error}"
         ) from error
 
 

@@ -7,7 +7,6 @@ tensor at a time, which the library's own writer does not do.
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import RawIOBase
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sprint.base.errors import SprintError
+from sprint.base.files import whole_or_absent
 from sprint.weights.sources import DTYPES
 
 Spec = tuple[torch.dtype, tuple[int, ...]]
@@ -26,8 +26,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 @contextmanager
 def whole_or_nothing(out: Path) -> Iterator[Path]:
-    """A place in a fresh folder beside `out`, to build in; what lies there at the end becomes `out`. After an
-    error, or Ctrl-C, nothing is left, not even the parents of `out` that were made for it.
+    """As `whole_or_absent`, where nothing is yet.
 
     Raises SprintError where `out` holds something already, and for every OSError on the way (a full disk).
     """
@@ -35,20 +34,11 @@ def whole_or_nothing(out: Path) -> Iterator[Path]:
         raise SprintError(f"output folder {out} is not empty; give another one with -o")
     if out.exists() and not out.is_dir():
         raise SprintError(f"output file {out} exists already; give another one with -o")
-    made = [parent for parent in out.absolute().parents if not parent.exists()]
-    partial = out.absolute().parent / f".{out.name}.partial-{os.getpid()}"
     try:
-        partial.mkdir(parents=True)
-        yield partial / out.name
-        os.replace(partial / out.name, out)
-        made = []
+        with whole_or_absent(out, out.absolute().parent / f".{out.name}.partial-{os.getpid()}") as place:
+            yield place
     except OSError as error:
         raise SprintError(f"cannot write {out}: {error.strerror or error}; nothing was left there") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        for parent in made:
-            if parent.exists() and not any(parent.iterdir()):
-                parent.rmdir()
 
 
 def write_safetensors(

@@ -8,7 +8,7 @@ import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline
 
 from sprint.cli.main import main
-from sprint.evaluate.metrics import real_scenes
+from sprint.evaluate.metrics import fid
 from tests.cli.cases import RECIPE, Result, tree
 from tests.sample.test_generate import mini_family, mini_network
 
@@ -91,4 +91,4 @@ def here(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def few_real_scenes(monkeypatch):
     """FID against 40 real scenes, not 3000."""
-    monkeypatch.setattr(real_scenes, "REFERENCE_SCENES", 40)
+    monkeypatch.setattr(fid, "REFERENCE_SCENES", 40)

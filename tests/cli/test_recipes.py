@@ -31,8 +31,11 @@ def test_own_recipes_are_listed_and_win(sprint, here):
     Path("recipes").mkdir()
     Path("recipes/tiny.yaml").write_text("needs: luck\ndata: {size: 9}\n")
     Path("recipes/broken.yaml").write_text("# half a recipe.\n[")
+    Path("recipes/odd.yaml").write_text("data: {size: [8]}")
+    Path("recipes/folder.yaml").mkdir()
     out = sprint("recipes").out
     assert "tiny             9 px  luck (recipes/tiny.yaml)\n" in out
+    assert " [8] px " in out and "folder" not in out
     assert "half a recipe (recipes/broken.yaml)\n" in out
     assert sprint("recipes", "tiny").out == "needs: luck\ndata: {size: 9}\n"
 
@@ -41,6 +44,11 @@ def test_what_is_not_there(refusal, here):
     assert "huge: no such recipe (looked for huge and recipes/huge.yaml; built in: " in refusal(
         "recipes", "huge"
     )
+
+
+def test_what_cannot_be_read(refusal, here):
+    Path("mine.yaml").write_bytes(b"name: \xff")
+    assert "mine.yaml: not a readable recipe: 'utf-8' codec" in refusal("recipes", "mine.yaml")
 
 
 def test_listing_is_quick(here):

@@ -266,14 +266,14 @@ def test_convert_on_a_full_disk(sprint, here, student):
 # ---- Ctrl-C -------------------------------------------------------------------------------------------
 
 MOMENTS = {
-    "opening": "sprint.train.run.load_family",
-    "start": "sprint.train.run.with_ones",
+    "opening": "sprint.train.inputs.load_family",
+    "start": "sprint.train.start.with_ones",
     "stage 1": "sprint.train.adapt.AdaptStage.update",
     "checkpoint": "sprint.engine.checkpoint._require_plain",
     "export": "sprint.weights.export._save_pipeline",
     "between": "sprint.train.run.DistillStage",
     "stage 2": "sprint.train.distill.DistillStage.update",
-    "evaluation": "sprint.train.report.columns.evaluate_column",
+    "evaluation": "sprint.evaluate.run.draw",
     "page": "sprint.train.report.write.write_report",
 }
 

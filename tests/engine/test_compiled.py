@@ -76,9 +76,8 @@ def test_the_compiler_itself_gives_the_same():
     assert_same(results(student), eager)
     assert len(compiler.graphs) == compiled_graphs() - before == 2
     assert_same(results(student), {name: eager[name] for name in ("value", "tangent", "plain")})
-    assert (
-        len(compiler.graphs) == compiled_graphs() - before == 2
-    )  # duals and plain tensors, whatever the depth
+    # duals and plain tensors, whatever the depth
+    assert len(compiler.graphs) == compiled_graphs() - before == 2
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -60,7 +60,7 @@ def test_one_process_has_the_whole_batch(engine):
 def test_shares_are_consecutive_and_uneven_batches_refused(engine, monkeypatch):
     monkeypatch.setattr(Engine, "processes", 4)
     assert engine.share(8) == range(0, 2)
-    with pytest.raises(SprintError, match="batch size 6 does not divide over 4 processes"):
+    with pytest.raises(SprintError, match="batch_size = 6 does not divide over 4 processes"):
         engine.share(6)
 
 

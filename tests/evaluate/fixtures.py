@@ -1,13 +1,13 @@
-"""A run that took no training, and a metric without networks, for the tests of `sprint evaluate`."""
+"""A run that took no training, and a meter without networks, for the tests of `sprint evaluate`."""
 
 import pytest
 
 from sprint.base.errors import NotHereError, SprintError
 from sprint.evaluate import run
-from sprint.evaluate.metrics.metric import Choices
+from sprint.evaluate.choices import Options
+from sprint.evaluate.metrics.metric import Choices, Metric
 from sprint.evaluate.prompts import Prompts
 from sprint.evaluate.result import Figure, Measured, Shot
-from sprint.evaluate.run import Options
 from sprint.weights.export import export_student, export_teacher
 from tests.sample.test_generate import mini_family, mini_network
 
@@ -33,12 +33,13 @@ def options(model, tmp_path, **changes) -> Options:
 
 
 class Fake:
-    """A metric that counts pictures, or fails."""
+    """A meter that counts pictures, or fails."""
 
     size = None
 
     def __init__(self, name, missing=None, problem=None, shots=(("a dot", 0), ("two dots", 1))):
-        self.name, self.missing, self.problem, self.opened = name, missing, problem, 0
+        self.metric = Metric(name, name, "", higher=True)
+        self.missing, self.problem, self.opened = missing, problem, 0
         self.shots = [Shot(*shot) for shot in shots]
 
     def find(self):
@@ -60,9 +61,9 @@ class Fake:
 
 @pytest.fixture
 def fakes(monkeypatch):
-    """`fakes(Fake(…), …)`: these are all the metrics there are."""
+    """`fakes(Fake(…), …)`: these are all the meters there are."""
 
     def use(*found):
-        monkeypatch.setattr(run, "_make_metrics", lambda *_: list(found))
+        monkeypatch.setattr(run, "make_meters", lambda *_: list(found))
 
     return use

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from sprint.base.errors import SprintError
-from sprint.evaluate.models import evaluation_name, find_models, recipe_of
+from sprint.evaluate.models import evaluation_folder, evaluation_name, find_models, own_evaluation, recipe_of
+from sprint.recipe.schema import Evaluate
 from sprint.weights.model_hash import model_hash
 
 pytest_plugins = "tests.evaluate.fixtures"
@@ -19,6 +22,43 @@ def test_a_run_brings_its_teacher(run_folder):
     assert (teacher.role, teacher.steps, teacher.path) == ("teacher", (20,), str(run_folder / "teacher"))
     (alone,) = find_models(str(run_folder / "teacher"), steps=[3, 5, 3])
     assert (alone.role, alone.steps, alone.called) == ("teacher", (3, 5), "")
+
+
+def test_a_runs_recipe_says_what_its_evaluation_draws(run_folder):
+    own = Evaluate(prompts=24, steps=(1, 3), teacher_steps=8)
+    student, teacher = find_models(str(run_folder), own=own)
+    assert student.steps == (1, 3) and teacher.steps == (8, 1)
+    assert [teacher.role_at(steps) for steps in teacher.steps] == ["teacher", "undistilled"]
+    (student, teacher) = find_models(str(run_folder), steps=[2], own=replace(own, teacher_steps=1))
+    assert student.steps == (2,) and [teacher.role_at(steps) for steps in teacher.steps] == ["teacher"]
+    assert len(find_models(str(run_folder), "tiny", own=own)[1].steps) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "prompts"),
+    [
+        ("evaluate: {prompts: 24}", 24),
+        ("evaluate: {prompts: 0}", None),  # wants none
+        ("name: x", None),
+        ("evaluate: {beauty: 1}", None),
+        ("evaluate: {prompts: many}", None),
+        ("evaluate: 3", None),
+        ("[", None),
+        ("", None),
+    ],
+)
+def test_what_a_recipe_says_or_does_not(run_folder, tmp_path, text, prompts):
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    (run / "recipe.yaml").write_text(text)
+    own = own_evaluation(str(run))
+    assert (own and own.prompts) == prompts
+    assert own_evaluation(str(run / "student")) is None
+
+
+def test_a_runs_result_lies_in_its_folder(run_folder):
+    assert evaluation_folder(str(run_folder)) == run_folder / "evaluation"
+    assert evaluation_folder(str(run_folder / "student")) == Path("evaluations/mini-student")
+    assert evaluation_folder("owner/model") == Path("evaluations/model")
 
 
 @pytest.mark.parametrize(

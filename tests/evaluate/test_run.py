@@ -3,16 +3,18 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from sprint.base.environment import environment
 from sprint.base.errors import NotHereError, SprintError
 from sprint.evaluate import run
+from sprint.evaluate.choices import SMALL_BATCH, check_paths, chosen_metrics, main_prompts
 from sprint.evaluate.metrics.metric import Choices
 from sprint.evaluate.models import find_models
+from sprint.evaluate.published import beside_columns
 from sprint.evaluate.result import Column, Figure, Measured, Result, Shot, Verdicts, read_result, write_result
-from sprint.evaluate.run import beside_columns, check_paths
 from tests.evaluate.fixtures import Fake, options
 
 pytest_plugins = "tests.evaluate.fixtures"
@@ -52,8 +54,31 @@ def test_the_second_time_nothing_is_drawn(run_folder, tmp_path, fakes, monkeypat
     assert run.evaluate(chosen).columns == first.columns
 
 
+def test_what_nothing_changed_is_not_scored_again(run_folder, tmp_path, fakes, monkeypatch):
+    """But with a new picture, another protocol or another column it is."""
+    counted = []
+    measure = Fake.measure
+    monkeypatch.setattr(
+        Fake, "measure", lambda self, drawn: counted.append(drawn.title) or measure(self, drawn)
+    )
+    fakes(Fake("clip"))
+    chosen = options(run_folder / "student", tmp_path, metrics=["clip"], steps=[1])
+    first = run.evaluate(chosen)
+    again = run.evaluate(chosen)
+    assert counted == ["student, 1 step"] and again.rows() == first.rows()
+    assert again.protocols == first.protocols and again.used == first.used
+    next((tmp_path / "out" / "pictures").rglob("*.png")).unlink()
+    run.evaluate(chosen)
+    assert len(counted) == 2
+    monkeypatch.setattr(Fake, "protocol", lambda self: {"pictures": "2 other prompts"})
+    run.evaluate(chosen)
+    assert len(counted) == 3
+    run.evaluate(replace(chosen, steps=[1, 2]))
+    assert counted[3:] == ["student, 1 step", "student, 2 steps"]
+
+
 def test_another_process_draws_its_share_and_opens_nothing(run_folder, tmp_path, fakes, monkeypatch):
-    monkeypatch.setattr(run, "_agree", lambda left_out, place: left_out)
+    monkeypatch.setattr(run, "_broadcast", lambda left_out, place: left_out)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     metric = Fake("clip")
@@ -72,10 +97,10 @@ def test_scenes_need_pictures_of_their_size(run_folder, tmp_path):
         run.evaluate(options(copy, tmp_path, metrics=["scenes"]))
     small, large = (find_models(str(model)) for model in (run_folder / "student", copy))
     usual = options(copy, tmp_path)
-    assert run._metric_names(usual, small) == ["scenes", "fid", "clip", "latency"]
-    assert run._metric_names(usual, large) == ["fid", "clip", "geneval", "latency"]
-    assert run._main_prompts(usual, small).name == "scenes"
-    assert isinstance(run._main_prompts(usual, large), NotHereError)
+    assert [m.name for m in chosen_metrics((), small)] == ["scenes", "fid", "clip", "latency"]
+    assert [m.name for m in chosen_metrics((), large)] == ["fid", "clip", "geneval", "latency"]
+    assert main_prompts(usual, small).name == "scenes"
+    assert isinstance(main_prompts(usual, large), NotHereError)
 
 
 def test_a_reference_that_has_to_be_fetched_costs_nothing_else(run_folder, tmp_path):
@@ -107,7 +132,7 @@ def test_the_record_has_what_decides_a_picture(run_folder, tmp_path, fakes):
     fakes(Fake("clip"))
     result = run.evaluate(options(run_folder / "student", tmp_path, metrics=["clip"], steps=[1]))
     (column,) = result.columns
-    assert (column.size, column.dtype, column.batch) == (64, "fp32", run.SMALL_BATCH)
+    assert (column.size, column.dtype, column.batch) == (64, "fp32", SMALL_BATCH)
     assert result.settings["batch size"] == "50" and result.settings["picture size"] == "64 px"
     assert result.environment.keys() >= {"torch", "numpy", "scipy", "pillow", "python", "device"}
 
@@ -162,7 +187,7 @@ def test_the_papers_figures_stand_beside_students_of_its_sizes():
 
 def test_a_figure_that_is_not_finite_stays_one(tmp_path):
     column = Column("student", 1, "m", measured={"fid": Measured({"FID": Figure(math.nan, higher=False)})})
-    path = write_result(tmp_path, run.Result("x", [column], protocols={"fid": {}}))
+    path = write_result(tmp_path, Result("x", [column], protocols={"fid": {}}))
     assert "NaN" not in path.read_text()
     (figure,) = read_result(path).rows()[("fid", "FID")]
     assert math.isnan(figure.value) and str(figure) == "–"

@@ -2,13 +2,18 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 
 from sprint.base.errors import NotHereError
 from sprint.cli.main import build_parser
+from sprint.evaluate.metrics import clip
 from sprint.evaluate.metrics import fid as distance
-from sprint.evaluate.metrics import metric as metrics
+from sprint.evaluate.metrics.registry import METRICS
+from sprint.evaluate.result import read_result
+from sprint.train.report.write import evaluate_run
 
 pytest_plugins = ("tests.cli.fixtures", "tests.evaluate.fixtures")
 
@@ -18,7 +23,7 @@ def no_clip(monkeypatch):
     def missing(*_):
         raise NotHereError("CLIP is not here; fetch it with `hf download clip`")
 
-    monkeypatch.setattr(metrics, "ClipScorer", missing)
+    monkeypatch.setattr(clip, "ClipScorer", missing)
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "compare"])
@@ -34,19 +39,28 @@ def test_help_teaches_by_example(sprint, verb):
 
 
 @pytest.mark.slow
+def test_help_tells_every_metric_and_where_a_result_lies(sprint):
+    out = sprint("evaluate", "--help").out
+    for metric in METRICS.values():
+        better = "higher" if metric.higher else "lower"
+        assert f"  {metric.name:9}{metric.about}; {better} is better" in out
+    assert "RUN/evaluation" in out and "evaluations/NAME" in out
+
+
 def test_a_run_from_command_to_comparison(sprint, here, run_folder, no_clip, monkeypatch):
     monkeypatch.setattr(distance, "REFERENCE_SCENES", 20)
-    argv = ["evaluate", run_folder, "--metrics", "scenes,fid,clip", "--count", "3", "--steps", "2"]
+    run = shutil.copytree(run_folder, here / "mini")
+    argv = ["evaluate", "mini", "--metrics", "scenes,fid,clip", "--count", "3", "--steps", "2"]
     code, out, err = sprint(*argv)
     assert code == 0, err
-    assert [line.split()[0] for line in out.splitlines()[1:-3]] == [
-        "scene", "single", "two", "counting", "FID", "KID",
+    assert [re.split(r"\s{2,}", line)[0] for line in out.splitlines()[1:-3]] == [
+        "scene score", "single object", "two objects", "counting", "FID", "KID",
     ]  # fmt: skip
     assert out.splitlines()[-3] == "clip is left out: CLIP is not here; fetch it with `hf download clip`"
     assert re.split(r"\s{2,}", out.splitlines()[0].strip()) == ["student, 2 steps", "teacher, 20 steps"]
-    assert out.endswith("result: evaluations/mini/result.json\npage: evaluations/mini/index.html\n")
+    assert out.endswith("result: mini/evaluation/result.json\npage: mini/evaluation/index.html\n")
     assert "sprint: clip is left out: CLIP is not here; fetch it with `hf download clip`\n" in err
-    record = json.loads((here / "evaluations/mini/result.json").read_text())
+    record = json.loads((run / "evaluation/result.json").read_text())
     assert record["command"].startswith("sprint evaluate ") and "--count 3" in record["command"]
     assert record["left_out"].keys() == {"clip"} and len(record["columns"][0]["hash"]) == 64
     assert (
@@ -54,9 +68,33 @@ def test_a_run_from_command_to_comparison(sprint, here, run_folder, no_clip, mon
     )
 
     assert sprint(*argv, "--seed", "5", "--out", "other").code == 0
-    code, out, _ = sprint("compare", "evaluations/mini", "other", "--out", "both.html")
+    code, out, _ = sprint("compare", "mini/evaluation", "other", "--out", "both.html")
     assert code == 0 and out.endswith("page: both.html\n") and "beware: seeds differ: " in out
     assert (here / "both.html").is_file()
+
+
+def test_what_a_run_drew_is_not_drawn_again(sprint, here, run_folder, monkeypatch):
+    """`sprint distill` ends with the evaluation that `sprint evaluate` of its folder makes, by its recipe."""
+    monkeypatch.setattr(distance, "REFERENCE_SCENES", 20)
+    run = shutil.copytree(run_folder, here / "mini")
+    (run / "recipe.yaml").write_text(
+        "evaluate: {prompts: 3, steps: [1, 2], teacher_steps: 2, guidance_scale: 4}\n"
+    )
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "student_1.json").write_text("{}")  # as earlier versions left one
+    at_the_end = evaluate_run(Path("mini"), "sprint distill mini")
+    assert [column.title for column in at_the_end.columns] == [
+        "student, 1 step", "student, 2 steps", "teacher, 2 steps", "undistilled, 1 step",
+    ]  # fmt: skip
+    assert list(at_the_end.protocols) == ["scenes", "fid", "pace"] and at_the_end.settings["guidance"] == "4"
+    written = read_result(run / "evaluation").columns
+    monkeypatch.setattr("sprint.sample.generate.Generator.pictures", lambda *_: pytest.fail("drawn again"))
+    code, out, err = sprint("evaluate", "mini", "--metrics", "scenes")
+    assert code == 0 and "page: mini/evaluation/index.html" in out, err
+    again = read_result(run / "evaluation")
+    assert again.columns == written  # figures of the run's other metrics stay
+    assert again.command.splitlines() == ["sprint distill mini", "sprint evaluate mini --metrics scenes"]
+    assert len(list((run / "evaluation" / "pictures").rglob("*.png"))) == 4 * 3
 
 
 def test_only_what_is_not_here(refusal, here, run_folder, no_clip):

@@ -355,9 +355,8 @@ def test_twenty_golden_updates(case, engine):
     golden = [line.rsplit(maxsplit=3) for line in lines if line.split()[0] == title]
     assert [update for update, *_ in ours] == [update for update, *_ in golden]
     for (update, loss, promise), (_, expected, _, promised) in zip(ours, golden, strict=True):
-        assert float(promised) == pytest.approx(promise, rel=0.1, abs=1e-6), (
-            update
-        )  # the file's own is the helper's
+        # the file's own is the helper's
+        assert float(promised) == pytest.approx(promise, rel=0.1, abs=1e-6), update
         assert loss == pytest.approx(float(expected), rel=0, abs=float(promised)), update
 
 

@@ -230,7 +230,11 @@ def test_an_error_says_which_file_it_is_in(tmp_path, monkeypatch):
     [
         ("adapt.steps=-1", "adapt.steps = -1, but it must be at least 0"),
         ("adapt.batch_size=0", "adapt.batch_size = 0, but it must be at least 1"),
-        ("distill.batch_size=1", "distill.batch_size = 1, but misaligned pairs need at least 2"),
+        (
+            "distill.batch_size=1",
+            "misaligned pairs need at least 2 neighbours, and a share of 1 in groups of 4 leaves 1 alone; "
+            "change distill.batch_size or distill.adversarial.neighbours",
+        ),
         ("adapt.caption_dropout=1.1", "adapt.caption_dropout = 1.1, but it must be between 0 and 1"),
         ("adapt.optimizer.lr=0", "adapt.optimizer.lr = 0.0, but it must be above 0"),
         ("adapt.optimizer.lr=.nan", "adapt.optimizer.lr = nan, but it must be above 0"),

@@ -22,8 +22,10 @@ from sprint.maths.schedule import check_times, student_times, with_max_time
 from sprint.maths.trigflow import HALF_PI, SIGMA_DATA, diffuse
 from sprint.models.guidance import with_null
 from sprint.models.teacher import DENSE_TIME
-from sprint.train import distill
-from sprint.train.distill import DISCRIMINATOR, GENERATOR, DistillStage, draw, teacher_velocity
+from sprint.train import terms
+from sprint.train.distill import DISCRIMINATOR, GENERATOR, DistillStage
+from sprint.train.draws import draw
+from sprint.train.terms import teacher_velocity
 from sprint.weights import verify
 from tests.tiny import LATENT, same, snapshot, tiny_batch, tiny_network, tiny_null, tiny_recipe
 from tests.tolerance import of_network, readings
@@ -42,8 +44,8 @@ def test_trig_time_is_not_cast_to_bf16_before_its_sine(bf16_engine):
     seen = []
     stage.student.network.time_embed.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with bf16_engine.autocast():
-        for term in stage._terms(True):
-            term(tiny_batch(), draw(stage.recipe, 0, LATENT), stage.with_null(tiny_batch()))
+        for term in stage.student_terms():
+            term(tiny_batch(), stage.with_null(tiny_batch()), draw(stage.recipe, 0, LATENT))
     times = torch.cat(seen)
     assert times.dtype == torch.float32
     assert (times != times.bfloat16().float()).float().mean() > 0.5
@@ -82,9 +84,9 @@ def test_phase_randomness_and_data_position_survive_a_resume(engine, stage, tmp_
 def test_max_time_is_half_pi_in_the_discriminator_phase_too(stage, monkeypatch):
     """Not the probability 0.5 itself."""
     seen = []
-    original = distill.one_step_sample
+    original = terms.one_step_sample
     monkeypatch.setattr(
-        distill, "one_step_sample", lambda s, b, draws: seen.append(draws.start_t) or original(s, b, draws)
+        terms, "one_step_sample", lambda s, b, draws: seen.append(draws.start_t) or original(s, b, draws)
     )
     stage.settings.adversarial.max_time_probability = 1.0
     stage.update(G, tiny_batch())
@@ -203,7 +205,7 @@ def test_four_step_sampling_works_with_default_times():
 def test_attention_has_a_forward_derivative(stage):
     """Flash and efficient kernels have none: the tangent would be an error, or zero."""
     batch = tiny_batch()
-    seen = stage._consistency_loss(batch, draw(stage.recipe, 0, LATENT), stage.with_null(batch))[1]
+    seen = stage.consistency_term(batch, stage.with_null(batch), draw(stage.recipe, 0, LATENT))[1]
     assert seen["tangent_norm"] > 0.1
 
 

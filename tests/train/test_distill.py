@@ -7,15 +7,10 @@ import torch
 from sprint.base.errors import SprintError
 from sprint.maths import losses
 from sprint.maths.trigflow import HALF_PI, SIGMA_DATA, diffuse
-from sprint.train import distill
-from sprint.train.distill import (
-    DISCRIMINATOR,
-    GENERATOR,
-    DistillStage,
-    draw,
-    one_step_sample,
-    teacher_velocity,
-)
+from sprint.train import terms
+from sprint.train.distill import DISCRIMINATOR, GENERATOR, DistillStage
+from sprint.train.draws import draw
+from sprint.train.terms import one_step_sample, teacher_velocity
 from sprint.train.update import PATIENCE
 from tests.tiny import LATENT, same, snapshot, tiny_batch, tiny_network, tiny_null, tiny_recipe
 from tests.tolerance import assert_close, central, near, of_network, rounding, sampling
@@ -76,9 +71,8 @@ def test_draws_have_the_densities_of_the_recipe():
     z = torch.log(SIGMA_DATA * torch.tan(draws.start_t[~at_max].double()))
     assert_moments(z, 0.2, 1.6)
     share = draws.second_t / draws.start_t
-    assert (share.min().item(), share.max().item()) == pytest.approx(
-        (0.3, 0.7), abs=1e-3
-    )  # that none of 20,000 lies nearer has odds of e⁻⁵⁰
+    # that none of 20,000 lies nearer has odds of e⁻⁵⁰
+    assert (share.min().item(), share.max().item()) == pytest.approx((0.3, 0.7), abs=1e-3)
     for scale in (4.0, 4.5, 5.0):
         assert (draws.guidance == scale).float().mean().item() == near(
             1 / 3, sampling(math.sqrt(2) / 3, 20_000), scale=1
@@ -120,7 +114,7 @@ def test_the_consistency_loss_is_the_written_algorithm(stage):
     """Against central differences of the student in place of its tangent; r = 0.5 after two of four updates."""
     stage.generator_updates = 2
     batch, draws = tiny_batch(), draw(stage.recipe, 0, LATENT)
-    loss, seen = stage._consistency_loss(batch, draws, stage.with_null(batch))
+    loss, seen = stage.consistency_term(batch, stage.with_null(batch), draws)
     t, x_t = draws.t, diffuse(SIGMA_DATA * batch.latent, draws.noise, draws.t)
     with torch.no_grad():
         v = teacher_velocity(stage.teacher, x_t, draws, stage.with_null(batch))
@@ -159,14 +153,14 @@ def test_the_hinge_sees_each_kind_once(stage, monkeypatch):
         seen.append((x_0, batch.text))
         return original(tapped, x_0, draws, batch)
 
-    original = distill.renoised_features
-    monkeypatch.setattr(distill, "renoised_features", features)
+    original = terms.renoised_features
+    monkeypatch.setattr(terms, "renoised_features", features)
     logits = []
     monkeypatch.setattr(
         losses, "discriminator_hinge_loss", lambda real, fake: logits.append((real, fake)) or real.mean()
     )
     batch, draws = tiny_batch(), draw(stage.recipe, D, LATENT)
-    stage._discriminator_loss(batch, draws)
+    stage.heads_term(batch, draws)
     real = SIGMA_DATA * batch.latent
     assert len(seen) == 3
     assert torch.equal(seen[0][0], real)
@@ -187,7 +181,7 @@ def test_without_misaligned_pairs_fakes_are_the_generated_ones(engine, monkeypat
         "discriminator_hinge_loss",
         lambda real, fake: shapes.append((len(real), len(fake))) or real.mean(),
     )
-    stage._discriminator_loss(tiny_batch(), draw(stage.recipe, D, LATENT))
+    stage.heads_term(tiny_batch(), draw(stage.recipe, D, LATENT))
     assert shapes == [(8, 8)]
 
 
@@ -245,12 +239,12 @@ def test_a_term_of_weight_zero_is_not_computed(engine, monkeypatch):
 
     scm_only, ladd_only = make_stage(engine, adversarial=0.0), make_stage(engine, consistency=0.0)
     with monkeypatch.context() as patched:
-        patched.setattr(distill, "renoised_features", never)
+        patched.setattr(terms, "renoised_features", never)
         assert "loss_adv" not in scm_only.update(G, tiny_batch()).read(engine)
         scm_only.update(D, tiny_batch())
         assert scm_only.generator_updates == 2
-    monkeypatch.setattr(distill, "value_and_tangent", never)
-    monkeypatch.setattr(distill, "teacher_velocity", never)
+    monkeypatch.setattr(terms, "value_and_tangent", never)
+    monkeypatch.setattr(terms, "teacher_velocity", never)
     assert "loss_scm" not in ladd_only.update(G, tiny_batch()).read(engine)
 
 

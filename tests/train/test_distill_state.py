@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from sprint.base.errors import SprintError
-from sprint.engine.engine import Engine
 from sprint.engine.optim import start_state
 from sprint.maths.schedule import lognormal_trig_times
 from sprint.maths.trigflow import SIGMA_DATA, data_estimate, diffuse
 from sprint.recipe.schema import Optimizer
+from sprint.recipe.shares import check_shares
 from sprint.train import distill
-from sprint.train.checks import check_share
-from sprint.train.distill import DistillStage, draw, one_step_sample
+from sprint.train.distill import DistillStage
+from sprint.train.draws import Draws, draw
+from sprint.train.terms import one_step_sample
 from tests.tiny import LATENT, same, snapshot, tiny_batch, tiny_network, tiny_null
 from tests.tolerance import assert_all_close, assert_close, near, of_network, readings
 from tests.train.test_adapt import kept, load
@@ -32,7 +33,7 @@ def stage(engine):
 @pytest.fixture
 def draws_in_float64(true_float64, monkeypatch):
     def double(*arguments):
-        return distill.Draws(*(tensor.double() for tensor in draw(*arguments)))
+        return Draws(*(tensor.double() for tensor in draw(*arguments)))
 
     monkeypatch.setattr(distill, "draw", double)
 
@@ -110,8 +111,8 @@ def test_every_weight_has_a_gradient_in_the_adversarial_term(engine):
     """DDP averages when the last one is there: the log-variance's is zero where the loss does not need it."""
     stage = make_stage(engine, consistency=0.0)
     batch, draws = tiny_batch(), draw(stage.recipe, G, LATENT)
-    (of_samples,) = stage._terms(True)
-    loss, _ = of_samples(batch, draws, None)
+    (of_samples,) = stage.student_terms()
+    loss, _ = of_samples(batch, None, draws)
     stage.generator.trained.backward(loss)
     grads = gradients(stage.student)
     assert all(gradient is not None for gradient in grads.values())
@@ -186,8 +187,9 @@ def test_bf16_losses_are_close_to_float32(bf16_engine):
     batch, draws = tiny_batch(), draw(stage.recipe, 0, LATENT)
     draws = draws._replace(t=lognormal_trig_times(8, 0.0, 0.5, torch.Generator().manual_seed(0)))
     with bf16_engine.autocast():
-        scm, _ = stage._consistency_loss(batch, draws, stage.with_null(batch))
-        hinge, _ = stage._discriminator_loss(batch, draws)
+        scm, _ = stage.consistency_term(batch, stage.with_null(batch), draws)
+        with stage._for_heads(batch, first=True) as (given,):
+            hinge, _ = stage.heads_term(given, draws)
     with torch.autocast("cpu", enabled=False):
         x_0 = one_step_sample(stage.generator.trained, batch, draws).x_0
     assert scm.dtype == hinge.dtype == x_0.dtype == torch.float32
@@ -200,31 +202,30 @@ def test_bf16_losses_are_close_to_float32(bf16_engine):
 def test_a_sample_without_neighbour_is_refused_where_pairs_are_misaligned(engine):
     """It would count as real and as fake."""
     with pytest.raises(
-        SprintError, match="at least 2 neighbours, and 9 samples in groups of 4 leave 1 alone"
+        SprintError, match="at least 2 neighbours, and a share of 9 in groups of 4 leaves 1 alone"
     ):
         make_stage(engine, batch_size=9)
     make_stage(engine, batch_size=10)
     make_stage(engine, batch_size=9, adversarial=0.0)
     recipe = make_recipe()
     recipe.distill.adversarial.neighbours = 1
-    with pytest.raises(SprintError, match="8 samples in groups of 1 leave 1 alone"):
+    with pytest.raises(SprintError, match="a share of 8 in groups of 1 leaves 1 alone"):
         DistillStage(recipe, engine, tiny_network(), tiny_null(), LATENT)
     recipe.distill.adversarial.misaligned_pairs = False
     DistillStage(recipe, engine, tiny_network(), tiny_null(), LATENT)
 
 
-def test_a_group_over_two_processes_is_refused(stage, monkeypatch):
-    monkeypatch.setattr(Engine, "processes", 2)
+def test_a_group_over_two_processes_is_refused(stage):
     stage.settings.batch_size = 12
     refused = (
-        "leaves 6 samples to each of 2 processes, which distill.adversarial.neighbours = 4 does not divide"
+        "leaves each of 2 processes a share of 6, which distill.adversarial.neighbours = 4 does not divide"
     )
     with pytest.raises(SprintError, match=refused):
-        check_share(stage.recipe, stage.engine)
+        check_shares(stage.recipe, 2)
     stage.settings.batch_size = 16
-    check_share(stage.recipe, stage.engine)
+    check_shares(stage.recipe, 2)
     stage.settings.batch_size, stage.settings.adversarial.weight = 12, 0.0
-    check_share(stage.recipe, stage.engine)
+    check_shares(stage.recipe, 2)
 
 
 def test_a_tap_outside_the_teacher_is_named(engine):

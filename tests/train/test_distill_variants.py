@@ -11,8 +11,10 @@ from sprint.maths.trigflow import (
     velocity_from_data,
 )
 from sprint.models.teacher import DENSE_TIME, SPARSE_TIME
-from sprint.train import distill
-from sprint.train.distill import DistillStage, draw, one_step_sample, second_step, teacher_velocity
+from sprint.train import terms
+from sprint.train.distill import DistillStage
+from sprint.train.draws import draw
+from sprint.train.terms import adversarial_loss, one_step_sample, second_step, teacher_velocity
 from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null
 from tests.tolerance import assert_all_close, assert_close, near, of_network, rounding
 from tests.train.test_distill import (
@@ -29,7 +31,7 @@ def test_without_normalisation_the_tangent_stands_as_it_is(engine):
     stage = make_stage(engine)
     stage.settings.consistency.normalise_tangent = False
     batch, draws = tiny_batch(), draw(stage.recipe, 0, LATENT)
-    loss, _ = stage._consistency_loss(batch, draws, stage.with_null(batch))
+    loss, _ = stage.consistency_term(batch, stage.with_null(batch), draws)
     t, x_t = draws.t, diffuse(SIGMA_DATA * batch.latent, draws.noise, draws.t)
     with torch.no_grad():
         v = teacher_velocity(stage.teacher, x_t, draws, stage.with_null(batch))
@@ -111,11 +113,11 @@ def test_self_consistency_is_added_with_its_weight_and_its_target_is_fixed(engin
     plain, with_it = make_stage(engine, consistency=0.0), make_stage(engine, consistency=0.0)
     with_it.settings.self_consistency = 3.0
     batch, draws = tiny_batch(), draw(plain.recipe, G, LATENT)
-    (term,) = plain._terms(True)
-    before, seen = term(batch, draws, None)
+    (term,) = plain.student_terms()
+    before, seen = term(batch, None, draws)
     assert "loss_self" not in seen
-    (term,) = with_it._terms(True)
-    loss, seen = term(batch, draws, None)
+    (term,) = with_it.student_terms()
+    loss, seen = term(batch, None, draws)
     sample = one_step_sample(with_it.generator.trained, batch, draws)
     target = second_step(with_it.generator.trained, sample, batch, draws)
     distance = losses.self_consistency_loss(sample.x_0, target)
@@ -125,7 +127,11 @@ def test_self_consistency_is_added_with_its_weight_and_its_target_is_fixed(engin
     loss.backward()
     found = {name: gradient.clone() for name, gradient in gradients(with_it.student).items()}
     with_it.generator.trained.zero_grad()
-    by_hand = with_it._adversarial_loss(batch, draws, sample.x_0) * 0.5
+    with with_it.heads.frozen():
+        adversarial = adversarial_loss(
+            with_it.tapped, with_it.heads, batch, draws, sample.x_0, 4, with_it.clock
+        )
+    by_hand = 0.5 * adversarial
     (by_hand + 3.0 * ((sample.x_0 - target.detach()) / SIGMA_DATA).square().mean()).backward()
     expected = {
         name: gradient for name, gradient in gradients(with_it.student).items() if gradient is not None
@@ -137,7 +143,7 @@ def test_self_consistency_is_added_with_its_weight_and_its_target_is_fixed(engin
 
 def test_no_second_step_without_its_weight_nor_for_the_heads(engine, monkeypatch):
     taken = []
-    monkeypatch.setattr(distill, "second_step", lambda *of: taken.append(1) or second_step(*of))
+    monkeypatch.setattr(terms, "second_step", lambda *of: taken.append(1) or second_step(*of))
     make_stage(engine).update(G, tiny_batch())
     stage = make_stage(engine, self_consistency=1.0)
     stage.update(D, tiny_batch())

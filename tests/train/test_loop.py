@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from sprint.data.batch import Sample
 from sprint.data.batching import encode
 from sprint.engine import checkpoint
+from sprint.train import run as run_module
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import DistillStage
 from sprint.train.log import METRICS, TIME, RunLog, read_metrics
-from sprint.train.loop import Interrupted, Rhythm, due, stop_requests, train
+from sprint.train.loop import Checkpoints, Interrupted, Rhythm, due, stop_requests, train
 from sprint.train.run import Run
 from tests.sample.test_generate import TEXT_WIDTH as FAMILY_TEXT_WIDTH
 from tests.sample.test_generate import mini_family
@@ -59,7 +60,9 @@ def weights(stage) -> dict:
 def run(stage, engine, family, folder: Path, save_every: int = 100) -> float:
     with RunLog(folder, {"adapt": 6, "distill": 6}) as log:
         encoded, rhythm = partial(encode, family=family), Rhythm(save_every, log_every=1)
-        return train(stage, Squares(), encoded, engine, log, folder / "checkpoints", rhythm)
+        return train(
+            stage, Squares(), encoded, engine, log, Checkpoints.find(folder / "checkpoints", engine), rhythm
+        )
 
 
 def numbers(folder: Path) -> list[dict]:
@@ -209,10 +212,10 @@ def whole_run(teacher_folder, root: Path, stage: str = "", where: int = -1, monk
     if stage:
         train_stage = the_run.train_stage
 
-        def wrapped(a_stage, log):
+        def wrapped(a_stage, *rest):
             if a_stage.name == stage:
                 at_step(a_stage, where, interrupt)
-            train_stage(a_stage, log)
+            train_stage(a_stage, *rest)
 
         the_run.train_stage = wrapped
     the_run.train()
@@ -225,9 +228,11 @@ def exported(folder: Path) -> dict:
 
 @pytest.mark.slow
 def test_a_run_stopped_in_each_stage_makes_the_student_of_an_uninterrupted_one(
-    engine, teacher_folder, tmp_path
+    engine, teacher_folder, tmp_path, monkeypatch
 ):
-    whole = whole_run(teacher_folder, tmp_path / "whole")
+    whole, starts = whole_run(teacher_folder, tmp_path / "whole"), []
+    start = run_module.start_of_adaptation
+    monkeypatch.setattr(run_module, "start_of_adaptation", lambda *of: starts.append(1) or start(*of))
     for stage, where in (("adapt", 1), ("adapt", 2), ("distill", 0)):  # step 2 is the last: the hand-over
         with pytest.raises(Interrupted):
             whole_run(teacher_folder, tmp_path / "parts", stage, where)
@@ -239,3 +244,4 @@ def test_a_run_stopped_in_each_stage_makes_the_student_of_an_uninterrupted_one(
     assert numbers(whole) == numbers(stopped)
     assert [row["stage"] for row in numbers(whole)] == ["adapt"] * 3 + ["distill"] * 3
     assert not list((stopped / "checkpoints").iterdir())
+    assert len(starts) == 1  # nothing is calibrated whose place a checkpoint takes

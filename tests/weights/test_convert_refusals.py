@@ -10,7 +10,6 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
-from sprint.weights import sources
 from tests.weights.convert_cases import DEPTH, left_behind, quiet, refuses
 
 pytest_plugins = "tests.weights.convert_fixtures"
@@ -148,7 +147,7 @@ def test_hub_out_of_reach(here, monkeypatch):
     def offline(repo_id, allow_patterns):
         raise LocalEntryNotFoundError("cannot reach the hub\nmore lines")
 
-    monkeypatch.setattr(sources, "snapshot_download", offline)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     refuses(
         here, "no file or folder someone/sana, and the hub .*: cannot reach the hub$", "someone/sana", "out"
     )
@@ -158,7 +157,7 @@ def test_hub_gives_a_folder_and_only_the_network_is_asked_for(here, net, monkeyp
     net.save_pretrained("cache/transformer")
     asked = []
     monkeypatch.setattr(
-        sources, "snapshot_download", lambda _, allow_patterns: asked.extend(allow_patterns) or "cache"
+        "huggingface_hub.snapshot_download", lambda _, allow_patterns: asked.extend(allow_patterns) or "cache"
     )
     assert quiet("someone/sana")["out"] == "sana-trigflow"
     assert "transformer/*" in asked

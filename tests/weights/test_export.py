@@ -256,12 +256,11 @@ def test_older_export_comes_back_when_the_last_move_fails(tmp_path, monkeypatch,
     before, replace = contents(tmp_path), os.replace
 
     def refuse_part(source, target):
-        if source.name.endswith(".part"):
+        if source.parent.name.endswith(".part"):
             raise OSError(errno.EIO, "Input/output error")
         replace(source, target)
 
-    monkeypatch.setattr("sprint.weights.folder.os.replace", refuse_part)
-    monkeypatch.setattr("sprint.weights.card.write_whole", lambda path, text: path.write_text(text))
+    monkeypatch.setattr(os, "replace", refuse_part)
     with pytest.raises(SprintError, match="Input/output error"):
         export_student(folder, mini_student(seed=1), None, mini_family(), {})
     assert contents(tmp_path) == before

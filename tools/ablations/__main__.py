@@ -1,4 +1,4 @@
-"""The paper's ablations on the tiny family: every row of `ablation_rows.py` trained, scored and set beside the paper.
+"""The paper's ablations on the tiny family: every row of `rows.py` trained, scored, set beside the paper.
 
     python -m tools.ablations --quick
     python -m tools.ablations --jobs 2 --only losses max-time

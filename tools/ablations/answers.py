@@ -1,4 +1,4 @@
-"""The rows of `ablation_rows.py` with what their runs found, and what follows from it in words."""
+"""The rows of `tools/ablations/rows.py` with what their runs found, and what follows from it in words."""
 
 import json
 import math

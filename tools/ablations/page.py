@@ -16,6 +16,7 @@ from sprint.lab.series import held_out_scenes
 from sprint.pages import html
 from sprint.pages.chart import line_chart
 from sprint.pages.grid import picture_grid
+from sprint.pages.pictures import Cell, PictureRow, picture_rows
 from sprint.recipe.load import load_recipe
 from tools.ablations.answers import (
     PROMPTS,
@@ -249,11 +250,11 @@ def _section(answer: Answer) -> str:
     steps = answer.group.steps
     shown = [(line, pictures) for line in answer.lines if (pictures := line.pictures(steps)) is not None]
     captions = [scene.caption for scene in held_out_scenes(PROMPTS)]
-    drawn = html.picture_table(
-        [(line.row.label, html.steps(int(steps))) for line, _ in shown],
-        captions[: min((len(p) for _, p in shown), default=0)],
-        [pictures for _, pictures in shown],
-    )
+    columns = [pictures for _, pictures in shown]
+    count = min(map(len, columns), default=0)
+    titles = [(line.row.label, html.steps(int(steps))) for line, _ in shown]
+    rows_of_pictures = (PictureRow(captions[i], "", [Cell(c[i]) for c in columns]) for i in range(count))
+    drawn, _ = picture_rows(titles, rows_of_pictures)
     return html.section(
         answer.group.title,
         html.paragraph(f"The paper: {answer.group.claim}" if answer.group.claim else IN_ONE_STEP),

@@ -1,7 +1,7 @@
 """The ablations as data: which keys a row changes, what the paper measured there, and when ours agrees.
 
 Source of the paper's figures: SANA-Sprint (arXiv 2503.09641), FID and CLIP score of 2-step students.
-Read by the other `ablation_*` files.
+Read by the other files here.
 """
 
 import math

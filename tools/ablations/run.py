@@ -18,12 +18,13 @@ from sprint.base.errors import Diverged, SprintError
 from sprint.base.files import write_whole
 from sprint.base.names import resolve
 from sprint.evaluate.metrics.gaussian import GaussianStatistics, fid, resampled_fid
-from sprint.evaluate.metrics.real_scenes import REFERENCE_SCENES, REFERENCE_SEED
+from sprint.evaluate.metrics.real_scenes import REFERENCE_SCENES
 from sprint.evaluate.metrics.real_scenes import real_statistics as statistics_of
 from sprint.evaluate.result import share
+from sprint.evaluate.store import in_batches
 from sprint.lab.features import scene_features
 from sprint.lab.reader import score
-from sprint.lab.series import SHOWN, held_out_scenes
+from sprint.lab.series import REFERENCE_SEED, SHOWN, held_out_scenes
 from sprint.models.teacher import SPARSE_TIME
 from sprint.models.view import TrigFlowView
 from sprint.sample.generate import Generator, StudentGenerator
@@ -32,9 +33,8 @@ from sprint.train.adapt import AdaptStage
 from sprint.train.distill import GENERATOR, DistillStage
 from sprint.train.log import METRICS, RunLog, read_metrics
 from sprint.train.loop import Interrupted
-from sprint.train.report.columns import draw_column
-from sprint.train.report.report import Role
 from sprint.train.run import Run
+from sprint.train.start import start_of_adaptation
 from sprint.weights.load import load_teacher
 from tools.ablations.jobs import (
     INTERRUPTED,
@@ -137,13 +137,17 @@ def _sparse(run: Run) -> Generator:
             raise SprintError(
                 f"{recipe.teacher}: its time is dense already; the sparse row needs another teacher"
             )
-        network = run.start_of_adaptation(network, time_scale, own_time_scale=time_scale)
-        adapt = AdaptStage(recipe, run.engine, network, run.null, time_scale)
-        run.train_stage(adapt, log)
-        distill = DistillStage(recipe, run.engine, adapt.result(), run.null, run.latent_shape, time_scale)
-        run.train_stage(distill, log)
+        network = start_of_adaptation(run.inputs, network, time_scale, own_time_scale=time_scale)
+        adapt = AdaptStage(recipe, run.engine, network, run.inputs.null, time_scale)
+        run.train_stage(adapt, log, run.checkpoints(adapt.name))
+        distill = DistillStage(
+            recipe, run.engine, adapt.result(), run.inputs.null, run.inputs.latent_shape, time_scale
+        )
+        run.train_stage(distill, log, run.checkpoints(distill.name))
     view = TrigFlowView(distill.result().network, time_scale).requires_grad_(False)
-    return StudentGenerator(view.to(run.engine.device), run.family.to(run.engine.device), recipe.data.size)
+    return StudentGenerator(
+        view.to(run.engine.device), run.inputs.family.to(run.engine.device), recipe.data.size
+    )
 
 
 def _copy_whole(source: Path, target: Path) -> None:
@@ -163,14 +167,14 @@ def score_steps(generator: Generator, job: Job, folder: Path, root: Path) -> dic
     """By number of steps: scene score and FID, each with its error. The first pictures are kept."""
     settings = job.recipe.evaluate
     steps = (settings.teacher_steps,) if job.kind == "teacher" else settings.steps
-    role = Role.teacher if job.kind == "teacher" else Role.student
     scenes = held_out_scenes(settings.prompts)
+    captions, seeds = [scene.caption for scene in scenes], range(len(scenes))
     real, network = real_statistics(root), scene_features()
     scores, kept = {}, {}
     for count in steps:
-        pictures, _ = draw_column(
-            generator, role, count, scenes, settings.guidance_scale, settings.batch_size
-        )
+        times, batch_size, guidance = generator.times(count), settings.batch_size, settings.guidance_scale
+        drawn = in_batches(generator, captions, seeds, batch_size, times, guidance)
+        pictures = np.concatenate(list(drawn))
         features = network(pictures)
         found = score(pictures, [scene.claim for scene in scenes])
         scores[str(count)] = {

@@ -37,6 +37,7 @@ from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import AdaptStart, Recipe
 from sprint.train.adapt import AdaptStage, FlowDraws, draw_flow, flow_loss
 from sprint.train.run import Run
+from sprint.train.start import start_of_adaptation
 from sprint.weights.load import load_teacher
 from tools.bench.measure import command
 
@@ -63,7 +64,7 @@ def held_out_batches(run: Run, count: int) -> HeldOut:
     size = settings.batch_size
     batches = []
     for i in range(count):
-        batch = encode(source.samples(batch_positions(i, size)), run.family)
+        batch = encode(source.samples(batch_positions(i, size)), run.inputs.family)
         shape = tuple(batch.latent.shape[1:])
         draws = draw_flow(recipe.seed + 1, i, size, shape, settings.shift, settings.caption_dropout)
         batches.append((batch, to_device(draws, run.engine.device)))
@@ -76,7 +77,7 @@ def held_out_loss(view: TrigFlowView, held_out: HeldOut, run: Run) -> float:
     training = view.training
     view.eval()
     with run.engine.autocast():
-        losses = [flow_loss(view, batch, draws, run.null).float() for batch, draws in held_out]
+        losses = [flow_loss(view, batch, draws, run.inputs.null).float() for batch, draws in held_out]
     view.train(training)
     return torch.stack(losses).mean().item()
 
@@ -85,7 +86,7 @@ def train(stage: AdaptStage, run: Run, label: str) -> list[float]:
     """The stage from its first step to its last.  -> training loss of every step"""
 
     def make_batch(step: int) -> Batch:
-        return encode(run.source.samples(batch_positions(step, stage.batch_size)), run.family)
+        return encode(run.inputs.source.samples(batch_positions(step, stage.batch_size)), run.inputs.family)
 
     losses = []
     with (
@@ -125,8 +126,8 @@ def with_start(recipe: Recipe, start: AdaptStart) -> Recipe:
 
 def one_start(run: Run, teacher: SanaTransformer2DModel, time_scale: float, held_out: HeldOut) -> dict:
     """Held-out loss before and after training, and the training loss between."""
-    network = run.start_of_adaptation(teacher, time_scale)
-    stage = AdaptStage(run.recipe, run.engine, network, run.null)
+    network = start_of_adaptation(run.inputs, teacher, time_scale)
+    stage = AdaptStage(run.recipe, run.engine, network, run.inputs.null)
     view = TrigFlowView(stage.network, DENSE_TIME)
     before = held_out_loss(view, held_out, run)
     began = time.monotonic()

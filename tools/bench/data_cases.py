@@ -1,4 +1,4 @@
-"""Every format that the loader reads, filled with made-up samples from a seed. Used by bench_data.py; not a program."""
+"""Every format that the loader reads, filled with made-up samples from a seed. Not a program."""
 
 import importlib.util
 import io

@@ -1,4 +1,4 @@
-"""What bench_engines.py measures, in the processes that torchrun started for it:
+"""What tools/bench/engines.py measures, in the processes that torchrun started for it:
 
     torchrun --nproc_per_node 2 -m tools.bench.engine_cases losses FOLDER
     torchrun --nproc_per_node 2 -m tools.bench.engine_cases memory FOLDER
@@ -45,6 +45,7 @@ from sprint.recipe.schema import (
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import DistillStage
 from sprint.train.run import Run
+from sprint.train.start import start_of_adaptation
 from sprint.weights.load import load_teacher
 from tools.bench.measure import ROOT, SIZES, Size, peak_memory
 
@@ -113,13 +114,13 @@ class Inputs(NamedTuple):
 def prepare(folder: Path, steps: int) -> None:
     """The built-in teacher, calibrated for dense time and QK-norm, and `steps` batches of training scenes."""
     run = Run(losses_recipe(Case()), root=folder / "runs")
-    network = run.start_of_adaptation(*load_teacher(resolve(run.recipe.teacher)))
+    network = start_of_adaptation(run.inputs, *load_teacher(resolve(run.recipe.teacher)))
     network.save_pretrained(folder / "network")
-    source, tensors = run.source.batched(BATCH), {}
+    source, tensors = run.inputs.source.batched(BATCH), {}
     for step in range(steps):
-        batch = run.encode(source.samples(range(step * BATCH, (step + 1) * BATCH)))
+        batch = run.inputs.encode(source.samples(range(step * BATCH, (step + 1) * BATCH)))
         tensors |= {f"{step}.{name}": tensor.contiguous() for name, tensor in batch._asdict().items()}
-    text, mask = run.null
+    text, mask = run.inputs.null
     save_file(tensors | {"null.text": text, "null.mask": mask}, folder / "inputs.safetensors")
 
 

@@ -113,7 +113,7 @@ FLOPS: dict[object, Callable[..., int]] = {  # by operator: of what it gave and 
     aten._scaled_dot_product_cudnn_attention_backward: lambda out, *args: attention_backward(*args),
 }
 
-if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # what sprint.cpu takes without gradients
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # what sprint.base.cpu takes without gradients
     FLOPS[torch.ops.mkldnn._linear_pointwise] = FLOPS[torch.ops.sprint.onednn_linear]
 
 

@@ -7,7 +7,7 @@
     plain         F(x, t) of diffusers' network as it is, then the backward pass: forward 1 + backward 2
     two passes    torch.func.jvp without gradients, then plain: at least 2 more than plain's 3
     ours          sprint.maths.dual.value_and_tangent, then the backward pass: 1 more, so the floor is 4/3
-    as trained    ours with the layers that the trainer's engine picks: on some CPUs other products (sprint/cpu.py)
+    as trained    ours with the layers that the trainer's engine picks: on some CPUs other products (sprint/base/cpu.py)
     compiled      ours as trained and plain, blocks through torch.compile
 
 The networks are random. Times are medians of interleaved rounds, with freed memory kept as a run keeps it;

@@ -137,9 +137,8 @@ def without_memory() -> Iterator[None]:
     """
     stay = patch.object(nn.Module, "to", lambda module, *args, **kwargs: module)
     with stay, warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
-        warnings.filterwarnings(
-            "ignore", message="Accessing the data pointer of FakeTensor"
-        )  # of the text memory
+        # of the text memory
+        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
         yield
 
 

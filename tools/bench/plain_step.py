@@ -1,4 +1,4 @@
-"""sCM + LADD as published, written plainly: what `bench_step.py` measures the trainer against.
+"""sCM + LADD as published, written plainly: what `tools/bench/step.py` measures the trainer against.
 
 The algorithm of SANA-Sprint (arXiv 2503.09641, Algorithm 1) in the way its public trainers compute it:
 
@@ -40,7 +40,7 @@ from sprint.models.student import Student, from_adapted
 from sprint.models.teacher import DENSE_TIME
 from sprint.models.view import TrigFlowView
 from sprint.recipe.schema import Precision, Recipe
-from sprint.train.distill import Draws, draw
+from sprint.train.draws import Draws, draw
 from tools.bench.measure import torchs_products
 
 

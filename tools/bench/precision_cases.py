@@ -37,8 +37,9 @@ from sprint.models.view import TrigFlowView
 from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import Recipe
 from sprint.train.adapt import draw_flow, noised
-from sprint.train.distill import Draws, draw, teacher_velocity
+from sprint.train.draws import Draws, draw
 from sprint.train.start import calibrated
+from sprint.train.terms import teacher_velocity
 from sprint.weights.load import load_teacher
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -93,7 +94,7 @@ def consistency_gradient(
     autocast: bool,
     tangent_of: Student | None = None,
 ) -> Outcome:
-    """L_sCM and its gradient as stage 2 computes them (`sprint.train.distill`), with r = 1.
+    """L_sCM and its gradient as stage 2 computes them (`sprint.train.terms`), with r = 1.
 
     `student` and `teacher` are the case's, made ready for a precision; `tangent_of` gives F' in float32 in their stead.
     """

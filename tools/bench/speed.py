@@ -1,6 +1,6 @@
 """Stage 2's updates, one-step sampling and the decoder by the clock, on random weights.
 
-Imported by gpu_check.py; not a program. On a CPU everything here works as well, without figures of memory.
+Imported by `tools.gpu`; not a program. On a CPU everything here works as well, without figures of memory.
 """
 
 import math

@@ -5,7 +5,7 @@
 
     plain           tools/bench/plain_step.py: the published algorithm as its trainers compute it
     ours            sprint.train.distill.DistillStage
-    ours, products  the same with torch's own matrix products, on CPUs where sprint/cpu.py picks others
+    ours, products  the same with torch's own matrix products, on CPUs where sprint/base/cpu.py picks others
     ours, compiled  with compile=true, for --compile
 
 Same networks, random from one seed, same batches, optimizer (CAME) and draws. Times are medians of interleaved

@@ -8,7 +8,7 @@ A line is JSON: {"argv", "folder", "environment", "output", "largest_file"}. It 
 id. When that has ended, the file OUTPUT.end holds {"code", "cpu_seconds"}; a negative code is the signal that
 ended it. When standard input ends, so does everything that was started.
 
-Started by chaos_runs.py; not a program for people.
+Started by tools/chaos/runs.py; not a program for people.
 """
 
 import json

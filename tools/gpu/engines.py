@@ -1,4 +1,4 @@
-"""Steps of stage 2 under each engine, and the same once more from a checkpoint. Run by gpu_check.py, or by hand:
+"""Steps of stage 2 under each engine, and the same once more from a checkpoint. Run by `tools.gpu`, or by hand:
 
     python -m tools.gpu.engines FOLDER single
     torchrun --nproc_per_node 2 -m tools.gpu.engines FOLDER ddp fsdp2

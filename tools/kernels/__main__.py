@@ -41,7 +41,8 @@ torch.set_num_threads(int(os.environ.get("SPRINT_TEST_THREADS", "1")))
 x = (torch.arange(2**15) * 7919 % 1009 / 1009 - 0.5).view(64, 512)
 h, picture, weight = x.bfloat16(), x.view(1, 32, 32, 32), x.flatten()[: 8 * 32 * 9].view(8, 32, 3, 3)
 found = {
-    "sum": x.sum(1), "exp": x.exp(), "product": x @ x.T, "bf16 product": h @ h.T,
+    "sum": x.sum(1), "exp": x.exp(), "layer norm": torch.layer_norm(x, (512,)), "softmax": x.softmax(1),
+    "product": x @ x.T, "bf16 product": h @ h.T,
     "convolution": torch.conv2d(picture, weight),
 }
 print(*(f"{name}={hashlib.sha256(y.float().numpy().tobytes()).hexdigest()}" for name, y in found.items()), sep=";")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from sprint.lab.reader import score
 from sprint.lab.scenes import render, scene
-from sprint.lab.series import HELD_OUT_SEED
+from sprint.lab.series import AUTOENCODER_SEEDS, HELD_OUT_SEED
 from tools.bench.measure import command
 
 WIDTHS = (16, 32, 64, 128)
@@ -73,7 +73,7 @@ def train(args: argparse.Namespace) -> tuple[AutoencoderDC, list]:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, args.lr, total_steps=args.steps + 1, pct_start=0.03
     )
-    pool = pictures(args.seed, args.pool)
+    pool = pictures(AUTOENCODER_SEEDS[args.seed], args.pool)
     curve, bar = [], tqdm(range(args.steps), desc="autoencoder")
     for step in bar:
         x = to_unit(pool[torch.randint(len(pool), (args.batch,))].to(args.device))
@@ -122,7 +122,7 @@ def main() -> None:
     args = parser.parse_args()
     started = time.time()
     autoencoder, curve = train(args)
-    held_out = to_unit(pictures(args.seed + 1, 512))
+    held_out = to_unit(pictures(AUTOENCODER_SEEDS[args.seed + 1], 512))
     autoencoder = autoencoder.float().cpu().eval()
     autoencoder.register_to_config(scaling_factor=1.0 / latent_spread(autoencoder, held_out))
     with torch.no_grad():

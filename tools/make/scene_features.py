@@ -1,4 +1,4 @@
-"""Train the feature network that FID and KID see built-in scenes with: `sprint/evaluate/scene_features.py`.
+"""Train the feature network that FID and KID see built-in scenes with: `sprint/lab/features.py`.
 
     python -m tools.make.scene_features                     writes weights.safetensors and training.json
     python -m tools.make.scene_features --steps 50 --out X  a quick look
@@ -44,7 +44,9 @@ from tqdm import tqdm
 
 from sprint.base.files import write_whole
 from sprint.evaluate.metrics.gaussian import GaussianStatistics, fid
-from sprint.evaluate.metrics.real_scenes import REFERENCE_SCENES, REFERENCE_SEED
+from sprint.evaluate.metrics.real_scenes import REFERENCE_SCENES
+from sprint.evaluate.models import STUDENT, TEACHER
+from sprint.evaluate.store import in_batches
 from sprint.lab.features import (
     ASSETS,
     FEATURES,
@@ -64,14 +66,11 @@ from sprint.lab.scenes import (
     render,
     scene,
 )
-from sprint.lab.series import HELD_OUT_SEED, held_out_scenes
+from sprint.lab.series import FEATURES_SEEDS, HELD_OUT_SEED, REFERENCE_SEED, held_out_scenes
 from sprint.sample.generate import StudentGenerator
 from sprint.sample.load import load_generator
-from sprint.train.report.columns import batches, draw_column
-from sprint.train.report.report import Role
 from tools.bench.measure import command
 
-SERIES = 7000  # --seed s trains on scenes of series 7000 + s, which nothing else uses
 CELLS = 8
 NAME_COLORS = ("colors", "color_attr")  # categories whose captions name every colour
 PICTURES, BATCH, GUIDANCE = 600, 50, 4.5  # of each set in the FID table
@@ -323,15 +322,20 @@ def drawn_sets(models: list[str], count: int) -> dict[str, np.ndarray]:
     for model in models:
         folder, _, steps = model.rpartition(":")
         generator = load_generator(folder)
-        role = Role.student if isinstance(generator, StudentGenerator) else Role.teacher
+        role = STUDENT if isinstance(generator, StudentGenerator) else TEACHER
         if not sets:
-            real = [np.stack([render(s.things) for s in part]) for part in batches(scenes, BATCH)]
+            real = [
+                np.stack([render(s.things) for s in scenes[start : start + BATCH]])
+                for start in range(0, count, BATCH)
+            ]
             family = generator.family
             with torch.inference_mode():
                 parts = [family.decode_latents(family.encode_pictures(part)) for part in real]
             sets = {"real": np.concatenate(real), "autoencoder": np.concatenate(parts)}
-        name = f"{role.value}, {steps} step{'s' * (steps != '1')}"
-        sets[name], _ = draw_column(generator, role, int(steps), scenes, GUIDANCE, BATCH)
+        name = f"{role}, {steps} step{'s' * (steps != '1')}"
+        captions, times = [s.caption for s in scenes], generator.times(int(steps))
+        drawn = in_batches(generator, captions, range(count), BATCH, times, GUIDANCE)
+        sets[name] = np.concatenate(list(drawn))
     return sets
 
 
@@ -372,13 +376,13 @@ def main() -> None:
         measure(args.out, args.models)
         return
     began = time.perf_counter()
-    pool = make_pool(SERIES + args.seed, args.pool)
+    pool = make_pool(FEATURES_SEEDS[args.seed], args.pool)
     reader, curve = train(args.steps, args.batch, pool, args.seed)
     backbone = finish(reader.backbone, pool.pictures[:REFERENCE_SCENES])
     record = {
         "command": command(),
         "seed": args.seed,
-        "series": SERIES + args.seed,
+        "series": FEATURES_SEEDS[args.seed],
         "threads": args.threads,
         "seconds": round(time.perf_counter() - began),
         "parameters": sum(p.numel() for p in backbone.parameters()),

@@ -29,7 +29,7 @@ from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
 from sprint.lab.reader import score
 from sprint.lab.scenes import render, scene
-from sprint.lab.series import HELD_OUT_SEED
+from sprint.lab.series import HELD_OUT_SEED, TEACHER_SEEDS
 from sprint.maths.samplers import Noise, sample_ode
 from sprint.maths.schedule import shifted_logit_normal_flow_times, teacher_times
 from sprint.models.encoders import Family
@@ -43,7 +43,6 @@ from tools.bench.measure import command
 WIDTH, DEPTH, HEAD_DIM, TEXT_WIDTH = 128, 4, 32, 128
 VOCABULARY = 448  # 5 special tokens, 256 bytes, the rest learned
 MAX_LENGTH = 32  # tokens; the longest caption has 15
-TRAIN_SEED = 1000
 EMA_DECAY = 0.999
 
 
@@ -123,7 +122,7 @@ def cached_scenes(path: Path, family: Family, count: int) -> dict[str, torch.Ten
         return torch.load(path, weights_only=True)
     latents, captions = [], []
     for start in tqdm(range(0, count, 250), desc="encoding scenes"):
-        scenes = [scene(TRAIN_SEED, i) for i in range(start, min(start + 250, count))]
+        scenes = [scene(TEACHER_SEEDS[0], i) for i in range(start, min(start + 250, count))]
         pictures = np.stack([render(s.things) for s in scenes])
         latents.append(family.encode_pictures(pictures).half())
         captions += [s.caption for s in scenes]
@@ -217,7 +216,7 @@ def main() -> None:
     args = arguments()
     torch.manual_seed(args.seed)
     autoencoder = AutoencoderDC.from_pretrained(args.out / "vae").float().eval().requires_grad_(False)
-    tokenizer = build_tokenizer([scene(TRAIN_SEED, i).caption for i in range(4000)])
+    tokenizer = build_tokenizer([scene(TEACHER_SEEDS[0], i).caption for i in range(4000)])
     teacher = Teacher(
         build_text_encoder(len(tokenizer)), build_network(autoencoder.config.latent_channels)
     ).to(args.device)

@@ -14,8 +14,7 @@ import os
 import re
 import socket
 import tarfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -24,6 +23,7 @@ import torch
 
 from sprint.base.errors import SprintError
 from sprint.base.files import sha256, write_whole
+from sprint.base.locks import locked
 from sprint.data.batch import Encoded
 
 ABOUT, TENSORS = "json", "safetensors"  # suffixes of a sample's two entries
@@ -92,7 +92,7 @@ def write_shard(
             file.flush()
             os.fsync(file.fileno())
         record = Record(scrap.stat().st_size, sha256(scrap), count, first, skipped)
-        with locked(folder):
+        with locked(folder_lock(folder)):
             if is_whole(folder, number):
                 return read_record(folder, number)
             record_path(folder, number).unlink(missing_ok=True)  # of the tar that this one replaces
@@ -132,14 +132,9 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(entry, io.BytesIO(content))
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Inside, no other process changes which files stand in the folder."""
-    import fcntl  # not on Windows, where caches can be read and not made
-
-    with open(folder / ".lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
-        yield
+def folder_lock(folder: Path) -> Path:
+    """Whoever changes which files stand in the folder holds it."""
+    return folder / ".lock"
 
 
 def sweep(folder: Path) -> None:

@@ -8,7 +8,6 @@ Of several captions of a picture one is drawn here, once for all epochs. A skipp
 replaced: training from a cache that skipped some meets the others in another order than online training does.
 """
 
-import fcntl
 import json
 import logging
 import sys
@@ -19,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import safetensors.torch
@@ -28,6 +26,7 @@ from tqdm import tqdm
 from sprint.base.dtypes import DTYPES
 from sprint.base.errors import SprintError
 from sprint.base.files import sha256, write_whole
+from sprint.base.locks import lock, locked
 from sprint.base.place import Place
 from sprint.base.progress import BAR, QUIET_INTERVAL
 from sprint.data.bad import BadSamples
@@ -45,8 +44,8 @@ from sprint.data.cache.shards import (
     Entry,
     Record,
     Skipped,
+    folder_lock,
     is_whole,
-    locked,
     read_record,
     record_path,
     sweep,
@@ -272,9 +271,9 @@ def _read(items: Items, index: int, data: Data) -> Item | BadSample:
 def _claimed(folder: Path, settings: Settings, rank: int) -> Iterator[None]:
     """The folder holds these settings' cache and no other, and inside no other process of this rank works on it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / _lock_name(rank), "a") as lock:
-        with locked(folder):  # so that of processes that start at once one begins the cache
-            if not _free(lock):
+    with open(folder / _lock_name(rank), "a") as own:
+        with locked(folder_lock(folder)):  # so that of processes that start at once one begins the cache
+            if not lock(own, wait=False):
                 raise SprintError(f"{folder}: another `sprint cache` is at work there; wait for it")
             _take(folder, settings, rank)
             sweep(folder)
@@ -283,15 +282,6 @@ def _claimed(folder: Path, settings: Settings, rank: int) -> Iterator[None]:
 
 def _lock_name(rank: int | str) -> str:
     return f".lock-{rank}"
-
-
-def _free(lock: TextIO) -> bool:
-    """Take the lock, until its file is closed, if no other process holds it."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _begun(folder: Path) -> Path | None:
@@ -321,8 +311,8 @@ def _take(folder: Path, settings: Settings, rank: int) -> None:
 def _others_work(folder: Path, rank: int) -> bool:
     for path in folder.glob(_lock_name("*")):
         if path.name != _lock_name(rank):
-            with open(path, "a") as lock:
-                if not _free(lock):
+            with open(path, "a") as file:
+                if not lock(file, wait=False):
                     return True
     return False
 

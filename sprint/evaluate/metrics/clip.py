@@ -7,12 +7,15 @@ only where that is negative. Two differences stay: Sana embeds in float16 on a G
 tokenizer first mends broken Unicode and HTML escapes in a prompt, transformers' does not.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 
 import numpy as np
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -20,6 +23,10 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedTokeniz
 from transformers.image_processing_utils import BaseImageProcessor
 
 from sprint.base.errors import NotHereError, SprintError
+from sprint.evaluate.metrics.metric import Choices, Drawn
+from sprint.evaluate.metrics.registry import CLIP
+from sprint.evaluate.prompts import Prompts, needed
+from sprint.evaluate.result import Measured, Verdicts
 
 try:  # PIL's resampling, as OpenAI's code has it, whether or not torchvision is installed
     from transformers import CLIPImageProcessorPil as PilProcessor
@@ -146,3 +153,42 @@ class ClipScorer:
                 f"CLIP score: {len(pictures)} pictures but {len(prompts)} prompts; give one for each"
             )
         return 100 * (embed_pictures(self.clip, pictures) * embed_texts(self.clip, prompts)).sum(-1)
+
+
+class ClipScore:
+    """100 · cosine between CLIP's embeddings of picture and prompt."""
+
+    metric, size = CLIP, None
+
+    def __init__(self, choices: Choices, prompts: Prompts | NotHereError):
+        self.choices, self.prompts = choices, prompts
+
+    def find(self) -> Prompts:
+        return needed(self.prompts)
+
+    def open(self) -> None:
+        name = self.choices.clip_model or VIT_L_14
+        here = Path(name).exists() or isinstance(try_to_load_from_cache(name, "config.json"), str)
+        if not here and not self.choices.fetch:
+            raise NotHereError(
+                f"no CLIP here; fetch it with `hf download {name}`, or ask for it with --metrics clip"
+            )
+        self.scorer = ClipScorer(name, self.choices.device)
+
+    def protocol(self) -> dict[str, str]:
+        return {
+            "pictures": self.prompts.words,
+            "network": self.scorer.protocol,
+            "error": "± is the standard error of the mean",
+        }
+
+    def measure(self, drawn: Drawn) -> Measured:
+        texts = [shot.prompt for shot in drawn.prompts.shots]
+        scores: list[float] = []
+        for batch in drawn.batches("CLIP score"):
+            scores += self.scorer(batch, texts[len(scores) : len(scores) + len(batch)]).tolist()
+        error = stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None
+        return Measured(
+            {"CLIP score": self.metric.figure(fmean(scores), error)},
+            Verdicts(drawn.prompts.name, scores=[round(score, 3) for score in scores]),
+        )

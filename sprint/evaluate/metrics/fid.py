@@ -14,7 +14,8 @@ from sprint.evaluate.metrics.inception import inception
 from sprint.evaluate.metrics.kid import kid
 from sprint.evaluate.metrics.metric import Choices, Drawn
 from sprint.evaluate.metrics.real import RealStatistics, features_of, open_reference, save_statistics
-from sprint.evaluate.metrics.real_scenes import REFERENCE_SCENES, real_scene_features
+from sprint.evaluate.metrics.real_scenes import REFERENCE_SCENES, real_floor, real_scene_features
+from sprint.evaluate.metrics.registry import FID
 from sprint.evaluate.prompts import SCENES, Prompts, needed
 from sprint.evaluate.result import KEY_DIGITS, Figure, Measured
 from sprint.lab.features import scene_features
@@ -29,14 +30,15 @@ STATISTICS = "statistics.safetensors"  # beside the features of real pictures: f
 class FrechetDistance:
     """FID and KID against real pictures: of scenes by a network of our own, of all others by Inception."""
 
-    name = "fid"
+    metric = FID
 
     def __init__(self, choices: Choices, prompts: Prompts | NotHereError):
         self.choices, self.prompts = choices, prompts
         self.scenes = isinstance(prompts, Prompts) and prompts.name == SCENES and choices.reference is None
         self.size = SIZE if self.scenes else None
         self.reference: list[Path] | RealStatistics | None = None  # of scenes: none, they are made
-        self.real: Tensor | None = None  # features, once they are needed
+        self.real: Tensor | None = None  # features, once they are needed, with their `statistics`
+        self.floor: float | None = None  # FID that a perfect generator of scenes would have
 
     def find(self) -> Prompts:
         if self.choices.reference is None and not self.scenes:
@@ -70,6 +72,8 @@ class FrechetDistance:
         count, subset = self._real_count, self._subset
         if self.scenes:
             facts |= {"against": f"{count} other real scenes", "resize": "none"}
+            if self.floor is not None:
+                facts["floor"] = f"as many real scenes again have an FID of {self.floor:.3f}"
         else:
             facts["against"] = f"{count} real pictures in {self.choices.reference}"
             facts["resize"] = f"both sets to {MJHQ_SIZE} px first, centre cut out"
@@ -95,23 +99,22 @@ class FrechetDistance:
 
     def measure(self, drawn: Drawn) -> Measured:
         features = self._features(drawn)
+        ours = GaussianStatistics.of(features)
         if isinstance(self.reference, RealStatistics):
-            return Measured(
-                {"FID": Figure(fid(GaussianStatistics.of(features), self.reference), higher=False)}
-            )
+            return Measured({"FID": self.metric.figure(fid(ours, self.reference))})
         if self.real is None:
             self.real = self._real_features()
+            self.statistics = GaussianStatistics.of(self.real)
+            if self.scenes:
+                self.floor = real_floor(self.network, self.statistics, len(features))
         name, scale = ("KID", 1) if self.scenes else ("KID × 1000", 1000)  # as the field prints Inception's
         distance = kid(features, self.real, self._subset, 1 if self._whole else KID_SUBSETS)
         error = None if self._whole else scale * distance.std
+        spec = ".3g" if self.scenes else ".2f"
         return Measured(
             {
-                "FID": Figure(
-                    fid(GaussianStatistics.of(features), GaussianStatistics.of(self.real)), higher=False
-                ),
-                name: Figure(
-                    scale * distance.mean, error, higher=False, spec=".3g" if self.scenes else ".2f"
-                ),
+                "FID": self.metric.figure(fid(ours, self.statistics)),
+                name: Figure(scale * distance.mean, error, self.metric.higher, spec),
             }
         )
 
@@ -123,7 +126,7 @@ class FrechetDistance:
     def _real_features(self) -> Tensor:
         """Of every model's evaluation the same, so they are kept in one place, with their statistics."""
         if self.scenes:
-            return real_scene_features(self.network)
+            return real_scene_features(self.network, REFERENCE_SCENES)
         facts = [self.network.name, MJHQ_SIZE, [os.path.abspath(file) for file in self.reference]]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:KEY_DIGITS]
         folder = self.choices.kept_real / key

@@ -6,6 +6,7 @@ score. `sprint.evaluate.geneval_models` says where its networks differ from the 
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,14 +20,22 @@ from sprint.base.errors import NotHereError, SprintError
 from sprint.evaluate.metrics.geneval_rules import (
     CLASSES,
     COLORS,
+    PICTURES,
     PROMPTS,
     RELATIONS,
     Requirement,
     Task,
     Verdict,
+    is_official,
     judge,
     summary,
 )
+from sprint.evaluate.metrics.metric import BINOMIAL, Choices, Drawn
+from sprint.evaluate.metrics.registry import GENEVAL, GENEVAL_ROW
+from sprint.evaluate.prompts import GENEVAL as GENEVAL_SET
+from sprint.evaluate.prompts import Prompts, spread
+from sprint.evaluate.result import Figure, Measured, Shot, Verdicts, share
+from sprint.weights.hub import HubError, fetch_file
 
 __all__ = ["GenEval", "Task", "Verdict", "read_metadata", "summary"]
 
@@ -122,16 +131,12 @@ def _find(source: str) -> Path:
 
 
 def _from_hub(dataset: str, name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
     try:
-        return Path(hf_hub_download(dataset, name, repo_type="dataset"))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().split("\n")[0]
+        return fetch_file(dataset, name, repo_type="dataset")
+    except HubError as error:
         raise NotHereError(
             f"GenEval's prompts, {name} of the hub's dataset {dataset}, are not here; fetch them with "
-            f"`curl -O {METADATA_ADDRESS}` and give the file ({reason})"
+            f"`curl -O {METADATA_ADDRESS}` and give the file ({error})"
         ) from error
 
 
@@ -197,3 +202,69 @@ class _Line:
         if type(target) is not int or not 0 <= target < index:
             raise self.error(f"{what}: {target!r}; expected the index of an earlier object of include")
         return relation, target
+
+
+# ---- the metric --------------------------------------------------------------------------------------
+
+
+class GenEvalScore:
+    """The official protocol: 553 prompts, four pictures of each, an object detector and CLIP for colours."""
+
+    metric, size = GENEVAL, None
+
+    def __init__(self, choices: Choices, prompts: Prompts | NotHereError):
+        """prompts   not looked at: it has its own"""
+        self.choices = choices
+
+    def find(self) -> Prompts:
+        given = self.choices.geneval_metadata
+        every = read_metadata(given) if given else read_metadata()
+        chosen = spread(len(every), self.choices.count and math.ceil(self.choices.count / PICTURES))
+        self.tasks = [every[i] for i in chosen for _ in range(PICTURES)]
+        seeds = [self.choices.seed + PICTURES * i + k for i in chosen for k in range(PICTURES)]
+        shots = [Shot(task.prompt, seed, task.tag) for task, seed in zip(self.tasks, seeds, strict=True)]
+        words = f"{PICTURES} for each of {len(chosen)} prompts of {len(every)}"
+        self.prompts = Prompts(GENEVAL_SET, words, shots)
+        return self.prompts
+
+    def open(self) -> None:
+        choices = self.choices
+        self.judge = GenEval(choices.geneval_detector, choices.clip_model, choices.device)
+
+    def protocol(self) -> dict[str, str]:
+        return {
+            "pictures": self.prompts.words,
+            "prompts": self._official(),
+            "networks": self.judge.protocol,
+            "error": BINOMIAL,
+        }
+
+    def _official(self) -> str:
+        prompts, tags = len(set(self.tasks)), len({task.tag for task in self.tasks})
+        if is_official(self.tasks):
+            return f"official {prompts} × {PICTURES}"
+        return f"not official: {prompts} prompt{'s' * (prompts != 1)}, {tags} of {len(PROMPTS)} tags"
+
+    def measure(self, drawn: Drawn) -> Measured:
+        verdicts = []
+        for batch in drawn.batches("GenEval"):
+            verdicts += self.judge(batch, self.tasks[len(verdicts) : len(verdicts) + len(batch)])
+        found = summary(self.tasks, verdicts)
+        tags = {tag: share(row["correct"], row["pictures"]) for tag, row in found["tags"].items()}
+        correct, prompts = [verdict.correct for verdict in verdicts], found["by_prompt"]
+        figures = {
+            "GenEval": self.metric.figure(found["overall"], error_of_mean(list(tags.values()))),
+            **{f"{GENEVAL_ROW}{tag.replace('_', ' ')}": figure for tag, figure in tags.items()},
+            f"{GENEVAL_ROW}of all pictures": share(sum(correct), len(correct)),
+            f"{GENEVAL_ROW}of prompts, one right": share(
+                sum(p["correct"] > 0 for p in prompts), len(prompts)
+            ),
+        }
+        return Measured(
+            figures, Verdicts(GENEVAL_SET, correct, reasons=[verdict.reason for verdict in verdicts])
+        )
+
+
+def error_of_mean(figures: Sequence[Figure]) -> float:
+    """The standard error of the mean of independent figures."""
+    return math.hypot(*(figure.error for figure in figures)) / len(figures)

@@ -11,6 +11,7 @@ import torch
 
 from sprint.base.dtypes import DTYPES
 from sprint.base.errors import NotHereError
+from sprint.evaluate.metrics.registry import LATENCY
 from sprint.evaluate.metrics.stopwatch import (
     FLUX,
     Contender,
@@ -33,7 +34,7 @@ SHOWN_PARTS = ("text", "network", "decoder")
 class Timing:
     """The protocol of `latency`, and its figures."""
 
-    name = "latency"
+    metric = LATENCY
 
     def __init__(self, prompts: Prompts):
         self.texts = [shot.prompt for shot in prompts.shots[: max(BATCHES)]]
@@ -123,7 +124,7 @@ def _beside_flux(
 
 def _filled(clock: Timing, columns: Sequence[Column], measured: Sequence[Measured]) -> list[Column]:
     pairs = zip(columns, measured, strict=True)
-    return [replace(column, measured=column.measured | {clock.name: found}) for column, found in pairs]
+    return [replace(column, measured=column.measured | {clock.metric.name: found}) for column, found in pairs]
 
 
 def first_line(error: Exception) -> str:

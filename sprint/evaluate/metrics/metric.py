@@ -1,28 +1,78 @@
-"""What can be measured of pictures: which prompts a metric needs, how it goes about it, and the figures it gives.
+"""What a metric is: what pages, comparisons and the command line tell of it, and how it is taken.
 
-A metric is opened before anything is drawn, so that what is not here is known first.
+To add one: its facts in `registry`, a meter in a file of its own, and that meter in `sprint.evaluate.choices.METERS`.
+Nothing heavy is imported here, since `sprint evaluate --help` reads the registry.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-import numpy as np
-from huggingface_hub import try_to_load_from_cache
+from sprint.evaluate.result import Figure, Measured
 
-from sprint.base.errors import NotHereError
-from sprint.evaluate.metrics.clip import VIT_L_14, ClipScorer
-from sprint.evaluate.metrics.geneval import GenEval, read_metadata
-from sprint.evaluate.metrics.geneval_rules import PICTURES, PROMPTS, is_official, summary
-from sprint.evaluate.prompts import GENEVAL, Prompts, needed, spread
-from sprint.evaluate.result import Figure, Measured, Shot, Verdicts, share
-from sprint.evaluate.store import PictureStore
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sprint.evaluate.prompts import Prompts
+    from sprint.evaluate.store import PictureStore
 
 AT_ONCE = 50  # pictures read and scored together
 BINOMIAL = "± is the binomial standard error, pictures taken as independent"
+
+
+class Error(Enum):
+    """What stands after ±."""
+
+    none = "nothing"
+    standard = "a standard error over prompts"
+    spread = "a spread, of which no significance follows"
+
+
+class Usual(Enum):
+    """Of which models a metric is taken where none is named."""
+
+    all = "all"
+    scenes = "those that draw the built-in scenes"
+    others = "those that draw anything else"
+    none = "none"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The facts of one of --metrics.
+
+    name       on the command line and in result.json;  title: on pages
+    about      what it says, in one line
+    higher     whether more is better, of its first figure;  spec: how that is printed
+    unit       "share" is drawn with a bar
+    error      what its ± is
+    pictures   whether it looks at pictures that were drawn and kept
+    needs      what has to be installed or fetched for it, in words
+    reading    how its figures are to be read, in a sentence
+    below      what stands under a picture that it judges
+    row        from a figure's name in result.json to its title in a table
+    """
+
+    name: str
+    title: str
+    about: str
+    higher: bool
+    spec: str = ".3f"
+    unit: str = ""
+    error: Error = Error.none
+    pictures: bool = True
+    needs: str = ""
+    reading: str = ""
+    below: str = ""
+    usual: Usual = Usual.all
+    row: Callable[[str], str] = str
+
+    def figure(self, value: float, error: float | None = None) -> Figure:
+        return Figure(value, error, self.higher, self.spec)
 
 
 @dataclass(frozen=True)
@@ -30,16 +80,18 @@ class Choices:
     """What a user may choose about metrics; None where nothing was chosen.
 
     kept               folder for what need not be computed twice; `kept_real`: of real pictures, for every model
-    count              pictures of each set, instead of all
+    count              pictures of each set, instead of all;  scenes: of the built-in ones, where `count` is None
     seed               of a set's first picture; the next ones count up
     reference          real pictures, which FID compares with
     geneval_metadata   GenEval's evaluation_metadata.jsonl
     geneval_detector   hub id or folder, as is clip_model;  inception_weights: a file
+    fetch              whether the hub may be asked for a CLIP that is not on this machine
     """
 
     kept: Path
     kept_real: Path
     count: int | None = None
+    scenes: int | None = None
     seed: int = 0
     reference: Path | None = None
     geneval_metadata: str | None = None
@@ -47,6 +99,7 @@ class Choices:
     clip_model: str | None = None
     inception_weights: str | None = None
     device: str = "cpu"
+    fetch: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,13 +119,14 @@ class Drawn:
         return self.store.batches(self.prompts.shots, AT_ONCE, f"{what}, {self.title}")
 
 
-class Metric(Protocol):
-    """One of --metrics that looks at pictures.
+class Meter(Protocol):
+    """What takes a metric that looks at pictures. It is opened before anything is drawn, so that what is not here
+    is known first. Made from `Choices` and the prompts to draw, or why there are none.
 
     size   pixels a side that it can read, None for any
     """
 
-    name: str
+    metric: ClassVar[Metric]
     size: int | None
 
     def find(self) -> Prompts:
@@ -86,107 +140,3 @@ class Metric(Protocol):
 
     def measure(self, drawn: Drawn) -> Measured:
         """Figures of what `find` asked for."""
-
-
-# ---- CLIP score -------------------------------------------------------------------------------------
-
-
-class ClipScore:
-    """100 · cosine between CLIP's embeddings of picture and prompt."""
-
-    name, size = "clip", None
-
-    def __init__(self, choices: Choices, prompts: Prompts | NotHereError, fetch: bool = True):
-        """fetch   whether the hub may be asked for weights that are not on this machine"""
-        self.choices, self.prompts, self.fetch = choices, prompts, fetch
-
-    def find(self) -> Prompts:
-        return needed(self.prompts)
-
-    def open(self) -> None:
-        name = self.choices.clip_model or VIT_L_14
-        here = Path(name).exists() or isinstance(try_to_load_from_cache(name, "config.json"), str)
-        if not here and not self.fetch:
-            raise NotHereError(
-                f"no CLIP here; fetch it with `hf download {name}`, or ask for it with --metrics clip"
-            )
-        self.scorer = ClipScorer(name, self.choices.device)
-
-    def protocol(self) -> dict[str, str]:
-        return {
-            "pictures": self.prompts.words,
-            "network": self.scorer.protocol,
-            "error": "± is the standard error of the mean",
-        }
-
-    def measure(self, drawn: Drawn) -> Measured:
-        texts = [shot.prompt for shot in drawn.prompts.shots]
-        scores: list[float] = []
-        for batch in drawn.batches("CLIP score"):
-            scores += self.scorer(batch, texts[len(scores) : len(scores) + len(batch)]).tolist()
-        error = stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None
-        return Measured(
-            {"CLIP score": Figure(fmean(scores), error, spec=".2f")},
-            Verdicts(drawn.prompts.name, scores=[round(score, 3) for score in scores]),
-        )
-
-
-# ---- GenEval ----------------------------------------------------------------------------------------
-
-
-class GenEvalScore:
-    """The official protocol: 553 prompts, four pictures of each, an object detector and CLIP for colours."""
-
-    name, size = "geneval", None
-
-    def __init__(self, choices: Choices):
-        self.choices = choices
-
-    def find(self) -> Prompts:
-        given = self.choices.geneval_metadata
-        every = read_metadata(given) if given else read_metadata()
-        chosen = spread(len(every), self.choices.count and math.ceil(self.choices.count / PICTURES))
-        self.tasks = [every[i] for i in chosen for _ in range(PICTURES)]
-        seeds = [self.choices.seed + PICTURES * i + k for i in chosen for k in range(PICTURES)]
-        shots = [Shot(task.prompt, seed, task.tag) for task, seed in zip(self.tasks, seeds, strict=True)]
-        words = f"{PICTURES} for each of {len(chosen)} prompts of {len(every)}"
-        self.prompts = Prompts(GENEVAL, words, shots)
-        return self.prompts
-
-    def open(self) -> None:
-        choices = self.choices
-        self.judge = GenEval(choices.geneval_detector, choices.clip_model, choices.device)
-
-    def protocol(self) -> dict[str, str]:
-        return {
-            "pictures": self.prompts.words,
-            "prompts": self._official(),
-            "networks": self.judge.protocol,
-            "error": BINOMIAL,
-        }
-
-    def _official(self) -> str:
-        prompts, tags = len(set(self.tasks)), len({task.tag for task in self.tasks})
-        if is_official(self.tasks):
-            return f"official {prompts} × {PICTURES}"
-        return f"not official: {prompts} prompt{'s' * (prompts != 1)}, {tags} of {len(PROMPTS)} tags"
-
-    def measure(self, drawn: Drawn) -> Measured:
-        verdicts = []
-        for batch in drawn.batches("GenEval"):
-            verdicts += self.judge(batch, self.tasks[len(verdicts) : len(verdicts) + len(batch)])
-        found = summary(self.tasks, verdicts)
-        tags = {tag: share(row["correct"], row["pictures"]) for tag, row in found["tags"].items()}
-        correct, prompts = [verdict.correct for verdict in verdicts], found["by_prompt"]
-        figures = {
-            "GenEval": Figure(found["overall"], error_of_mean(list(tags.values()))),
-            **{f"GenEval: {tag.replace('_', ' ')}": figure for tag, figure in tags.items()},
-            "GenEval: of all pictures": share(sum(correct), len(correct)),
-            "GenEval: of prompts, one right": share(sum(p["correct"] > 0 for p in prompts), len(prompts)),
-        }
-        return Measured(figures, Verdicts(GENEVAL, correct, reasons=[verdict.reason for verdict in verdicts]))
-
-
-def error_of_mean(figures: Sequence[Figure]) -> float:
-    """The standard error of the mean of independent figures."""
-    return math.hypot(*(figure.error for figure in figures)) / len(figures)

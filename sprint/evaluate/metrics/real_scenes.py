@@ -10,10 +10,9 @@ from sprint.base.progress import progress
 from sprint.evaluate.metrics.gaussian import GaussianStatistics, fid
 from sprint.evaluate.metrics.inception import FeatureNetwork
 from sprint.lab.scenes import render, scene
-from sprint.lab.series import HELD_OUT_SEED
+from sprint.lab.series import FLOOR_SEED, REFERENCE_SEED
 
 REFERENCE_SCENES = 3000  # real pictures behind FID
-REFERENCE_SEED = HELD_OUT_SEED + 1
 IN_ONE_CALL = 100  # pictures in one call of a feature network
 
 
@@ -39,4 +38,4 @@ def real_statistics(
 
 def real_floor(network: FeatureNetwork, real: GaussianStatistics, count: int) -> float:
     """FID of `count` other real scenes: what a perfect generator would score."""
-    return fid(real_statistics(network, count, REFERENCE_SEED + 1), real)
+    return fid(real_statistics(network, count, FLOOR_SEED), real)

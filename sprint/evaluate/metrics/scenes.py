@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from sprint.base.errors import NotHereError, SprintError
 from sprint.evaluate.metrics.metric import BINOMIAL, Choices, Drawn
-from sprint.evaluate.prompts import SCENES, Prompts, scene_prompts
+from sprint.evaluate.metrics.registry import SCENES
+from sprint.evaluate.prompts import Prompts, scene_prompts
 from sprint.evaluate.result import Figure, Measured, Shot, Verdicts, share
 from sprint.lab.scenes import SIZE, Claim
 from sprint.lab.series import held_out_scenes
@@ -13,10 +14,11 @@ from sprint.lab.series import held_out_scenes
 class SceneScore:
     """Do pictures show what captions of the built-in scenes say? Read from pixels, in GenEval's categories."""
 
-    name, size = "scenes", SIZE
+    metric, size = SCENES, SIZE
 
-    def __init__(self, choices: Choices):
-        self.prompts = scene_prompts(choices.count, choices.seed)
+    def __init__(self, choices: Choices, prompts: Prompts | NotHereError):
+        """prompts   not looked at: it has its own"""
+        self.prompts = scene_prompts(choices.count or choices.scenes, choices.seed)
 
     def find(self) -> Prompts:
         return self.prompts
@@ -45,7 +47,7 @@ class SceneScore:
             correct.append(check(seen, claim))
             reasons.append(seen_words(seen, claim))
         figures = {"scene score": share(sum(correct), len(correct))} | by_group(drawn.prompts.shots, correct)
-        return Measured(figures, Verdicts(SCENES, correct, reasons=reasons))
+        return Measured(figures, Verdicts(drawn.prompts.name, correct, reasons=reasons))
 
 
 def seen_words(seen: Sequence, claim: Claim) -> str:

@@ -21,15 +21,15 @@ from sprint.evaluate.search.lists import (
     LINE_START,
     NOISE_OF_A_SERIES,
     REAL_SCENES,
-    REAL_SEED,
     RESAMPLES,
     Search,
     Times,
 )
+from sprint.evaluate.store import in_batches
 from sprint.lab.features import SceneFeatures, scene_features
 from sprint.lab.reader import holds
 from sprint.lab.scenes import Scene, scene
-from sprint.lab.series import HELD_OUT_SEED
+from sprint.lab.series import HELD_OUT_SEED, REAL_SEED
 from sprint.sample.generate import StudentGenerator
 
 
@@ -102,15 +102,11 @@ class Judge:
         return judged_by_fid(self.features(pictures), self.real)
 
     def _draw(self, scenes: list[Scene], times: Times, first_seed: int) -> np.ndarray:
+        captions = [s.caption for s in scenes]
+        seeds = range(first_seed, first_seed + len(scenes))
         parts = []
-        for start in range(0, len(scenes), BATCH):
-            captions = [s.caption for s in scenes[start : start + BATCH]]
-            seeds = list(range(first_seed + start, first_seed + start + len(captions)))
-            parts.append(
-                self.generator.pictures(
-                    captions, seeds, guidance_scale=self.search.guidance, times=list(times)
-                )
-            )
+        for part in in_batches(self.generator, captions, seeds, BATCH, times, self.search.guidance):
+            parts.append(part)
             self.bar.update(len(times) - 1)
         return np.concatenate(parts)
 

@@ -19,26 +19,22 @@ from tqdm import tqdm
 
 from sprint.base.errors import SprintError
 from sprint.base.files import write_whole
-from sprint.evaluate.run import model_hash
+from sprint.evaluate.search.greedy import greedy_search
 from sprint.evaluate.search.judge import Judge, paired_error
 from sprint.evaluate.search.lists import (
     BATCH,
-    CONFIRM_SEED,
     LISTS_FILE,
     RESULT_FILE,
-    SEARCH_SEED,
     Found,
     Search,
     Times,
-    greedy_search,
 )
 from sprint.lab.scenes import SIZE
+from sprint.lab.series import CONFIRM_SEED, SEARCH_SEED
 from sprint.maths.schedule import student_times
 from sprint.sample.generate import StudentGenerator
 from sprint.sample.load import load_generator
-from sprint.weights.card import show_times
-
-# ---- from a folder to a verdict ----------------------------------------------------------------------------
+from sprint.weights.model_hash import model_hash
 
 
 def search_steps(search: Search, out: Path, device: str = "cpu") -> dict[int, Found]:
@@ -94,26 +90,3 @@ def _write_result(
         },
     }
     write_whole(out / RESULT_FILE, json.dumps(record, indent=1) + "\n")
-
-
-def table(found: dict[int, Found]) -> str:
-    """For the terminal: both lists of every number of steps, and which to use."""
-    lines = [f"{'steps':6}{'times':42}{'searched':>16}{'fresh prompts':>16}"]
-    for steps, row in found.items():
-        pairs = zip(("default", "found"), (row.default, row.best), row.searched, row.confirmed, strict=True)
-        for i, (name, times, searched, confirmed) in enumerate(pairs):
-            if i and row.best == row.default:
-                continue
-            told = f"{name:8}{show_times(times)}"
-            lines.append(f"{'' if i else steps!s:6}{told:42}{searched!s:>16}{confirmed!s:>16}")
-        lines.append(f"{'':6}{verdict(row)}")
-    return "\n".join(lines)
-
-
-def verdict(row: Found) -> str:
-    if row.best == row.default:
-        return "no list was better: the default stays"
-    if row.holds:
-        return f"better by {row.gain:.3f} ± {row.error:.3f} on fresh prompts: use it"
-    told = f"better by {row.gain:.3f} ± {row.error:.3f}, too little," if row.gain > 0 else "no better"
-    return f"{told} on fresh prompts: the default stays"

@@ -7,9 +7,7 @@ measured once on small networks. Tests measure whole updates in one process, whe
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +21,7 @@ from sprint.models.discriminator import DiscriminatorHeads
 from sprint.models.families import check_role, family_of_size
 from sprint.models.teacher import Footprint, Sizes, Teacher
 from sprint.recipe.schema import EngineKind, Optimizer, OptimizerKind, Recipe
+from sprint.recipe.shares import misfits
 from sprint.train.checks import check_teacher
 from sprint.train.plan.activations import FP32, Update
 from sprint.train.plan.engines import (
@@ -116,7 +115,7 @@ def dry_run(recipe: Recipe) -> Plan:
         parameters=parameters,
         stages=stages_of(recipe, networks, gpu_counts(recipe.engine)),
         engines={row: totals(with_engine(recipe, *engine), networks) for row, engine in ENGINES.items()},
-        misfits=list(misfits(recipe)),
+        misfits=gpu_misfits(recipe),
         footprint=networks.family.footprints[recipe.precision],
     )
 
@@ -157,24 +156,11 @@ def with_engine(recipe: Recipe, engine: EngineKind, shard_teacher: bool) -> Reci
     return replace(recipe, engine=engine, shard_teacher=shard_teacher, adapt=adapt, distill=distill)
 
 
-def misfits(recipe: Recipe) -> Iterator[str]:
-    """Where a batch does not divide over the processes, or a process's share into neighbours."""
-    adversarial, batches = recipe.distill.adversarial, {}
-    if recipe.adapt.steps > 0:
-        batches["adapt.batch_size"] = recipe.adapt.batch_size
-    if recipe.distill.steps > 0:
-        batches["distill.batch_size"] = recipe.distill.batch_size
-    for gpus, (key, batch_size) in product(gpu_counts(recipe.engine), batches.items()):
-        share, rest = divmod(batch_size, gpus)
-        if rest:
-            yield f"{gpus} GPUs: {key} = {batch_size} does not divide over them"
-        elif key.startswith("distill") and adversarial.weight > 0 and share % adversarial.neighbours:
-            fewer = math.gcd(share, adversarial.neighbours)
-            yield (
-                f"{gpus} GPUs: pictures on each, {share}, are no multiple of distill.adversarial.neighbours = "
-                f"{adversarial.neighbours}; set {f'that to {fewer}, or ' if fewer > 1 else ''}"
-                f"{key} to {gpus * adversarial.neighbours}"
-            )
+def gpu_misfits(recipe: Recipe) -> list[str]:
+    """Where a batch does not divide over the GPUs, or the share of one into neighbours."""
+    return [
+        f"{gpus} GPUs: {problem}" for gpus in gpu_counts(recipe.engine) for problem in misfits(recipe, gpus)
+    ]
 
 
 # ---- the networks -----------------------------------------------------------------------------------

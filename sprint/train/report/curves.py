@@ -26,7 +26,7 @@ class Curve:
 
 
 def training_curves(rows: Sequence[dict]) -> list[Curve]:
-    """The charts of a metrics.jsonl (`sprint.log.read_metrics`); a metric that is not there draws nothing.
+    """The charts of a metrics.jsonl (`sprint.train.log.read_metrics`); a metric that is not there draws nothing.
 
     Names read: loss, grad_norm in every phase; loss_scm, loss_adv, loss_self, tangent_norm, logvar in phase G.
     """

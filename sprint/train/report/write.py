@@ -9,20 +9,21 @@ from pathlib import Path
 import torch
 
 from sprint.base.environment import environment
-from sprint.lab.series import SHOWN, held_out_scenes
+from sprint.base.place import Place
+from sprint.evaluate.choices import FEATURE_CACHE, REAL_FEATURE_CACHE, Options
+from sprint.evaluate.metrics.metric import Choices
+from sprint.evaluate.metrics.registry import FID, PACE, SCENES
+from sprint.evaluate.models import EVALUATIONS, OF_A_RUN
+from sprint.evaluate.page import column_title
+from sprint.evaluate.result import Result
+from sprint.evaluate.run import evaluate
 from sprint.recipe.load import recipe_text
 from sprint.recipe.schema import DataKind, Distill, Recipe
-from sprint.sample.load import load_generator
 from sprint.train.costs import note_cost, read_costs
 from sprint.train.log import METRICS, read_metrics
 from sprint.train.report.curves import training_curves, update_times
-from sprint.train.report.report import (
-    Column,
-    Report,
-    Role,
-    distillation_goals,
-    write_report,
-)
+from sprint.train.report.report import Report, write_report
+from sprint.train.report.verdict import distillation_goals, fid, in_reading_order, scene_score
 from sprint.weights.card import Facts, write_card
 
 TITLES = {"adapt": "Stage 1: adapt", "distill": "Stage 2: sCM + LADD", "evaluate": "Evaluation"}
@@ -42,72 +43,45 @@ OF_THE_METHOD = (
 )
 
 
-def evaluate_run(recipe: Recipe, folder: Path) -> tuple[list[Column], float]:
-    """Every column, kept in folder/evaluation and drawn anew only for another model, other times or another
-    feature network.  -> columns, FID of real against real"""
-    from sprint.evaluate.metrics.real_scenes import real_floor, real_statistics
-    from sprint.evaluate.run import model_hash
-    from sprint.lab.features import scene_features
-    from sprint.train.report.columns import Origin, evaluate_column, load_column, save_column
-
-    settings, kept = recipe.evaluate, folder / "evaluation"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    teacher = load_generator(str(folder / "teacher"), device)
-    student = load_generator(str(folder / "student"), device)
-    scenes = held_out_scenes(settings.prompts)
-    network = scene_features(device)
-    real = real_statistics(network)
-    hashes = {
-        generator: model_hash(str(folder / name))
-        for generator, name in ((teacher, "teacher"), (student, "student"))
-    }
-    wanted = [(teacher, Role.teacher, settings.teacher_steps), (teacher, Role.undistilled, 1)]
-    wanted += [(student, Role.student, steps) for steps in settings.steps]
-    columns = []
-    for generator, role, steps in wanted:
-        origin = Origin(hashes[generator], tuple(generator.times(steps)), network.name)
-        column = load_column(role, steps, kept, origin)
-        if column is None:
-            column = evaluate_column(
-                generator, role, steps, scenes, network, real, settings.guidance_scale, settings.batch_size
-            )
-            save_column(column, kept, origin)
-        columns.append(column)
-    return columns, real_floor(network, real, settings.prompts)
+def evaluate_run(folder: Path, command: str) -> Result:
+    """`sprint evaluate FOLDER` of what a run is judged by: in FOLDER/evaluation, by the recipe in FOLDER, drawn by
+    this process alone. What is there already is not drawn again."""
+    out, device = folder / OF_A_RUN, "cuda" if torch.cuda.is_available() else "cpu"
+    choices = Choices(out / FEATURE_CACHE, EVALUATIONS / REAL_FEATURE_CACHE, device=device)
+    names = [metric.name for metric in (SCENES, FID, PACE)]
+    result = evaluate(Options(str(folder), out, choices, metrics=names, command=command), place=Place())
+    assert result  # the only process writes
+    return result
 
 
-def model_facts(recipe: Recipe, columns: Sequence[Column] = ()) -> Facts:
+def model_facts(recipe: Recipe, result: Result | None = None) -> Facts:
     """What the model cards say of this run."""
     data = "built-in scenes" if recipe.data.kind is DataKind.scenes else f"the pictures in {recipe.data.path}"
     facts = Facts(recipe=recipe.name, teacher=recipe.teacher, data=data)
-    if columns:
+    if result:
+        columns = in_reading_order(result).columns
         facts["scores"] = {
-            ", ".join(c.titles): {"scene score": c.scores.overall, "FID": c.fid} for c in columns
+            ", ".join(column_title(c)): {"scene score": scene_score(c), "FID": fid(c)}
+            for c in columns
+            if c.hash and None not in (scene_score(c), fid(c))
         }
     return facts
 
 
 def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
     """Evaluate what is not yet evaluated and write the report.  -> report.html"""
-    columns, notes = [], list(filter(None, [beside_the_paper(recipe.distill)]))
+    result = None
     if recipe.evaluate.prompts:
         began = time.monotonic()
-        columns, floor = evaluate_run(recipe, folder)
-        notes += [
-            f"As many other real scenes have an FID of {floor:.3f} in this space.",
-            "Seconds per picture: text encoder, network and autoencoder, "
-            f"in batches of {recipe.evaluate.batch_size}.",
-        ]
+        result = evaluate_run(folder, command)
         if "evaluate" not in read_costs(folder)["seconds"]:
             note_cost(folder, "evaluate", time.monotonic() - began)
-        write_card(folder / "student", model_facts(recipe, columns))
+        write_card(folder / "student", model_facts(recipe, result))
     costs, rows = read_costs(folder), read_metrics(folder / METRICS)
     report = Report(
         name=recipe.name,
-        columns=columns,
-        captions=[s.caption for s in held_out_scenes(min(SHOWN, recipe.evaluate.prompts))],
-        prompts=recipe.evaluate.prompts or None,
-        fid_space="the scene network's features",
+        result=result,
+        goals=distillation_goals(result) if result else (),
         curves=training_curves(rows),
         update_times=update_times(rows),
         seconds={TITLES[part]: seconds for part, seconds in costs["seconds"].items()},
@@ -115,9 +89,8 @@ def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
         recipe=recipe_text(recipe),
         command=command,
         environment=environment(),
-        notes=notes,
+        notes=list(filter(None, [beside_the_paper(recipe.distill)])),
     )
-    report = dataclasses.replace(report, goals=distillation_goals(report))
     return write_report(folder, report)
 
 

@@ -180,9 +180,8 @@ def test_shards_are_plain_tars_that_others_can_read(caches, pictures):
                     tensors = safetensors.torch.load(content)
                     assert {x.dtype for x in tensors.values()} == {torch.bfloat16}
                     assert tensors["latent"].shape == LATENT
-                    tokens = len(
-                        prompt.replace(" ", "▁").encode()
-                    )  # one a byte, and this is what spaces become
+                    # one a byte, and this is what spaces become
+                    tokens = len(prompt.replace(" ", "▁").encode())
                     assert tensors["text"].shape == (tokens, TEXT_WIDTH)
     assert found == [f"{k:09d}.{suffix}" for k in range(COUNT) for suffix in ("json", "safetensors")]
 

@@ -12,14 +12,15 @@ import pytest
 from PIL import Image
 
 from sprint.base.errors import SprintError
+from sprint.base.locks import locked
 from sprint.cli.main import build_parser
 from sprint.data.batching import collate, encode
 from sprint.data.cache.items import CACHE, UNFINISHED, CachedItems
-from sprint.data.cache.shards import locked, read_record
+from sprint.data.cache.shards import folder_lock, read_record
 from sprint.data.encode import make as caching
 from sprint.data.source import open_source
 from sprint.lab.scenes import render, scene
-from sprint.lab.series import TRAINING_SEED
+from sprint.lab.series import TRAINING_SEEDS
 from sprint.models.families import load_family
 from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import Data, DataKind
@@ -151,7 +152,7 @@ def pictures(tmp_path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for k in range(6):
-        drawn = scene(TRAINING_SEED, k)
+        drawn = scene(TRAINING_SEEDS[0], k)
         Image.fromarray(render(drawn.things)).save(folder / f"{k}.png")
         (folder / f"{k}.txt").write_text(drawn.caption)
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
@@ -334,7 +335,7 @@ def test_processes_that_start_at_once_wait_for_the_one_that_begins(whole, tmp_pa
             problems.append(error)
 
     second = threading.Thread(target=claim)
-    with locked(tmp_path):
+    with locked(folder_lock(tmp_path)):
         second.start()
         second.join(0.2)
         assert second.is_alive() and not (tmp_path / UNFINISHED).exists()

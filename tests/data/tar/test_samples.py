@@ -334,9 +334,8 @@ def test_flipped_bytes_never_crash(folder):
         header = int(random.choice(headers))
         for place in random.integers(BLOCK, size=3).tolist():
             broken[header + place] = int(random.integers(256))
-        broken[header + 148 : header + 156] = (
-            b" " * 8
-        )  # the sum is made to agree, so that the fields are used
+        # the sum is made to agree, so that the fields are used
+        broken[header + 148 : header + 156] = b" " * 8
         broken[header + 148 : header + 156] = b"%06o\0 " % sum(broken[header : header + BLOCK])
         shard.write_bytes(broken)
         try:

@@ -118,9 +118,8 @@ def test_agrees_with_the_matrix_root_of_pytorch_fid():
     s1, s2 = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     gap = x.mean(0) - y.mean(0)
     theirs = gap @ gap + np.trace(s1) + np.trace(s2) - 2 * np.trace(linalg.sqrtm(s1 @ s2).real)
-    assert fid(*(statistics(torch.from_numpy(z)) for z in (x, y))) == near(
-        theirs, of_matrices(32), scale=100
-    )  # variances of 32 and 72
+    # variances of 32 and 72
+    assert fid(*(statistics(torch.from_numpy(z)) for z in (x, y))) == near(theirs, of_matrices(32), scale=100)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e6])

@@ -174,9 +174,10 @@ def test_a_score_is_class_times_mask_probability():
     ((_, found),) = instances(*one_object(0.8, logit=1000.0), (160, 240), (160, 240), (160, 240))
     assert found.score == near(0.8, rounding(torch.float32, terms=160 * 240))
     sure_mask, unsure_mask = (one_object(0.8, logit) for logit in (1000.0, 1e-4))
+    # not rounding: sigmoid(1e-4) is not yet a half
     assert instances(*unsure_mask, (160, 240), (160, 240), (160, 240))[0][1].score == pytest.approx(
         0.4, abs=1e-4
-    )  # not rounding: sigmoid(1e-4) is not yet a half
+    )
     assert instances(*sure_mask, (160, 240), (160, 240), (160, 240), min_score=0.81) == []
 
 

@@ -10,18 +10,17 @@ import pytest
 import torch
 
 from sprint.base.errors import NotHereError, SprintError
+from sprint.evaluate.choices import METERS
+from sprint.evaluate.metrics import clip, geneval, registry
 from sprint.evaluate.metrics import fid as distance
 from sprint.evaluate.metrics import metric as metrics
+from sprint.evaluate.metrics.clip import ClipScore
 from sprint.evaluate.metrics.fid import FrechetDistance
 from sprint.evaluate.metrics.gaussian import GaussianStatistics, fid
+from sprint.evaluate.metrics.geneval import GenEvalScore, error_of_mean
 from sprint.evaluate.metrics.geneval_rules import PROMPTS, Requirement, Task
-from sprint.evaluate.metrics.metric import (
-    Choices,
-    ClipScore,
-    Drawn,
-    GenEvalScore,
-    error_of_mean,
-)
+from sprint.evaluate.metrics.metric import Choices, Drawn
+from sprint.evaluate.metrics.pace import Pace
 from sprint.evaluate.metrics.real_scenes import real_scene_features
 from sprint.evaluate.metrics.scenes import SceneScore, seen_words
 from sprint.evaluate.prompts import (
@@ -34,7 +33,7 @@ from sprint.evaluate.prompts import (
     spread,
 )
 from sprint.evaluate.result import Figure, Shot, share
-from sprint.evaluate.store import Drawing, PictureStore
+from sprint.evaluate.store import Drawing, PictureStore, Times
 from sprint.lab.reader import Seen
 from sprint.lab.scenes import BACKGROUND, render, scene
 from sprint.lab.series import HELD_OUT_SEED, held_out_scenes
@@ -109,12 +108,34 @@ def test_spread_is_even_and_whole_by_default():
     assert spread(10, 4) == [0, 2, 5, 7] and spread(3, None) == [0, 1, 2] and spread(3, 9) == [0, 1, 2]
 
 
+# ---- what is told of a metric -----------------------------------------------------------------------
+
+
+def test_every_metric_that_looks_at_pictures_has_a_meter():
+    by_metric = {meter.metric.name for meter in METERS}
+    assert by_metric == {name for name, metric in registry.METRICS.items() if metric.pictures}
+    assert all(metric.title and metric.about for metric in registry.METRICS.values())
+
+
+def test_a_metric_of_another_version_has_its_name_for_a_title():
+    assert registry.metric_of("beauty").title == "beauty" and registry.metric_of("fid") is registry.FID
+
+
+def test_categories_have_one_title_on_every_page():
+    scenes, official = registry.SCENES.row, registry.GENEVAL.row
+    assert [scenes(name) for name in ("scene score", "two object", "color attr")] == [
+        "scene score", "two objects", "attribute binding",
+    ]  # fmt: skip
+    assert official("GenEval: two object") == "GenEval: two objects" and official("GenEval") == "GenEval"
+    assert official("GenEval: of all pictures") == "GenEval: of all pictures"
+
+
 # ---- metrics ----------------------------------------------------------------------------------------
 
 
 def test_scene_score_with_a_known_answer(tmp_path):
     """Real scenes are right, blank pictures wrong: every third prompt is blank, so single objects and colours fail."""
-    metric = SceneScore(choices(tmp_path, count=12))
+    metric = SceneScore(choices(tmp_path, count=12), no_prompts())
     pictures = [BLANK if i % 3 == 0 else render(s.things) for i, s in enumerate(held_out_scenes(12))]
     found = metric.measure(drawn(tmp_path, metric.find(), pictures))
     assert found.figures["scene score"] == Figure(8 / 12, math.sqrt(8 / 12 * 4 / 12 / 12))
@@ -144,7 +165,7 @@ def test_clip_score_is_the_mean_with_its_standard_error(tmp_path, monkeypatch):
         def __call__(self, pictures, prompts):
             return torch.tensor([float(len(prompt)) for prompt in prompts])
 
-    monkeypatch.setattr(metrics, "ClipScorer", Scorer)
+    monkeypatch.setattr(clip, "ClipScorer", Scorer)
     monkeypatch.setattr(metrics, "AT_ONCE", 2)
     prompts = Prompts("prompts", "3 prompts", [Shot("a", 0), Shot("bb", 1), Shot("ccc", 2)])
     metric = ClipScore(choices(tmp_path, clip_model="mine"), prompts)
@@ -158,7 +179,9 @@ def test_clip_score_is_the_mean_with_its_standard_error(tmp_path, monkeypatch):
 def test_fid_is_zero_against_the_same_scenes(tmp_path, monkeypatch):
     monkeypatch.setattr(distance, "REFERENCE_SCENES", 12)
     monkeypatch.setattr(
-        distance, "real_scene_features", lambda network: real_scene_features(network, 12, HELD_OUT_SEED)
+        distance,
+        "real_scene_features",
+        lambda network, count: real_scene_features(network, count, HELD_OUT_SEED),
     )
     prompts = scene_prompts(12, 0)
     metric = FrechetDistance(choices(tmp_path), prompts)
@@ -272,7 +295,7 @@ def test_geneval_draws_four_of_each_and_averages_the_categories(tmp_path, monkey
     ]
     file = tmp_path / "evaluation_metadata.jsonl"
     file.write_text("\n".join(map(json.dumps, tasks)))
-    metric = GenEvalScore(choices(tmp_path, seed=10, geneval_metadata=str(file)))
+    metric = GenEvalScore(choices(tmp_path, seed=10, geneval_metadata=str(file)), no_prompts())
     prompts = metric.find()
     assert [shot.seed for shot in prompts.shots] == list(range(10, 22))
     assert [shot.group for shot in prompts.shots] == ["single_object"] * 8 + ["colors"] * 4
@@ -286,7 +309,7 @@ def test_geneval_draws_four_of_each_and_averages_the_categories(tmp_path, monkey
     assert found.figures["GenEval"].value == 0.25
     assert found.figures["GenEval"].error == pytest.approx(math.sqrt(0.25 / 8) / 2)
     assert found.verdicts.reasons[-1] == "no colors"
-    few = GenEvalScore(choices(tmp_path, count=8, geneval_metadata=str(file))).find()
+    few = GenEvalScore(choices(tmp_path, count=8, geneval_metadata=str(file)), no_prompts()).find()
     assert len(few.shots) == 8 and few.words == "4 for each of 2 prompts of 3"
 
 
@@ -294,10 +317,10 @@ def test_geneval_says_whether_its_prompts_are_as_many_as_the_official_ones(tmp_p
     tasks = [
         Task(tag, f"{tag} {i}", (Requirement("cat", 1),)) for tag, n in PROMPTS.items() for i in range(n)
     ]
-    monkeypatch.setattr(metrics, "read_metadata", lambda: tasks)
+    monkeypatch.setattr(geneval, "read_metadata", lambda: tasks)
     said = {}
     for count in (None, 8):
-        metric = GenEvalScore(choices(tmp_path, count=count))
+        metric = GenEvalScore(choices(tmp_path, count=count), no_prompts())
         metric.judge = SimpleNamespace(protocol="networks")
         metric.find()
         said[count] = metric.protocol()["prompts"]
@@ -306,3 +329,15 @@ def test_geneval_says_whether_its_prompts_are_as_many_as_the_official_ones(tmp_p
 
 def test_the_error_of_a_mean():
     assert error_of_mean([Figure(1.0, 0.3), Figure(0.0, 0.4)]) == 0.25
+
+
+def test_pace_is_what_the_store_kept(tmp_path):
+    prompts = scene_prompts(2, 0)
+    metric, pictures = Pace(choices(tmp_path), prompts), drawn(tmp_path, prompts, [BLANK] * 2)
+    with pytest.raises(SprintError, match="drawn without keeping times"):
+        metric.measure(pictures)
+    pictures.store.describe("m", Times(50, 600, 1.5))
+    assert metric.measure(pictures).figures == {
+        "drawing, ms a picture": Figure(2.5, higher=False, spec=".1f")
+    }
+    assert "in batches of at most 50" in metric.protocol()["figures"]

@@ -16,17 +16,16 @@ from sprint.evaluate.metrics.gaussian import GaussianStatistics
 from sprint.evaluate.result import Figure, share
 from sprint.evaluate.search import judge
 from sprint.evaluate.search.adopt import adopt
+from sprint.evaluate.search.greedy import candidates, greedy_search
 from sprint.evaluate.search.judge import Judge, Judged, judged_by_fid, paired_error
 from sprint.evaluate.search.lists import (
     BATCH,
-    CONFIRM_SEED,
-    SEARCH_SEED,
     Found,
     Search,
-    candidates,
-    greedy_search,
 )
-from sprint.evaluate.search.steps import search_steps, table
+from sprint.evaluate.search.steps import search_steps
+from sprint.evaluate.search.table import table
+from sprint.lab.series import CONFIRM_SEED, SEARCH_SEED
 from sprint.maths.schedule import student_times
 from sprint.sample.generate import StudentGenerator
 from sprint.sample.load import load_generator

@@ -15,7 +15,8 @@ from sprint.engine.optim import start_state
 from sprint.models.discriminator import BatchNormLocal
 from sprint.recipe.schema import Optimizer, Precision
 from sprint.train import distill
-from sprint.train.distill import DistillStage, draw
+from sprint.train.distill import DistillStage
+from sprint.train.draws import Draws, draw
 from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null, tiny_recipe
 from tests.tolerance import assert_all_close, near, of_network, readings, rounding
 from tools.bench import jvp as bench_jvp
@@ -168,7 +169,7 @@ def single_samples(monkeypatch):
 @pytest.fixture
 def draws_in_float64(true_float64, monkeypatch):
     def double(recipe, step, latent_shape):
-        return distill.Draws(*(tensor.double() for tensor in draw(recipe, step, latent_shape)))
+        return Draws(*(tensor.double() for tensor in draw(recipe, step, latent_shape)))
 
     for module in (distill, plain_step):
         monkeypatch.setattr(module, "draw", double)

@@ -177,9 +177,8 @@ def test_what_one_process_holds_by_hand_and_as_planned():
     heads = DiscriminatorHeads(128, len(size.taps))
     assert parts["heads"] == pytest.approx(4 * 4 * count(heads), rel=1e-3)  # gradients and two moments too
     assert student < parts["gradients and the rest"] < 1.3 * student
-    assert (
-        found["resident"] > 0
-    )  # of a process of its own it is more than all that is held; here others freed some
+    # of a process of its own it is more than all that is held; here others freed some
+    assert found["resident"] > 0
     planned = bench_engines.planned(Case(), "tiny", 1)
     assert sum(parts.values()) == pytest.approx(planned["planned_bytes"], rel=0.05)
 

@@ -7,7 +7,8 @@ import torch
 
 from sprint.models.teacher import DENSE_TIME
 from sprint.models.view import TrigFlowView
-from sprint.train.distill import DistillStage, draw
+from sprint.train.distill import DistillStage
+from sprint.train.draws import draw
 from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null, tiny_recipe
 from tests.tolerance import assert_close, central, of_network, rounding
 from tools.bench import precision as bench_precision
@@ -35,7 +36,7 @@ def test_the_gradient_is_that_of_stage_two(engine):
     stage = DistillStage(recipe, engine, tiny_network(), tiny_null(), LATENT)
     stage.generator_updates = 10**6  # r = 1
     batch, draws = tiny_batch(), draw(recipe, 0, LATENT)
-    loss, _ = stage._consistency_loss(batch, draws, stage.with_null(batch))
+    loss, _ = stage.consistency_term(batch, stage.with_null(batch), draws)
     loss.backward()
     wanted = {name: p.grad.clone() for name, p in stage.student.named_parameters()}
     stage.student.zero_grad()

@@ -38,7 +38,7 @@ from sprint.train.plan.plan import (
     build_networks,
     distill_memory,
     dry_run,
-    misfits,
+    gpu_misfits,
     totals_of,
     with_engine,
 )
@@ -119,9 +119,8 @@ def test_engines_by_hand():
     assert zero2[WHOLE] == 4 * 50_000_000 and zero3[WHOLE] == zero2[WHOLE] + 4 * total
     assert zero3[WEIGHTS] == zero3[GRADIENTS] == zero3[ZERO_COPY] == pytest.approx(total / 2, rel=1e-3)
     came = parts(EngineKind.fsdp2, CAME)["optimizer state (came, fp32)"]
-    assert (
-        fsdp2[WEIGHTS] < came < 1.25 * fsdp2[WEIGHTS]
-    )  # the momentum, and statistics whose columns are whole
+    # the momentum, and statistics whose columns are whole
+    assert fsdp2[WEIGHTS] < came < 1.25 * fsdp2[WEIGHTS]
 
 
 # ---- what is whole for a moment ---------------------------------------------------------------------
@@ -195,9 +194,8 @@ def test_engines_of_a_recipe():
         assert total(engine, 8) > total(engine, 32) > total(engine, 256)
     student, teacher = count(networks.student), count(networks.adapted)
     saved = total(EngineKind.ddp, 8) - total(EngineKind.fsdp2, 8)
-    assert saved == pytest.approx(
-        (3 * 4 * 7 / 8 + 2) * student, rel=0.05
-    )  # seven eighths, and the bf16 copies
+    # seven eighths, and the bf16 copies
+    assert saved == pytest.approx((3 * 4 * 7 / 8 + 2) * student, rel=0.05)
     saved = total(EngineKind.fsdp2, 8) - total(EngineKind.fsdp2, 8, shard_teacher=True)
     assert saved == pytest.approx(2 * teacher * 7 / 8, rel=0.15)
 
@@ -215,7 +213,8 @@ def test_shard_size_is_the_number_of_pieces():
             "0.6b",
             [],
             [
-                "256 GPUs: pictures on each, 2, are no multiple of distill.adversarial.neighbours = 4; "
+                "256 GPUs: distill.batch_size = 512 leaves each of 256 processes a share of 2, which "
+                "distill.adversarial.neighbours = 4 does not divide; "
                 "set that to 2, or distill.batch_size to 1024"
             ],
         ),
@@ -227,20 +226,23 @@ def test_shard_size_is_the_number_of_pieces():
             "tiny",
             ["engine=ddp", "adapt.steps=0"],
             [
-                "32 GPUs: pictures on each, 1, are no multiple of distill.adversarial.neighbours = 4; "
-                "set distill.batch_size to 128",
-                "256 GPUs: distill.batch_size = 32 does not divide over them",
+                "32 GPUs: distill.batch_size = 32 leaves each of 32 processes a share of 1, which "
+                "distill.adversarial.neighbours = 4 does not divide; set distill.batch_size to 128",
+                "256 GPUs: distill.batch_size = 32 does not divide over 256 processes",
             ],
         ),
         (
             "0.6b",
             ["distill.steps=0", "adapt.batch_size=100"],
-            [f"{gpus} GPUs: adapt.batch_size = 100 does not divide over them" for gpus in (8, 32, 256)],
+            [
+                f"{gpus} GPUs: adapt.batch_size = 100 does not divide over {gpus} processes"
+                for gpus in (8, 32, 256)
+            ],
         ),
     ],
 )
 def test_batches_that_do_not_divide_are_named(name, overrides, expected):
-    assert list(misfits(load_recipe(RECIPES / f"{name}.yaml", overrides))) == expected
+    assert list(gpu_misfits(load_recipe(RECIPES / f"{name}.yaml", overrides))) == expected
 
 
 @pytest.mark.slow
@@ -258,9 +260,8 @@ def test_the_page_compares_engines():
     ddp = plan.engines["ddp"][8].recomputed / 2**30
     assert ddp > 80 and table["ddp, recomputed"][1] == f"{ddp:.1f}"
     assert "(" not in table["ddp, recomputed"][2]
-    assert (
-        80 / 1.2 < plan.engines["zero2, AdamW"][8].recomputed / 2**30 < 80
-    )  # it fits, with nothing to spare
+    # it fits, with nothing to spare
+    assert 80 / 1.2 < plan.engines["zero2, AdamW"][8].recomputed / 2**30 < 80
     assert "(" not in table["zero2, AdamW, recomputed"][2]
 
 

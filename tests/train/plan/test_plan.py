@@ -102,9 +102,8 @@ def test_stage_two_of_the_16b_by_hand():
     assert (parts["bf16 copies"], parts["frozen teacher"]) == (2 * student, 2 * frozen + 2 * time)
     picture = 1024 * 2240  # numbers of the size of one
     student_pass = 20 * (124.5 * picture + 18 * 300 * 2240) + 2.5 * picture + 16 * 300 * 2240
-    text = 2 * (
-        2 * 300 * 2304 + (2 + 2 * 20) * 300 * 2240
-    )  # prompts, projected, and keys and values of 20 blocks
+    # prompts, projected, and keys and values of 20 blocks
+    text = 2 * (2 * 300 * 2304 + (2 + 2 * 20) * 300 * 2240)
     frozen_pass = 20 * 85 * picture + 2 * picture
     heads = 2 * 4 * 14 * picture  # real and fake, four taps, with features in fp32
     assert parts["activations"] == 16 * (student_pass + text + frozen_pass + heads)  # 512 over 32 GPUs

@@ -1,13 +1,14 @@
 """The page says what it is given, alone, and safely."""
 
-import dataclasses
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sprint.evaluate.result import Column, Figure, Measured, Result, Shot, Verdicts
 from sprint.pages.chart import (
     BOTTOM,
     LEFT,
@@ -26,20 +27,12 @@ from sprint.pages.grid import (
     picture_grid,
     resize_picture,
 )
-from sprint.train.report.curves import training_curves, update_times
-from sprint.train.report.report import (
-    Column,
-    Curve,
-    Goal,
-    Report,
-    Role,
-    Scores,
-    distillation_goals,
-    headline,
-    write_report,
-)
+from sprint.pages.png import write_png
+from sprint.train.report.curves import Curve, training_curves, update_times
+from sprint.train.report.report import Report, write_report
+from sprint.train.report.verdict import Goal, distillation_goals
 
-CAPTIONS = ("a red circle", 'two <script>alert("x")</script> squares')
+SHOTS = [Shot("a red circle", 0, "colors"), Shot('two <script>alert("x")</script> squares', 1, "color_attr")]
 
 
 def picture(value):
@@ -47,23 +40,36 @@ def picture(value):
 
 
 def column(role, steps, seconds, overall, fid):
-    scores = Scores(overall, {"colors": overall, "counting": overall / 2, "color_attr": 0.25})
-    return Column(role, steps, seconds, scores, fid, [picture(10), picture(200)])
+    shares = {"scene score": overall, "colors": overall, "counting": overall / 2, "color attr": 0.25}
+    verdicts = Verdicts("scenes", [True, False], reasons=["red circle", "nothing"])
+    measured = {
+        "scenes": Measured({name: Figure(value, 0.02) for name, value in shares.items()}, verdicts),
+        "fid": Measured({"FID": Figure(fid, higher=False)}),
+        "pace": Measured({"drawing, ms a picture": Figure(1000 * seconds, higher=False, spec=".1f")}),
+    }
+    return Column(role, steps, "m", "f" * 64, folder=f"pictures/{role}-{steps}", measured=measured)
+
+
+def full_result() -> Result:
+    columns = [
+        column("student", 1, 0.0125, 0.72, 4.5),
+        column("student", 4, 0.04, 0.56, 4.8),
+        column("teacher", 20, 0.2, 0.8, 3.0),
+        column("undistilled", 1, 0.0125, 0.1, 15.0),
+    ]
+    protocols = {
+        "scenes": {"pictures": "2 scenes"},
+        "fid": {"floor": "as many real scenes again"},
+        "pace": {},
+    }
+    return Result("tiny", columns, {"scenes": SHOTS}, protocols)
 
 
 def full_report():
-    columns = [
-        column(Role.teacher, 20, 0.2, 0.8, 3.0),
-        column(Role.undistilled, 1, 0.0125, 0.1, 15.0),
-        column(Role.student, 1, 0.0125, 0.72, 4.5),
-        column(Role.student, 4, 0.04, 0.56, 4.8),
-    ]
-    report = Report(
+    return Report(
         name="tiny & small",
-        columns=columns,
-        captions=CAPTIONS,
-        prompts=600,
-        fid_space="the scene network's features",
+        result=full_result(),
+        goals=distillation_goals(full_result()),
         curves=[Curve("Stage 1: flow loss", {"this run": [(1, 0.5), (2, 0.25)]})],
         seconds={"Stage 1": 100.0, "Stage 2": 500.0},
         peak_memory=3 * 2**30,
@@ -72,12 +78,19 @@ def full_report():
         environment={"torch": "2.11.0"},
         notes=["Made up for a test."],
     )
-    return dataclasses.replace(report, goals=distillation_goals(report))
+
+
+def with_pictures(folder, result):
+    """In each column a dark one and a light one."""
+    for c in result.columns:
+        for shot, value in zip(SHOTS, (10, 200), strict=True):
+            write_png(folder / "evaluation" / c.folder / shot.file, picture(value))
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
+    with_pictures(folder, full_result())
     path = write_report(folder, full_report())
     return folder, path.read_text(encoding="utf-8")
 
@@ -87,15 +100,33 @@ def written(tmp_path_factory):
 
 def test_three_files_and_no_scraps(written):
     folder, _ = written
-    assert sorted(file.name for file in folder.iterdir()) == ["report.html", "report.json", "samples.png"]
+    files = sorted(file.name for file in folder.iterdir() if file.is_file())
+    assert files == ["report.html", "report.json", "samples.png"]
 
 
 def test_the_page_loads_nothing(written):
     _, page = written
     assert "http://" not in page and "https://" not in page and "//cdn" not in page
     assert not re.search(r"<(script|link|iframe|object|embed)\b|@import|url\(", page)
-    assert {source[:22] for source in re.findall(r'src="([^"]*)"', page)} == {"data:image/png;base64,"}
+    assert {source[:23] for source in re.findall(r'src="([^"]*)"', page)} == {"data:image/webp;base64,"}
     assert "default-src 'none'" in page
+
+
+def test_its_pictures_are_those_of_the_evaluation(written):
+    """The same code sets them: small ones inline, each with its mark and a link to the file."""
+    folder, page = written
+    links = re.findall(r'<a href="([^"]+)"><img', page)
+    assert len(links) == 8 and all((folder / link).is_file() for link in links)
+    assert page.count("<small>✓ </small>") == page.count("<small>✗ </small>") == 4
+    assert "evaluation/index.html" in page
+
+
+def test_columns_stand_in_reading_order(written):
+    _, page = written
+    head = re.search('<div class="row head".*?</div>', page)[0]
+    assert re.findall("<span>([^<]*)<small>([^<]*)<", head) == [
+        ("Teacher", "20 steps"), ("Undistilled", "1 step"), ("Student", "1 step"), ("Student", "4 steps"),
+    ]  # fmt: skip
 
 
 def test_what_people_wrote_is_escaped(written):
@@ -108,9 +139,7 @@ def test_every_text_field_is_escaped(tmp_path):
     evil = "<b id='evil'>"
     report = Report(
         evil,
-        [Column(Role.student, 1, scores=Scores(0.5, {evil: 0.5}), pictures=[picture(0)])],
-        [evil],
-        fid_space=evil,
+        Result(evil, [Column(evil, 1, evil)], left_out={evil: evil}, protocols={evil: {evil: evil}}),
         goals=[Goal(evil, evil, evil, False)],
         curves=[Curve(evil, {evil: [(0, 1), (1, 2)], "b": [(0, 1)]}, evil, evil, note=evil)],
         seconds={evil: 1.0},
@@ -126,59 +155,48 @@ def test_every_text_field_is_escaped(tmp_path):
 
 def test_the_page_holds_the_numbers(written):
     _, page = written
-    assert "12 ms" in page and "16× as fast" in page  # 0.2 / 0.0125
-    for cell in ("0.72", "15.00", "1.50", "200 ms", "10 min 0 s", "3.0 GiB", "seed: 7", "2.11.0"):
+    assert "12 ms" in page and "16.0× as fast" in page  # 0.2 / 0.0125
+    for cell in ("0.720 ± 0.020", "15.000", "1.500", "200.0", "10 min 0 s", "3.0 GiB", "seed: 7", "2.11.0"):
         assert cell in page, cell
     for text in (
-        "Attribute binding",
+        "attribute binding",
         "sprint distill recipes/tiny.yaml",
         "Made up for a test.",
-        "600 held-out",
+        "2 held-out prompts",
+        "another seed or another processor",
+        "Read it together with FID",
+        "floor: as many real scenes again",
     ):
         assert text in page, text
-    assert page.count("<img ") == 8
-
-
-def test_the_headline_is_one_sentence_and_a_verdict():
-    assert headline(full_report()) == (
-        "One set of weights, 1 to 4 steps: 1 step takes 12 ms a picture and keeps 90% of the scene score of "
-        "the 20-step teacher. 6 of 8 goals fall short."
-    )
 
 
 def test_missing_parts_are_left_out(tmp_path):
     page = write_report(tmp_path, Report("0.6b", recipe="name: 0.6b")).read_text()
     assert re.findall("<h2>(.*?)</h2>", page) == ["To make it again"]
-    assert "None" not in page
+    assert "None" not in page and "Trained; no pictures were drawn." in page
     assert not (tmp_path / "samples.png").exists()
 
 
-def test_pictures_without_scores(tmp_path):
-    columns = [Column(Role.student, 2, pictures=[picture(9)])]
-    page = write_report(tmp_path, Report("0.6b", columns, ["a dog"])).read_text()
-    assert re.findall("<h2>(.*?)</h2>", page) == ["Pictures"]
-    assert "One set of weights, 2 steps." in page
-
-
-def test_pictures_must_match_captions(tmp_path):
-    report = Report("tiny", [Column(Role.student, 1, pictures=[picture(0)])], CAPTIONS)
-    with pytest.raises(ValueError, match="student_1: 1 pictures for 2 captions"):
-        write_report(tmp_path, report)
-    assert list(tmp_path.iterdir()) == []
+def test_a_metric_that_failed_is_told(tmp_path):
+    found = Result("t", [Column("student", 1, "m")], left_out={"scenes": "no scipy"})
+    assert "Scene score left out: no scipy" in write_report(tmp_path, Report("t", found)).read_text()
 
 
 def test_json_holds_the_same_without_pictures(tmp_path):
-    report = dataclasses.replace(
-        full_report(), columns=[Column(Role.student, 1, fid=float("nan"))], captions=()
-    )
+    bad = column("student", 1, 0.5, 0.25, float("nan"))
+    measured = {name: replace(found, verdicts=None) for name, found in bad.measured.items()}
+    report = replace(full_report(), result=Result("t", [replace(bad, measured=measured)]))
     write_report(tmp_path, report)
     data = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
     assert data["columns"] == [
         {
             "role": "student",
             "steps": 1,
-            "seconds_per_picture": None,
-            "scores": None,
+            "seconds_per_picture": 0.5,
+            "scores": {
+                "overall": 0.25,
+                "categories": {"counting": 0.125, "colors": 0.25, "color_attr": 0.25},
+            },
             "fid": None,
             "key": "student_1",
         }
@@ -187,27 +205,7 @@ def test_json_holds_the_same_without_pictures(tmp_path):
     assert data["curves"][0]["lines"]["this run"] == [[1, 0.5], [2, 0.25]]
 
 
-def test_large_pictures_are_reduced_and_small_ones_kept(tmp_path):
-    large, small = np.zeros((1024, 512, 3), np.uint8), picture(0)
-    report = Report("0.6b", [Column(Role.student, 1, pictures=[large, small])], CAPTIONS)
-    images = re.findall("<img [^>]*>", write_report(tmp_path, report).read_text())
-    assert 'width="128" height="256"' in images[0] and "pixels" not in images[0]
-    assert 'width="64" height="64"' in images[1] and 'class="pixels"' in images[1]
-
-
-# ---- goals and curves -------------------------------------------------------------------------------
-
-
-def test_goals_compare_with_the_teacher():
-    goals = {goal.text: goal for goal in full_report().goals}
-    assert goals["FID ÷ teacher's, 1 step"] == Goal("FID ÷ teacher's, 1 step", "≤ 1.2", "1.500", False)
-    assert goals["FID ÷ teacher's, 4 steps"] == Goal("FID ÷ teacher's, 4 steps", "≤ 1.5", "1.600", False)
-    assert goals["Overall ÷ teacher's, 1 step"] == Goal("Overall ÷ teacher's, 1 step", "≥ 1", "0.900", False)
-    assert goals["Colors ÷ teacher's, 1 step"].met
-    assert goals["Overall ÷ teacher's, 4 steps"] == Goal(
-        "Overall ÷ teacher's, 4 steps", "≥ 0.75", "0.700", False
-    )
-    assert "FID ÷ teacher's, 2 steps" not in goals  # not measured
+# ---- curves -----------------------------------------------------------------------------------------
 
 
 def test_curves_come_from_the_metrics():
