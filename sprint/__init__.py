@@ -132,7 +132,8 @@ def convert(
         time_scale=scale,
         cross_attention_heads=cross_attention_heads,
     )
-    return Converted(Path(facts.pop("out")), facts)
+    beside = {name: facts.pop(name) for name in ("out", "size")}  # what the command line tells a person
+    return Converted(Path(beside["out"]), facts)
 
 
 def _check(name: str, value: str | None, choices: tuple[str | None, ...]) -> None:

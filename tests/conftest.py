@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from diffusers.models.normalization import RMSNorm
 
@@ -53,6 +54,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What is imported by now stays: the tests' own `gc.collect()` need not look through it each time."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def no_group_is_left():
+    """A process group that a test leaves behind would fail another test, whichever this worker takes next."""
+    yield
+    assert not (dist.is_available() and dist.is_initialized()), "this test leaves a process group behind"
 
 
 @pytest.fixture

@@ -298,6 +298,10 @@ class Teacher(ABC):
     def student_usage(self, name: str, size: int, max_length: int, instruction: bool, prompt: str) -> str:
         """Markdown for a student's card: how to draw with the folder `name` without sprint."""
 
+    def times_usage(self, times: Sequence[float]) -> str:
+        """Markdown behind it: the same at a student's own TrigFlow times; nothing where only sprint can."""
+        return ""
+
     @abstractmethod
     def teacher_usage(self) -> str:
         """A sentence for a teacher's card: what opens it."""

@@ -61,7 +61,7 @@ tags: [sana-sprint, distillation]
 sprint sample {name} --prompt {shlex.quote(prompt)} --steps 2 --seed 0
 ```
 
-{usage}{step_lists({len(times) - 1: times for times in settings.times})}"""
+{usage}{step_lists(family, {len(times) - 1: times for times in settings.times})}"""
 
 
 def show_times(times: Sequence[float]) -> str:
@@ -69,35 +69,17 @@ def show_times(times: Sequence[float]) -> str:
     return ",".join(f"{time:.4f}".rstrip("0").rstrip(".") for time in times)
 
 
-def step_lists(own: Mapping[int, Sequence[float]]) -> str:
-    """Markdown for the end of a student's model card; nothing without own lists.
-
-    diffusers' pipeline hands its scheduler `timesteps` without their number, which that one asks for (as of
-    0.42): the number is bound beforehand.
-    """
+def step_lists(family: Teacher, own: Mapping[int, Sequence[float]]) -> str:
+    """Markdown for the end of a student's model card; nothing without own lists."""
     if not own:
         return ""
     lists = "".join(f"- {steps} steps: `{show_times(own[steps])}`\n" for steps in sorted(own))
-    steps = max(own)
     return f"""
 {STEP_LISTS}
 This student's own TrigFlow times, which `sprint sample` and everything that draws with sprint use in place of the
 default ones of the code above:
 
-{lists}
-diffusers takes them so, with `settings` from above:
-
-```python
-from functools import partial
-
-pipeline.scheduler.set_timesteps = partial(pipeline.scheduler.set_timesteps, {steps})
-picture = pipeline(
-    "a red circle", num_inference_steps={steps}, timesteps={[round(t, 4) for t in own[steps]]},
-    max_timesteps=None, intermediate_timesteps=None,
-    generator=[torch.Generator().manual_seed(0)], **settings
-).images[0]
-```
-"""
+{lists}{family.times_usage(own[max(own)])}"""
 
 
 def teacher_card(family: Teacher, name: str, settings: Settings, facts: Facts) -> str:

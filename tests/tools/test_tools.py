@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from diffusers import AutoencoderDC
 
@@ -46,6 +47,7 @@ def under_engines(tmp_path_factory):
     """What the script writes, of one process: the paths of several, over gloo."""
     folder = tmp_path_factory.mktemp("engines")
     gpu_engines.main(str(folder), "single", *gpu_engines.SHARED_ENGINES)
+    dist.destroy_process_group()
     reset_accelerate()
     return {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
 

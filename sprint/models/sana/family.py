@@ -57,4 +57,5 @@ class Sana(Teacher):
     student_pipeline = staticmethod(pipelines.student_pipeline)
     teacher_pipeline = staticmethod(pipelines.teacher_pipeline)
     student_usage = staticmethod(pipelines.student_usage)
+    times_usage = staticmethod(pipelines.times_usage)
     teacher_usage = staticmethod(pipelines.teacher_usage)

@@ -1,5 +1,7 @@
 """The folders that diffusers opens as `SanaSprintPipeline` and `SanaPipeline`, and the code that uses them."""
 
+from collections.abc import Sequence
+
 from diffusers import (
     DPMSolverMultistepScheduler,
     SanaPipeline,
@@ -65,4 +67,25 @@ one_step.save("one_step.png")
 
 `intermediate_timesteps=None` is needed for every number of steps but two. One generator a picture, seeded by
 itself, gives the pictures of `sprint sample` at the default times.
+"""
+
+
+def times_usage(times: Sequence[float]) -> str:
+    """diffusers' pipeline hands its scheduler `timesteps` without their number, which that one asks for (as of
+    0.42): the number is bound beforehand.
+    """
+    steps = len(times) - 1
+    return f"""
+diffusers takes them so, with `settings` from above:
+
+```python
+from functools import partial
+
+pipeline.scheduler.set_timesteps = partial(pipeline.scheduler.set_timesteps, {steps})
+picture = pipeline(
+    "a red circle", num_inference_steps={steps}, timesteps={[round(t, 4) for t in times]},
+    max_timesteps=None, intermediate_timesteps=None,
+    generator=[torch.Generator().manual_seed(0)], **settings
+).images[0]
+```
 """
