@@ -12,6 +12,8 @@ folder of the runs then. Writes tools/results/chaos.json when all cases were tri
 """
 
 import argparse
+import json
+import os
 import resource
 import shutil
 import sys
@@ -111,18 +113,18 @@ def main(argv: list[str] | None = None) -> int:
     else:
         shutil.rmtree(folder)
     if names == list(CASES):
-        print(write(args, outcomes))
+        print(write(args, outcomes, folder))
     return int(lost > 0)
 
 
-def write(args: argparse.Namespace, outcomes: list[Outcome]) -> Path:
-    """tools/results/chaos.json"""
-    from tools.bench.measure import (
-        write_results,  # it imports torch and diffusers, which nothing else here needs
-    )
+def write(args: argparse.Namespace, outcomes: list[Outcome], folder: Path) -> Path:
+    """tools/results/chaos.json, in which paths begin at the folder of the runs."""
+    # it imports torch and diffusers, which nothing else here needs
+    from tools.bench.measure import write_results
 
     results = {"seed": args.seed, "quick": args.quick, "settings": EVERY_RUN}
-    return write_results("chaos", results | {"cases": [asdict(outcome) for outcome in outcomes]})
+    results["cases"] = [asdict(outcome) for outcome in outcomes]
+    return write_results("chaos", json.loads(json.dumps(results).replace(f"{folder}{os.sep}", "")))
 
 
 if __name__ == "__main__":
