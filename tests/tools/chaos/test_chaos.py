@@ -1,6 +1,7 @@
 """That tools/chaos/__main__.py tells when something is lost: what it judges is made here, and made wrong."""
 
 import json
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -160,7 +161,7 @@ def test_whatever_is_lost_makes_it_exit_with_1(monkeypatch, capsys, cases, code,
     written = []
     monkeypatch.setattr(chaos, "Zygote", NoZygote)
     monkeypatch.setattr(chaos, "CASES", {case.__name__: case for case in cases})
-    monkeypatch.setattr(chaos, "write", lambda args, outcomes: written.append(outcomes))
+    monkeypatch.setattr(chaos, "write", lambda args, outcomes, folder: written.append(outcomes))
     assert chaos.main([]) == code
     assert said in capsys.readouterr().out
     assert [outcome.name for outcome in written[0]] == [case.__name__ for case in cases]
@@ -294,3 +295,11 @@ def test_until_gives_the_seconds_or_says_what_did_not_happen():
     assert until(lambda: True, "now") < 1
     with pytest.raises(Stuck, match=r"a save: not within 0 s"):
         until(lambda: False, "a save", seconds=0.01)
+
+
+def test_the_record_holds_no_path_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.bench.measure.RESULTS", tmp_path)
+    outcome = Outcome("poison")
+    outcome.tried.append(f"sprint: {tmp_path}{os.sep}runs{os.sep}0.png: unseen")
+    record = chaos.write(chaos.parser().parse_args([]), [outcome], tmp_path)
+    assert json.loads(record.read_text())["cases"][0]["tried"] == [f"sprint: runs{os.sep}0.png: unseen"]
