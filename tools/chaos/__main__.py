@@ -87,7 +87,11 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = argparse.ArgumentParser(
+        prog="python -m tools.chaos",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     found.add_argument("--seed", type=int, default=0, help="of all random moments and damages (default 0)")
     found.add_argument(
         "--quick", action="store_true", help=f"{KILLS // 3} kills of each kind instead of {KILLS}"
