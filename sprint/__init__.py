@@ -132,8 +132,8 @@ def convert(
         time_scale=scale,
         cross_attention_heads=cross_attention_heads,
     )
-    beside = {name: facts.pop(name) for name in ("out", "size")}  # what the command line tells a person
-    return Converted(Path(beside["out"]), facts)
+    del facts["size"]  # words for the command line
+    return Converted(Path(facts.pop("out")), facts)
 
 
 def _check(name: str, value: str | None, choices: tuple[str | None, ...]) -> None:

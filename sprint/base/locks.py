@@ -13,11 +13,7 @@ except ImportError:  # Windows
 
 LOCKS = fcntl is not None  # whether this platform has any
 # of an OSError: the file system, or the platform, has none
-NO_LOCKS = (
-    errno.ENOSYS,
-    errno.ENOTSUP,
-    errno.ENOLCK,
-)
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 def lock(file: IO, wait: bool = True) -> bool:

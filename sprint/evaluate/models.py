@@ -20,11 +20,8 @@ from sprint.weights.settings import STUDENT_STEPS, read_settings
 STUDENT, TEACHER = "student", "teacher"  # roles, and folders of a run
 UNDISTILLED = "undistilled"  # role of a run's teacher that is asked for one step, as its student is
 STUDENT_DEFAULT, TEACHER_DEFAULT = (1, 2, 4), (20,)  # steps
-# where results lie; the second one in a run's folder
-EVALUATIONS, OF_A_RUN = (
-    Path("evaluations"),
-    "evaluation",
-)
+EVALUATIONS = Path("evaluations")  # where results lie
+OF_A_RUN = "evaluation"  # and those of a run, in its folder
 
 
 @dataclass(frozen=True)

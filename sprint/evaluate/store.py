@@ -61,6 +61,14 @@ class Drawing:
         return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
 
+class Times(NamedTuple):
+    """What drawing took, without writing."""
+
+    batch: int  # pictures drawn together, at most
+    pictures: int
+    seconds: float
+
+
 class PictureStore:
     """The pictures of one drawing, in ROOT/STEPS-KEY."""
 
@@ -101,7 +109,7 @@ class PictureStore:
                 yield np.stack([self.read(shot) for shot in part])
                 bar.update(len(part))
 
-    def describe(self, name: str, took: "Times | None" = None) -> None:
+    def describe(self, name: str, took: Times | None = None) -> None:
         """Say beside the pictures what they are, which versions drew the last of them, and what they took.
 
         took   those that were drawn now; they add to what is known of the same size of batch
@@ -116,7 +124,7 @@ class PictureStore:
             about["times_of_drawing"] = took._asdict()
         write_whole(self.folder / DESCRIPTION, json.dumps(about, indent=1))
 
-    def times(self) -> "Times | None":
+    def times(self) -> Times | None:
         """What `describe` kept; None where nothing is kept that can be read."""
         try:
             text = (self.folder / DESCRIPTION).read_text(encoding="utf-8")
@@ -124,14 +132,6 @@ class PictureStore:
             return Times(int(batch), int(pictures), float(seconds)) if pictures > 0 else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
-
-
-class Times(NamedTuple):
-    """What drawing took, without writing."""
-
-    batch: int  # pictures drawn together, at most
-    pictures: int
-    seconds: float
 
 
 def draw(

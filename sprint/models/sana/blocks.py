@@ -9,6 +9,7 @@ from diffusers import SanaTransformer2DModel
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
+from sprint.models.sana.presets import student_config
 from sprint.models.teacher import QK
 
 GUIDANCE_STD = 0.02
@@ -82,7 +83,7 @@ def student_of(adapted: SanaTransformer2DModel) -> SanaTransformer2DModel:
 
     The new embedder's first layer is random and its last zero: all-zero in both could never learn.
     """
-    student = SanaTransformer2DModel.from_config(dict(adapted.config) | {"guidance_embeds": True})
+    student = SanaTransformer2DModel.from_config(student_config(adapted.config))
     embedder = student.time_embed.guidance_embedder
     nn.init.normal_(embedder.linear_1.weight, std=GUIDANCE_STD)
     for zero in (embedder.linear_1.bias, embedder.linear_2.weight, embedder.linear_2.bias):
