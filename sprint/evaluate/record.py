@@ -28,7 +28,7 @@ class Evaluation:
 
     timed     whether latency is measured when all else is written
     prompts   to draw for metrics that have none of their own, or why there are none
-    sets      what is drawn, by name
+    wanted    what each metric looks at; `sets`: the same by name, since several may look at one
     recipe    YAML of the training run, if it is known;  earlier: an evaluation in the same folder
     drew      whether any picture is new since that one
     """
@@ -38,12 +38,16 @@ class Evaluation:
     meters: Sequence[Meter]
     timed: bool
     prompts: Prompts | NotHereError
-    sets: Mapping[str, Prompts]
+    wanted: Mapping[str, Prompts]
     left_out: dict[str, str]
     recipe: str = ""
     earlier: Result | None = None
     drew: bool = False
     protocols: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def sets(self) -> dict[str, Prompts]:
+        return {prompts.name: prompts for prompts in self.wanted.values()}
 
     def leave_out(self, name: str, error: Exception) -> None:
         self.left_out[name] = first_line(error)
@@ -53,9 +57,8 @@ class Evaluation:
         """What the earlier evaluation says of every column, if the meter would say the same again."""
         if not self.earlier or self.drew:
             return None
-        name = meter.metric.name
-        new = self._result(columns)
-        return measured_before(name, meter.protocol(), meter.find().name, new, self.earlier)
+        name, new = meter.metric.name, self._result(columns)
+        return measured_before(name, meter.protocol(), self.wanted[name].name, new, self.earlier)
 
     def write(self, columns: Sequence[Column], last: bool = True) -> Result:
         """Write result and page, with what an earlier evaluation had besides.
@@ -81,12 +84,11 @@ class Evaluation:
 
     def _result(self, columns: Sequence[Column]) -> Result:
         options = self.options
-        used = {meter.metric.name: meter.find().name for meter in self.meters}
         return Result(
             name=evaluation_name(options.model),
             columns=columns,
             sets={name: found.shots for name, found in self.sets.items()},
-            used={name: prompts for name, prompts in used.items() if name in self.protocols},
+            used={name: prompts.name for name, prompts in self.wanted.items() if name in self.protocols},
             protocols=dict(self.protocols),
             left_out=dict(self.left_out),
             settings=_settings(options, columns),

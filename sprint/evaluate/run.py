@@ -77,8 +77,8 @@ def _prepare(options: Options, place: Place) -> Evaluation:
         raise NotHereError("; ".join(left_out.values()))
     for name, line in left_out.items() if place.rank == 0 else ():
         log.warning(SKIPPED, name, line)
-    sets = {found.name: found for found in (meter.find() for meter in meters)}
-    return Evaluation(options, models, meters, timed, prompts, sets, left_out, recipe, earlier)
+    wanted = {meter.metric.name: meter.find() for meter in meters}
+    return Evaluation(options, models, meters, timed, prompts, wanted, left_out, recipe, earlier)
 
 
 def _open(meters: Sequence[Meter], place: Place) -> dict[str, str]:
@@ -167,11 +167,12 @@ def _measure(evaluation: Evaluation, drawn: Sequence[DrawnColumn]) -> list[Colum
             wait_for(store, prompts.shots)
     columns = [column for column, _ in drawn]
     for meter in evaluation.meters:
-        prompts, name = meter.find(), meter.metric.name
+        name = meter.metric.name
         if found := evaluation.measured_before(meter, columns):
             evaluation.protocols[name] = dict(evaluation.earlier.protocols[name])
         else:
             try:
+                prompts = evaluation.wanted[name]
                 found = [meter.measure(Drawn(prompts, store, column.title)) for column, store in drawn]
             except SprintError as error:
                 evaluation.leave_out(name, error)
