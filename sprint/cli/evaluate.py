@@ -87,13 +87,14 @@ def evaluate(args: argparse.Namespace) -> None:
     metrics, steps = _names(args.metrics), [] if args.steps is None else numbers("--steps", args.steps, int)
     _check_numbers(args)
     quiet_libraries()
-    from sprint.base.place import Place, usable_device
+    from sprint.base.place import Place, check_launcher, usable_device
     from sprint.evaluate.choices import FEATURE_CACHE, REAL_FEATURE_CACHE, Options
     from sprint.evaluate.metrics.metric import Choices
     from sprint.evaluate.models import EVALUATIONS, evaluation_folder
     from sprint.evaluate.page import PAGE, result_table
     from sprint.evaluate.run import evaluate as run
 
+    check_launcher()
     device = usable_device(args.device or str(Place.of_this_process().device))
     out = args.out or evaluation_folder(args.model)
     check_out("--out", out)

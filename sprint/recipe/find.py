@@ -7,7 +7,7 @@ import yaml
 from sprint.base.door import read_text, regular_file, shown
 from sprint.base.errors import SprintError
 from sprint.recipe.schema import Data
-from sprint.recipe.text import NOT_A_VALUE, understand
+from sprint.recipe.text import NOT_A_VALUE, look_over
 
 RECIPE_BYTES = 2**16  # of a recipe: the whole one, with every default, has 4,000
 OWN = Path("recipes")  # of whoever runs the command; found before a built-in one of the same name
@@ -56,7 +56,7 @@ def summary(file: Path) -> tuple[int, str]:
     """(pixels a side, its first comment or what it needs) of a recipe's file, which need not be valid."""
     try:
         text = read_text(file, RECIPE_BYTES)
-        understand(text, place_of(file))
+        look_over(text, place_of(file))
         content = yaml.safe_load(text)
     except (SprintError, yaml.YAMLError, *NOT_A_VALUE) as error:
         return Data().size, f"cannot be read: {shown(error)}"

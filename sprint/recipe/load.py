@@ -20,7 +20,7 @@ from sprint.recipe.find import RECIPE_BYTES, find_recipe, place_of
 from sprint.recipe.rules import validate
 from sprint.recipe.schema import Recipe
 from sprint.recipe.settings import decides, each_setting
-from sprint.recipe.text import NOT_A_VALUE, Place, understand
+from sprint.recipe.text import NOT_A_VALUE, Place, look_over
 
 COMMAND_LINE = Place("command line", {})
 
@@ -74,10 +74,10 @@ def recipe_hash(recipe: Recipe) -> str:
 def _read_yaml(file: Path) -> tuple[Place, dict]:
     """Of a recipe's file: where its keys stand, and what they say."""
     text = read_text(file, RECIPE_BYTES)
-    place = understand(text, place_of(file))
+    place = look_over(text, place_of(file))
     try:
-        loaded = OmegaConf.create(text)  # refuses duplicate keys, which plain YAML does not
-        if isinstance(loaded, DictConfig) and not isinstance(yaml.safe_load(text), str):
+        if isinstance(yaml.safe_load(text), dict | None):
+            loaded = OmegaConf.create(text)  # refuses duplicate keys, which plain YAML does not
             return place, OmegaConf.to_container(loaded, resolve=False)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1
@@ -94,7 +94,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
     if _keys().get(key) is str:
         return key, text
     try:
-        understand(text, "command line")
+        look_over(text, "command line")
         return key, yaml.safe_load(text)
     except (yaml.YAMLError, SprintError, *NOT_A_VALUE) as error:
         why = str(error).rpartition(": ")[2] if isinstance(error, SprintError) else ""

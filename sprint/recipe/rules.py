@@ -32,10 +32,7 @@ def check_betas(optimizer: Optimizer, key: str = "optimizer") -> None:
 
 def _problems(recipe: Recipe) -> Iterator[str]:
     """What is wrong, a sentence each. Later checks rely on the earlier ones: only the first sentence is sure."""
-    for key, field, value in each_setting(recipe):
-        allowed = takes(field)
-        if allowed and not allowed.holds(value):
-            yield f"{key} = {shown(value, 40)}, but it must be {allowed.words}"
+    yield from out_of_range(recipe)
     for key in _OPTIMIZERS:
         try:
             check_betas(attrgetter(key)(recipe), key)
@@ -49,6 +46,14 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _of_data(recipe.data)
     yield from _of_distill(recipe.distill)
     yield from _of_evaluation(recipe)
+
+
+def out_of_range(group: object, prefix: str = "") -> Iterator[str]:
+    """Of a recipe, or of a group of it: each number that its field does not take."""
+    for key, field, value in each_setting(group, prefix):
+        allowed = takes(field)
+        if allowed and not allowed.holds(value):
+            yield f"{key} = {shown(value, 40)}, but it must be {allowed.words}"
 
 
 def _of_engine(recipe: Recipe) -> Iterator[str]:

@@ -28,7 +28,7 @@ class Place(NamedTuple):
         return f"{self.name}, line {self.lines[key]}" if key else self.name
 
 
-def understand(text: str, where: str) -> Place:
+def look_over(text: str, where: str) -> Place:
     """Look at a text before any value is made of it.  -> its keys' lines
 
     Raises SprintError, with the line, for what is not YAML, holds what cannot be a value, or is nested or repeated
