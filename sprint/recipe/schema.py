@@ -237,7 +237,7 @@ class Recipe:
     evaluate: Evaluate = field(default_factory=Evaluate)
     # steps between checkpoints
     save_every: int = setting(200, at_least(1), decides=False)
-    # steps between lines of metrics.jsonl
+    # updates from one line of metrics.jsonl to the next of its kind: of stage 1, of the student, of the discriminator
     log_every: int = setting(5, at_least(1), decides=False)
     # also log to Weights & Biases (offline unless WANDB_MODE says otherwise)
     wandb: bool = setting(False, decides=False)

@@ -20,12 +20,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
-from typing_extensions import TypedDict
 
 from sprint.base.door import held_against, parse_json, read_bytes
 from sprint.base.errors import SprintError
@@ -40,11 +40,13 @@ RATE_WINDOW = 50  # steps over which samples per second are taken
 TIME = "ms_"  # before the name of a part of the update
 
 
-class Row(TypedDict):
-    """What every line has; its numbers stand beside these."""
+PLACE = ("stage", "step", "phase", "seconds")
+Number = Annotated[float, Field(allow_inf_nan=False)]
 
-    __pydantic_config__ = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Annotated[float, Field(allow_inf_nan=False)] | None]
+
+@dataclass
+class Place:
+    """What every line says besides its numbers."""
 
     stage: str
     step: Annotated[int, Field(ge=1, lt=2**53)]
@@ -64,12 +66,18 @@ def read_metrics(path: Path) -> list[dict]:
     rows, damaged = [], []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(held_against(Row, parse_json(line, path), path))
+            rows.append(_row(line, path))
         except SprintError:
             damaged.append(number)
     if damaged:
         log.warning("%s: %d damaged lines are passed over, the first is %d", path, len(damaged), damaged[0])
     return rows
+
+
+def _row(line: bytes, path: Path) -> dict:
+    row = held_against(dict[str, Any], parse_json(line, path), path)
+    place = {name: row.pop(name) for name in PLACE if name in row}
+    return asdict(held_against(Place, place, path)) | held_against(dict[str, Number | None], row, path)
 
 
 def truncate_metrics(path: Path, stage: str, step: int) -> list[dict]:
