@@ -21,6 +21,7 @@ from sprint.recipe.rules import validate
 from sprint.recipe.schema import Recipe
 from sprint.recipe.settings import decides, each_setting
 from sprint.recipe.text import NOT_A_VALUE, Place, look_over
+from sprint.recipe.unread import check_read
 
 COMMAND_LINE = Place("command line", {})
 
@@ -32,16 +33,17 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     overrides   "key=value" with dotted keys and YAML values ("distill.optimizer.lr=2e-5")
 
     Raises `SprintError` for a missing or broken file, an unknown key (naming the nearest), a value of the
-    wrong type, and whatever `validate` refuses.
+    wrong type, whatever `validate` refuses, and an override that nothing reads.
     """
     file = find_recipe(path)
     config = OmegaConf.structured(Recipe)
     place, content = _read_yaml(file)
     for key, value in content.items():
         _assign(config, str(key), value, place)
-    paths = 0
+    paths, given = 0, []
     for override in overrides:
         key, value = _parse_override(override)
+        given += _leaves(key, value)
         paths += key == "data.path"
         if paths > 1:
             raise SprintError(
@@ -53,6 +55,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     except (OmegaConfBaseException, *NOT_A_VALUE) as error:  # ${interpolations}
         raise SprintError(f"{place.name}: {_first_line(error)}") from error
     validate(recipe)
+    check_read(recipe, given)
     return recipe
 
 
@@ -126,6 +129,15 @@ def _assign(config: DictConfig, key: str, value: Any, place: Place) -> None:
         raise SprintError(
             f"{where}: {key} = {shown(repr(value))}, but it takes {_expected(keys[key])}"
         ) from error
+
+
+def _leaves(key: str, value: Any) -> Iterator[str]:
+    """The settings that an override sets: one, or those of its group."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}", inner)
+    else:
+        yield key
 
 
 @cache

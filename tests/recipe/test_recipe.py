@@ -293,7 +293,25 @@ def test_relations_between_keys(small):
     assert "nothing to train on" in refusal(small, off, "distill.consistency.weight=0")
     assert "looks at LADD's samples" in refusal(small, off, "distill.self_consistency=1")
     assert "only scenes can be scored" in refusal("0.6b", "evaluate.prompts=100")
-    assert load_recipe(small, [off, "distill.batch_size=1", "distill.adversarial.taps=[]"])
+    assert load_recipe(small, [off, "distill.batch_size=1"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["distill.adversarial.weight=0", "distill.adversarial.taps=[1]"], "distill.adversarial.weight is 0"),
+        (["distill.adversarial={weight: 0, neighbours: 2}"], "distill.adversarial.weight is 0"),
+        (["adapt.steps=0", "adapt.optimizer.lr=1e-5"], "adapt.steps is 0"),
+        (["distill.steps=0", "distill.optimizer={lr: 1e-5}"], "distill.steps is 0"),
+        (
+            ["distill.consistency.normalise_tangent=false", "distill.consistency.tangent_normalisation=1"],
+            "distill.consistency.normalise_tangent is false",
+        ),
+        (["shard_teacher=true"], "engine = single has nobody to share with"),
+    ],
+)
+def test_an_override_that_nothing_reads(small, overrides, complaint):
+    assert f"and nothing reads it: {complaint}; leave it out" in refusal(small, *overrides)
 
 
 # ---- text and hash ----------------------------------------------------------------------------------
@@ -319,7 +337,8 @@ def test_hash_changes_with_what_determines_the_result_only(small):
         "timeout=60",
         "data.workers=3",
     )
-    for same in (*how, "shard_teacher=true", "data.bad_share=0.5"):
+    assert recipe_hash(load_recipe(small, ["engine=ddp", "shard_teacher=true"])) == original
+    for same in (*how, "data.bad_share=0.5"):
         assert recipe_hash(load_recipe(small, [same])) == original, same
     different = [
         "seed=1",
