@@ -79,7 +79,7 @@ def _read_yaml(file: Path) -> tuple[Place, dict]:
     text = read_text(file, RECIPE_BYTES)
     place = look_over(text, place_of(file))
     try:
-        if isinstance(yaml.safe_load(text), dict | None):
+        if place.is_group:
             loaded = OmegaConf.create(text)  # refuses duplicate keys, which plain YAML does not
             return place, OmegaConf.to_container(loaded, resolve=False)
     except yaml.MarkedYAMLError as error:

@@ -20,6 +20,7 @@ class Place(NamedTuple):
 
     name: str
     lines: dict[str, int]
+    is_group: bool = True  # whether the text is of keys and their values, or empty
 
     def of(self, key: str) -> str:
         """The file, and the line of the key or of the nearest group that it stands in."""
@@ -39,13 +40,14 @@ def look_over(text: str, where: str) -> Place:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None:
             _written_out(root, where, {})
-            _check_scalars(root, where, set())
+            _check_scalars(root, where, yaml.SafeLoader(""), set())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise SprintError(f"{_at(where, mark)}: not valid YAML: {shown(error.problem)}") from error
     except yaml.YAMLError as error:  # a character that YAML does not know
         raise SprintError(f"{where}: not valid YAML: {shown(error)}") from error
-    return Place(where, dict(_lines(root, "")) if root is not None else {})
+    keys = dict(_lines(root, "")) if root is not None else {}
+    return Place(where, keys, is_group=root is None or isinstance(root, yaml.MappingNode))
 
 
 def _at(where: str, mark: Any) -> str:
@@ -78,20 +80,20 @@ def _written_out(node: yaml.Node, where: str, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _check_scalars(node: yaml.Node, where: str, seen: set[int]) -> None:
+def _check_scalars(node: yaml.Node, where: str, reader: yaml.SafeLoader, seen: set[int]) -> None:
     if id(node) in seen:
         return
     seen.add(id(node))
     if isinstance(node, yaml.ScalarNode) and node.tag != "tag:yaml.org,2002:merge":
         try:
-            yaml.SafeLoader("").construct_object(node)
+            reader.construct_object(node)
         except NOT_A_VALUE as error:
             text = shown(node.value, 40)
             raise SprintError(
                 f"{_at(where, node.start_mark)}: {text!r} is not a value of {node.tag}"
             ) from error
     for child in _children(node):
-        _check_scalars(child, where, seen)
+        _check_scalars(child, where, reader, seen)
 
 
 def _lines(node: yaml.Node, prefix: str) -> Iterator[tuple[str, int]]:
