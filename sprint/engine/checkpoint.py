@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException, DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
-from sprint.base.door import read_as, read_json, regular_file
+from sprint.base.door import JSON_BYTES, read_as, read_bytes, regular_file
 from sprint.base.errors import SprintError
 from sprint.base.files import flush_folder, put_in_place, remove_whole, sha256, write_flushed
 from sprint.engine.dcp import INDEX, CopyingPlanner, Reader, Writer
@@ -288,9 +288,13 @@ def latest(folder: Path) -> Path | None:
 def read_facts(path: Path) -> dict:
     """The facts that `Saver.save` was given, floats bit for bit.  Raises SprintError if they cannot be read."""
     try:
-        return read_json(path / FACTS)
-    except SprintError as error:
+        # not the door's JSON, which knows neither half a surrogate nor every bit of a NaN
+        facts = json.loads(read_bytes(path / FACTS, JSON_BYTES))
+    except (SprintError, ValueError, RecursionError) as error:
         raise _unreadable(path, _reason(error)) from error
+    if not isinstance(facts, dict):
+        raise _unreadable(path, f"{FACTS} is no object")
+    return facts
 
 
 def read_tensors(path: Path, tensors: dict[str, Tensor], group: Group = None) -> None:
