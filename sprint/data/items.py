@@ -23,6 +23,7 @@ Reason = Literal[
     "NaN text",
     "wrong size",
     "hostile entry",
+    "repeated entry",
     "damaged shard",
 ]
 

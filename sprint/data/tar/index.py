@@ -18,16 +18,18 @@ import numpy as np
 
 from sprint.base.errors import SprintError
 from sprint.base.files import write_whole
+from sprint.data.beside import owner_of
 from sprint.data.items import said
 from sprint.data.tar.entries import (
     HOSTILE,
+    REPEATED,
     Entry,
     File,
     json_values,
     tar_entries,
 )
 
-FORMAT = 1  # of the remembered index; an index of another number is made anew
+FORMAT = 2  # of the remembered index; an index of another number is made anew
 MOST_SUFFIXES = 1000  # in one shard
 SCANNERS = 8  # threads, which overlap the waiting for slow disks
 
@@ -203,7 +205,31 @@ def _scan(root: Path, group: list[str]) -> TarIndex:
                         add(entry.name, suffix, entry)
         except OSError as error:
             raise SprintError(f"{root / name}: cannot be read: {said(error)}") from error
-    return _index_of_rows(group, list(keys), list(suffixes), np.array(rows, np.int64).reshape(-1, 5), skipped)
+    table = np.array(rows, np.int64).reshape(-1, 5)
+    names = _adopt(keys, suffixes, table)
+    return _index_of_rows(group, names, list(suffixes), table, skipped)
+
+
+def _adopt(keys: dict[str, int], suffixes: dict[str, int], rows: np.ndarray) -> list[str]:
+    """KEY_ANY.json, a sample of its own by its name, becomes member "_ANY.json" of the sample KEY, in place.
+
+    -> the KEYs that are left, in the order in which `rows` number them now
+    """
+    is_json = np.array([suffix.endswith("json") for suffix in suffixes], bool)
+    lonely = np.ones(len(keys), bool)
+    lonely[rows[~is_json[rows[:, 1]], 0]] = False
+    names, endings = list(keys), list(suffixes)
+    owners = {name: number for name, number in keys.items() if not lonely[number]}
+    for row in np.flatnonzero(lonely[rows[:, 0]]) if owners else ():
+        name, ending = names[rows[row, 0]], endings[rows[row, 1]]
+        owner = owner_of(name, owners)
+        if owner is None or ending[0] == "/":
+            continue
+        suffix = f"{name[len(owner) :]}.{ending}"
+        if suffix in suffixes or len(suffixes) < MOST_SUFFIXES:
+            rows[row, :2] = owners[owner], suffixes.setdefault(suffix, len(suffixes))
+    left, rows[:, 0] = np.unique(rows[:, 0], return_inverse=True)
+    return [names[number] for number in left]
 
 
 def key_and_suffix(name: str) -> tuple[str, str] | None:
@@ -221,7 +247,7 @@ def _index_of_rows(
     for row in np.setdiff1d(np.arange(len(rows)), kept):
         key, suffix, file, offset, _ = rows[row].tolist()
         place = f"{group[file]}: byte {offset}, {keys[key]}.{suffixes[suffix]}"
-        skipped.append(Skipped(place, HOSTILE, "there twice; the first is taken"))
+        skipped.append(Skipped(place, REPEATED, "there twice; the first is taken"))
     key, suffix, file, offset, size = rows[kept].T
     encoded = [word.encode() for word in keys]
     return TarIndex(

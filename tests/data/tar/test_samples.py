@@ -286,7 +286,7 @@ def test_hostile_entries_are_passed_over_and_counted(kind, tmp_path):
     assert everything(samples) == {"x.tar: good": {"txt": b"1"}, "x.tar: last": {"txt": b"2"}}
     (skipped,) = samples.skipped
     assert skipped.where.startswith("x.tar: byte ") and skipped.where.isprintable()
-    assert skipped.reason == "hostile entry"
+    assert skipped.reason == ("repeated entry" if kind == "twice" else "hostile entry")
     assert skipped.detail == DETAILS.get(kind, skipped.detail)
 
 
