@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from sprint.base.dtypes import DTYPES
 from sprint.base.errors import SprintError
-from sprint.base.files import sha256, write_whole
+from sprint.base.files import sha256, sweep, write_whole
 from sprint.base.locks import lock, locked
 from sprint.base.place import Place
 from sprint.base.progress import BAR, QUIET_INTERVAL
@@ -48,7 +48,6 @@ from sprint.data.cache.shards import (
     is_whole,
     read_record,
     record_path,
-    sweep,
     tar_path,
     write_shard,
 )
