@@ -21,8 +21,7 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
     `folder` holds anything but an earlier export.
     """
     folder = folder.absolute()
-    if folder.exists() and not (folder / INDEX_FILE).is_file() and not _is_empty(folder):
-        raise SprintError(f"{folder} holds something that is no exported model; give another folder")
+    is_export(folder)
     try:
         with whole_or_absent(folder, folder.with_name(f".{folder.name}.part")) as place:
             place.mkdir()
@@ -31,6 +30,17 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise SprintError(f"cannot write {folder}: {reason}; it is as it was") from error
+
+
+def is_export(folder: Path) -> bool:
+    """Whether an export is there; an empty folder is none. Raises SprintError where there is something else."""
+    if (folder / INDEX_FILE).is_file():
+        return True
+    if folder.exists() and not _is_empty(folder):
+        raise SprintError(
+            f"{folder} holds something that is no exported model; give another folder, or delete it"
+        )
+    return False
 
 
 def _is_empty(folder: Path) -> bool:
