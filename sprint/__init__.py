@@ -42,7 +42,7 @@ class Converted(NamedTuple):
 def load(model: str | Path, device: str | None = None, dtype: Literal["fp32", "bf16"] = "fp32") -> Generator:
     """A student or a teacher, ready to draw.  -> call it with prompts, get PIL pictures
 
-    model    a student's or teacher's folder, a hub id, or "tiny", the built-in teacher
+    model    a student's, teacher's or run's folder, a hub id, or "tiny", the built-in teacher
     device   "cpu", "cuda", …; by default CUDA's where there is one
     dtype    of the weights
 

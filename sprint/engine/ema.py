@@ -26,7 +26,7 @@ class Ema:
     def update(self, weights: Mapping[str, Tensor], moved: Tensor | None = None) -> None:
         """Once per optimizer step.
 
-        moved   a bool scalar on the weights' device: False leaves the average as it is, to the bit, whatever the weights are.
+        moved   a bool scalar on the weights' device: False leaves the average as it is, to the bit.
                 None is True. The host does not read it.
         """
         for name, shadow in self.shadow.items():

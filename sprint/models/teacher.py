@@ -302,7 +302,10 @@ class Teacher(ABC):
 
     @abstractmethod
     def load_encoders(self, folder: str, max_length: int, instruction: bool, dtype) -> Family:
-        """Text side and autoencoder of a pipeline's folder or hub id. OSError or ValueError where there is none."""
+        """Text side and autoencoder of a pipeline's folder or hub id; nothing that lies there is executed.
+
+        Raises whatever the libraries raise where there is none.
+        """
 
     @abstractmethod
     def downscale(self, autoencoder: Mapping | None) -> int:

@@ -16,6 +16,7 @@ from sprint.base.dtypes import DTYPES
 from sprint.base.errors import SprintError
 from sprint.base.files import sha256
 from sprint.weights.checkpoint import Checkpoint, understand
+from sprint.weights.folder import student_of
 from sprint.weights.sources import SIDE_FILES
 from sprint.weights.trigflow import trigflow_facts, write_trigflow
 from sprint.weights.verify import (
@@ -48,7 +49,7 @@ def convert(
 ) -> dict:
     """Convert `source`; -> what was done, certificate included (the content of trigflow.json, `out`, and `size`).
 
-    source   a file, an index of shards, a diffusers folder, or a hub id (see `open_source`)
+    source   a file, an index of shards, a diffusers folder, a run's folder, or a hub id (see `open_source`)
     out      by default NAME-TARGET here
     to       "trigflow": a folder that diffusers opens, with trigflow.json; "flow": the same without it;
              "original": the original's own names, in a folder, or in the one file that `out` names
@@ -62,7 +63,7 @@ def convert(
     _check_choice("--verify", verify, ("fast", "full", "off"))
     _check_choice("--dtype", dtype, (None, *DTYPES))
     torch_dtype = DTYPES.get(dtype)
-    checkpoint = understand(source, time_scale, cross_attention_heads, sample_size)
+    checkpoint = understand(student_of(str(source)), time_scale, cross_attention_heads, sample_size)
     out = Path(out).expanduser() if out else default_out(source, to)
     with whole_or_nothing(out) as place, ThreadPoolExecutor(1) as worker:
         digests = worker.submit(_describe_files, checkpoint)

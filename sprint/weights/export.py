@@ -13,13 +13,14 @@ from diffusers import DiffusionPipeline, ModelMixin
 from safetensors.torch import save_file
 from torch import nn
 
+from sprint.base.door import read_json
 from sprint.base.finite import check_finite
 from sprint.models.encoders import Family
 from sprint.models.families import check_role, family_of
 from sprint.models.teacher import DENSE_TIME
 from sprint.weights.card import Facts, write_card
 from sprint.weights.checkpoint import understand
-from sprint.weights.folder import complete_or_absent, read_json, write_json
+from sprint.weights.folder import complete_or_absent, write_json
 from sprint.weights.keys import LOGVAR_KEYS
 from sprint.weights.load import build_network
 from sprint.weights.settings import SETTINGS_FILE

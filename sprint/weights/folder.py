@@ -7,10 +7,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from sprint.base.door import read_json
 from sprint.base.errors import SprintError
 from sprint.base.files import flush_tree, whole_or_absent
 
 INDEX_FILE = "model_index.json"
+RECIPE_FILE, STUDENT = "recipe.yaml", "student"  # in a run's folder
 
 
 @contextmanager
@@ -47,8 +49,28 @@ def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
 
 
-def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
+def pipeline_class(folder: Path) -> str:
+    """`_class_name` of an exported folder. Raises SprintError where it says none."""
+    kind = read_json(folder / INDEX_FILE).get("_class_name")
+    if not isinstance(kind, str):
+        raise SprintError(f"{folder / INDEX_FILE}: _class_name is no text")
+    return kind
+
+
+def student_of(name: str) -> str:
+    """The student of a run's folder; what is no run's folder stays as it is.
+
+    Raises SprintError for a run that has no student yet.
+    """
+    try:
+        if not (Path(name) / RECIPE_FILE).is_file() or (Path(name) / INDEX_FILE).exists():
+            return name
+        finished = is_export(Path(name) / STUDENT)
+    except (OSError, ValueError):  # no name that a file could have
+        return name
+    if not finished:
+        raise SprintError(f"{name}: a run that has no student yet; `sprint distill` it to the end")
+    return str(Path(name) / STUDENT)
 
 
 def write_json(path: Path, content: dict) -> None:
