@@ -85,6 +85,8 @@ def load_family(
         check_parts(Path(folder))
     try:
         family = teacher.load_encoders(folder, max_length, instruction, dtype)
+    except SprintError as error:
+        raise SprintError(f"{name}: {error}") from error
     except Exception as error:  # the folder may say anything, and the libraries raise anything
         reason = shown(str(error).strip().split("\n")[0], REASON) or "no reason given"
         raise SprintError(

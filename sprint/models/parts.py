@@ -1,8 +1,11 @@
 """The configs of what stands around a network, looked at before a library builds anything from them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from sprint.base.door import read_json, shown
 from sprint.base.errors import SprintError
@@ -32,6 +35,17 @@ def check_parts(folder: Path) -> None:
             for key, number in _whole_numbers(content):
                 if abs(number) > _most(key):
                     raise SprintError(f"{file}: {key} is {shown(number)}; at most {_most(key):,} is taken")
+
+
+def check_room(folder: Path, part: str, make: Callable[[], nn.Module]) -> None:
+    """Make the module without memory, and raise SprintError where its files hold fewer bytes than it has weights."""
+    with torch.device("meta"):
+        weights = sum(weight.numel() for weight in make().parameters())
+    held = sum(file.stat().st_size for file in (folder / part).glob("*") if file.is_file())
+    if weights > held:
+        raise SprintError(
+            f"{part}: its config.json describes {weights:,} weights, its files hold {held:,} bytes"
+        )
 
 
 def _most(key: str) -> int:

@@ -137,7 +137,7 @@ def test_class_names_that_are_no_text(folder, value):
     change(folder / "model_index.json", _class_name=value)
     quiet(str(folder), folder.parent / "out")
     change(folder / "transformer/config.json", _class_name=value)
-    with pytest.raises(SprintError, match="config.json"):
+    with pytest.raises(SprintError, match=r"config\.json"):
         load_teacher(str(folder))
 
 
@@ -151,6 +151,7 @@ PARTS = [
     ("vae/config.json", "decoder_layers_per_block", [10**6] * 4),
     ("vae/config.json", "encoder_layers_per_block", [2, 1, 1, 1]),
     ("vae/config.json", "decoder_block_types", "x"),
+    ("vae/config.json", "scaling_factor", "x"),
 ]
 
 
@@ -160,6 +161,19 @@ def test_a_part_that_is_not_what_it_should_be(folder, file, field, value):
     with pytest.raises(SprintError) as error:
         load_family(str(folder), 20, False)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value"),
+    [
+        ("text_encoder/config.json", "hidden_size", 2**16),
+        ("vae/config.json", "encoder_block_out_channels", [2**16] * 4),
+    ],
+)
+def test_a_config_of_more_weights_than_its_files_hold(folder, file, field, value):
+    change(folder / file, **{field: value})
+    with pytest.raises(SprintError, match=r"config.json describes .* weights, its files hold .* bytes"):
+        load_family(str(folder), 20, False)
 
 
 def test_deep_json_and_broken_tokenizers(folder):
