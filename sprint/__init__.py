@@ -100,6 +100,8 @@ def convert(
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     time_scale: Literal["sparse", "dense"] | None = None,
     cross_attention_heads: int | None = None,
+    weights: str | None = None,
+    variant: str | None = None,
 ) -> Converted:
     """A teacher's weights in another layout, proved bit for bit, as `sprint convert` does.
 
@@ -111,6 +113,8 @@ def convert(
     dtype       round the weights to this; by default they stay as they are
     time_scale  what the teacher embeds, where its files do not tell: "sparse" is 1000·t, "dense" t itself
     cross_attention_heads  where neither config nor width tells
+    weights     which of a file's networks: "state_dict_ema", "model.ema"
+    variant     which of a folder's files: "bf16" for model.bf16.safetensors
 
     Raises SprintError for bad input, a failed certificate or a full disk; then nothing is left behind.
 
@@ -131,6 +135,8 @@ def convert(
         dtype=dtype,
         time_scale=scale,
         cross_attention_heads=cross_attention_heads,
+        weights=weights,
+        variant=variant,
     )
     del facts["size"]  # words for the command line
     return Converted(Path(facts.pop("out")), facts)

@@ -111,15 +111,19 @@ def round_to(dtype: torch.dtype, tensor: Tensor, name: str) -> Tensor:
 
 
 def understand(
-    name: str | Path, time_scale: float | None = None, cross_attention_heads: int | None = None
+    name: str | Path,
+    time_scale: float | None = None,
+    cross_attention_heads: int | None = None,
+    weights: str | None = None,
+    variant: str | None = None,
 ) -> Checkpoint:
     """Open a source and check every key and shape of it.
 
     `time_scale` (1000 or 1) and `cross_attention_heads` are what an option says; without one, and where no
     file and no known width tells, SprintError names the option. It also names unknown, missing, leftover and
-    wrongly shaped keys, and what is of no family.
+    wrongly shaped keys, and what is of no family. `weights` and `variant` choose as in `open_source`.
     """
-    source = open_source(name)
+    source = open_source(name, weights, variant)
     family = _family(source)
     layout = find_layout(family.keys, source.entries)
     if layout is None:
