@@ -43,7 +43,7 @@ OTHERS = (
     (b"\xff\xd8\xff", "a picture, not a checkpoint"),
 )
 PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<error")
-SUFFIXES = {
+ENDINGS = {
     ".onnx": "an ONNX graph: give the PyTorch or safetensors checkpoint",
     ".msgpack": "a Flax checkpoint: give the PyTorch or safetensors one",
     ".ckpt.index": "a TensorFlow checkpoint: give the PyTorch or safetensors one",
@@ -107,7 +107,7 @@ def _something_else(file: Path, head: bytes) -> str:
     if head[257:262] == b"ustar":
         return "a tar archive: unpack it first"
     told = [what for start, what in OTHERS if head.startswith(start)]
-    told += [what for suffix, what in SUFFIXES.items() if file.name.lower().endswith(suffix)]
+    told += [what for suffix, what in ENDINGS.items() if file.name.lower().endswith(suffix)]
     return told[0] if told else ""
 
 

@@ -20,7 +20,7 @@ USUAL = (
 # stem, variant, number of the shard, suffix, index: as diffusers writes them now and wrote them before
 NAME = re.compile(
     r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)"
-    r"(?:\.(?P<early>[\w-]+?))??(?:-\d+-of-(?P<shards>\d+))?(?:\.(?P<late>[\w-]+))??"
+    r"(?:\.(?P<early>[\w-]+?))??(?:-\d+-of-(?P<shards>\d+))?(?:\.(?P<late>(?!.*-of-)[\w-]+))??"
     r"\.(?P<suffix>safetensors|bin|pth|pt|ckpt)(?P<index>\.index(?:\.(?P<last>[\w-]+))?\.json)?",
     re.IGNORECASE,
 )

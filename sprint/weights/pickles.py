@@ -123,7 +123,7 @@ def spot_of(pickled: Pickled, name: str, tensor: Described) -> Spot:
     if storage is not None and storage.location == "meta":
         raise SprintError(f"{where} is {ODD['meta_tensor_no_storage']}")
     if tensor.odd or storage is None or tensor.dtype is None:
-        raise SprintError(f"{where} is {tensor.odd or 'of a kind unknown here'}, not a plain tensor")
+        raise SprintError(f"{where} is {tensor.odd or 'of a kind unknown here'}, not a plain one")
     numbers = (tensor.offset, storage.start, *tensor.shape, *tensor.stride)
     if (
         any(type(n) is not int or not 0 <= n < 2**60 for n in numbers)

@@ -155,7 +155,7 @@ def _find(name: str) -> Path:
     try:  # only the network's files: not the text encoder, not the autoencoder
         return fetch_folder(name, HUB_FILES)
     except HubError as error:
-        raise SprintError(f"no file or folder {name}, and no such model from the hub: {error}") from error
+        raise SprintError(f"no file or folder {name}; from the hub: {error}") from error
 
 
 def _looks_like_hub_id(name: str) -> bool:
@@ -251,7 +251,8 @@ class _Opened:
             entry = Entry(file, dtype, tuple(header.get_shape()), leaf_name)
         if entry.dtype not in DTYPES.values():
             raise SprintError(
-                f"{shown(file)}: {shown(leaf_name)} is {entry.dtype}; weights are float32, 64, 16 or bfloat16"
+                f"{shown(file)}: {shown(leaf_name)} is {entry.dtype}; weights are float32, 64, 16 or bfloat16, "
+                "so give the model that it was made from"
             )
         if not math.prod(entry.shape):
             raise SprintError(

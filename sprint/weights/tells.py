@@ -32,7 +32,10 @@ LOOKS = (
         "a ControlNet, which is no teacher: give its base",
     ),
     (r"ip_adapter|^image_proj\.", "an IP-Adapter, which is no teacher: give its base"),
-    (r"conditioner\.embedders\.", "a whole SDXL checkpoint, whose network is of another family"),
+    (
+        r"^(conditioner\.embedders|cond_stage_model)\.",
+        "a whole Stable Diffusion or SDXL checkpoint, whose network is of another family",
+    ),
     (
         r"double_blocks\.|single_transformer_blocks\.|single_blocks\.",
         "FLUX or a relative, which is of another family",
@@ -42,12 +45,12 @@ LOOKS = (
         "Stable Diffusion 3 or a relative, of another family",
     ),
     (
-        r"(input|output)_blocks\.\d|(down|up)_blocks\.\d+\.(attentions|resnets)|mid_block\.attentions.*transformer_blocks",
-        "a UNet of Stable Diffusion, of another family",
-    ),
-    (
         r"(encoder|decoder)\.(mid_block|up_blocks|down_blocks|stages|mid|up|down)\b|quant_conv\.",
         "an autoencoder (VAE): give the transformer beside it",
+    ),
+    (
+        r"(input|output)_blocks\.\d|(down|up)_blocks\.\d+\.(attentions|resnets)|mid_block\.attentions.*transformer_blocks",
+        "a UNet of Stable Diffusion, of another family",
     ),
     (
         r"(^|\.)layers\.\d+\.(self_attn|mlp)\.|text_model\.encoder\.|encoder\.block\.\d+\.layer|embed_tokens|token_embd",

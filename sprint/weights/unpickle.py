@@ -21,13 +21,13 @@ VALUES = re.compile(
 
 # What trainers put beside weights: plain values, whose names may stand in a file without being suspicious.
 HARMLESS = re.compile(
-    r"(builtins|__builtin__)\.(set|frozenset|bytearray|bytes|complex|slice|range|int|float|bool|str|list|tuple|dict|object)"
+    r"(builtins|__builtin__)\.(set|frozenset|bytearray|bytes|complex|slice|range|int|long|float|bool|str|list|tuple|dict|object)"
     r"|collections\.(OrderedDict|defaultdict|Counter|deque)"
     r"|_codecs\.encode|copy_?reg\._reconstructor|typing\.Any"
     r"|numpy\.(ndarray|dtype|(bool|float|int|uint|complex|str|bytes|datetime)\w*|dtypes\.\w+DType)"
     r"|numpy\._?core\.(multiarray\.(_reconstruct|scalar)|numeric\._frombuffer)"
     r"|numpy\.random\.(_pickle\.__\w+_ctor|_\w+\.(MT19937|PCG64|PCG64DXSM|Philox|SFC64)"
-    r"|mtrand\.RandomState|_generator\.Generator|bit_generator\.SeedSequence)"
+    r"|mtrand\.RandomState|_generator\.Generator|bit_generator\.(__pyx_unpickle_)?SeedSequence)"
     r"|argparse\.Namespace|types\.SimpleNamespace|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path"
     r"|datetime\.(datetime|date|time|timedelta|timezone)"
     r"|omegaconf\.(dictconfig\.DictConfig|listconfig\.ListConfig|base\.(Container)?Metadata|nodes\.\w+Node)"

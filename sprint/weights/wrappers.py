@@ -64,12 +64,15 @@ def find_network(
     """
     known = _known_names()
     names = [leaf for leaf, tensor in leaves.items() if tensor is not None]
-    place = _chosen(where, networks_in(names, known), weights, names)
+    places = networks_in(names, known)
+    place = _chosen(where, places, weights, names)
+    inside = [other for other in places if other.path == place.path and len(other.prefix) > len(place.prefix)]
     tensors: dict[str, T] = {}
     origin: dict[str, str] = {}
     left_out: dict[str, None] = {}
     for leaf, tensor in leaves.items():
-        own = _own_name(leaf, place)
+        elsewhere = any(_own_name(leaf, other) is not None for other in inside)
+        own = None if elsewhere else _own_name(leaf, place)
         if own is None or tensor is None:
             left_out[_label(leaf, place)] = None
         elif leaf in counters and _pattern(own) not in known:
