@@ -25,6 +25,7 @@ BUNDLED = re.compile(
     r"|model_ema|scheduler)"
 )
 LONGEST_NAME = 500  # characters of a tensor's name
+MOST_TENSORS = 4000  # of a network: the largest known has 1,500
 MOST_LISTED = 50  # names of what is left out
 
 T = TypeVar("T")
@@ -82,6 +83,8 @@ def find_network(
             raise SprintError(f"{where}: {twice} have one name, {shown(own)}, once their wrappers are off")
         else:
             tensors[own], origin[own] = tensor, leaf[1]
+    if len(tensors) > MOST_TENSORS:
+        raise SprintError(f"{where} holds {len(tensors):,} tensors; a network has at most {MOST_TENSORS:,}")
     if what := adapter(tensors):
         raise SprintError(f"{where} is {what}")
     if 2 * sum(_pattern(own) in known for own in tensors) < len(tensors):

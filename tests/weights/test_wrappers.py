@@ -174,6 +174,11 @@ def test_names_of_any_length_are_no_trouble(here):
         open_source("a.safetensors")
 
 
+def test_blocks_without_end_are_refused_before_anything_is_built(here):
+    save_file({f"blocks.{i}.attn.proj.bias": torch.ones(1) for i in range(4001)}, "a.safetensors")
+    refuses(here, "a.safetensors holds 4,001 tensors; a network has at most 4,000", "a.safetensors", "out")
+
+
 STRANGERS = {
     "a LoRA: merge it": "transformer_blocks.0.attn1.to_q.lora_A.weight",
     "a LoRA": "lora_unet_blocks_0_attn_qkv.lora_down.weight",
