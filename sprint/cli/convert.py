@@ -31,6 +31,7 @@ def add_convert(verbs) -> None:
         "--time-scale", choices=("sparse", "dense"), help="what the teacher embeds: 1000·t or t itself"
     )
     verb.add_argument("--cross-attention-heads", type=int, help="where neither config nor width tells")
+    verb.add_argument("--sample-size", type=int, help="latent cells a side, where nothing tells: 64 for 2K")
     verb.add_argument(
         "--weights", metavar="KEY", help="which of a file's networks: state_dict_ema, model.ema, …"
     )
@@ -55,6 +56,7 @@ def convert(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         time_scale=TIMES.get(args.time_scale),
         cross_attention_heads=args.cross_attention_heads,
+        sample_size=args.sample_size,
         weights=args.weights,
         variant=args.variant,
     )

@@ -36,6 +36,7 @@ from sprint.train.report.write import model_facts, write_page
 from sprint.train.stage import Stage
 from sprint.train.start import start_of_adaptation, with_ones
 from sprint.weights.export import export_student, export_teacher
+from sprint.weights.folder import is_export
 from sprint.weights.load import load_teacher
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,8 @@ class Run:
             self.distill(log)
 
     def _exists(self, part: str) -> bool:
-        return bool(self.engine.broadcast_from_main(lambda: "yes" if (self.folder / part).exists() else None))
+        """Whether it is finished. Raises SprintError now, and not after training, where something else is there."""
+        return bool(self.engine.broadcast_from_main(lambda: "yes" if is_export(self.folder / part) else None))
 
     def adapt(self, log: RunLog) -> None:
         checkpoints = self.checkpoints(AdaptStage.name)

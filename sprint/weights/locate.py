@@ -55,9 +55,7 @@ class Located(NamedTuple):
 
 
 def network_folder(folder: Path) -> Path:
-    """The network's own folder in a run's or a pipeline's, or itself."""
-    if (folder / "student" / "model_index.json").is_file() and not (folder / "model_index.json").exists():
-        folder = folder / "student"  # of a run
+    """The network's own folder in a pipeline's, or itself."""
     if (folder / "transformer").is_dir():
         return folder / "transformer"
     return folder

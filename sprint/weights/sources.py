@@ -118,7 +118,7 @@ def _tensor_getter(entry: Entry) -> Callable[[str | Spot], Tensor]:
 
 
 def open_source(name: str | Path, weights: str | None = None, variant: str | None = None) -> Source:
-    """A file, an index of shards, a folder (of a run, a diffusers pipeline, a transformer, or plain) or a hub id.
+    """A file, an index of shards, a folder (a diffusers pipeline, a transformer, or plain) or a hub id.
 
     weights   which network of several: "state_dict_ema", "model.ema"
     variant   which files of a folder: "bf16" for model.bf16.safetensors

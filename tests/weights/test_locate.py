@@ -103,6 +103,7 @@ def test_an_index_names_files_beside_it(here, original, weight_map, words):
 def test_a_run_is_its_student(here, net):
     net.save_pretrained("runs/tiny/student/transformer")
     (here / "runs/tiny/student/model_index.json").write_text('{"_class_name": "SanaPipeline"}')
+    (here / "runs/tiny/recipe.yaml").write_text("")
     result = quiet("runs/tiny", "out")
     assert result["source"]["files"][0]["name"] == "diffusion_pytorch_model.safetensors"
     assert result["time_scale_from"] == "model_index.json"

@@ -12,6 +12,7 @@ from diffusers import AutoencoderDC, SanaSprintPipeline
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
+from sprint.base.errors import SprintError
 from sprint.models.encoders import Family
 
 log = logging.getLogger(__name__)
@@ -73,11 +74,21 @@ def tokenize(
 
 
 def load_encoders(folder: str, max_length: int, instruction: bool, dtype: torch.dtype) -> SanaEncoders:
-    """From a folder or hub id. Raises OSError or ValueError where a part is missing."""
-    return SanaEncoders(
-        AutoTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-        AutoModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype),
-        AutoencoderDC.from_pretrained(folder, subfolder="vae", torch_dtype=dtype),
-        max_length,
-        instruction,
+    """From a folder or hub id: nothing that lies there is executed. Raises what the libraries raise where a part is
+    missing or wrong, and SprintError where a part's weights are not complete.
+    """
+    told = {"output_loading_info": True}
+    tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", trust_remote_code=False)
+    text_encoder, loading = AutoModel.from_pretrained(
+        folder, subfolder="text_encoder", dtype=dtype, trust_remote_code=False, weights_only=True, **told
     )
+    _check_complete("text_encoder", loading)
+    autoencoder, loading = AutoencoderDC.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **told)
+    _check_complete("vae", loading)
+    return SanaEncoders(tokenizer, text_encoder, autoencoder, max_length, instruction)
+
+
+def _check_complete(part: str, loading: Mapping) -> None:
+    """A weight that its file lacks would be random."""
+    if missing := sorted(loading["missing_keys"]):
+        raise SprintError(f"{len(missing)} weights of {part} are not in its files, such as {missing[0]}")
