@@ -116,9 +116,8 @@ def check_verb(words: list[str]) -> None:
         return
     args = command_line._parse(words)
     if hasattr(args, "overrides"):
-        cached = ["evaluate.prompts=0"] * (words[0] == "cache")  # as the verb has it
         drawn = ["data.kind=prompts"] * getattr(args, "from_prompts", False)
-        check_recipe(args.recipe, [*args.overrides, *drawn, *cached])
+        check_recipe(args.recipe, [*args.overrides, *drawn])
 
 
 def check_recipe(name: str, overrides: list[str]) -> None:
