@@ -154,7 +154,10 @@ def _pictures(folder: Path, result: Result, metric: str, room: int) -> str:
 
 def _unjudged(folder: Path, result: Result) -> str:
     drawn, shown = plain_pictures(folder, result, PAGE_BYTES)
-    text = f"{shown} of {len(drawn_set(result))} prompts; the others are in the folders beside this page."
+    whole = len(drawn_set(result))
+    text = f"All {whole} prompts. Each picture is a link to the whole one."
+    if shown < whole:
+        text = f"{shown} of {whole} prompts; the others are in the folders beside this page."
     return html.section("Pictures", html.paragraph(text), drawn) if shown else ""
 
 
