@@ -32,7 +32,7 @@ class SceneScore:
     def protocol(self) -> dict[str, str]:
         return {
             "pictures": self.prompts.words,
-            "reader": "shapes and colours from pixels, by GenEval's rules",
+            "reader": "shapes and colours from pixels, by GenEval's rules; more objects than the caption names fail",
             "error": BINOMIAL,
         }
 
