@@ -382,6 +382,20 @@ def test_hash_of_a_run_made_before(name, overrides, expected):
     assert recipe_hash(load_recipe(name, overrides)) == expected
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "as_before"),
+    [
+        ("distill.adversarial.norm_groups", "separate", "mixed"),
+        ("distill.adversarial.renoising", "separate", "shared"),
+        ("distill.null_mask", "prompts", "own"),
+    ],
+)
+def test_a_setting_that_came_later_counts_where_it_changes_something(key, value, as_before):
+    plain = recipe_hash(load_recipe("tiny"))
+    assert recipe_hash(load_recipe("tiny", [f"{key}={as_before}"])) == plain
+    assert recipe_hash(load_recipe("tiny", [f"{key}={value}"])) != plain
+
+
 def test_every_number_has_a_range():
     ranged = {key for key, field, _ in each_setting(Recipe()) if takes(field)}
     numbers = {key for key, _, value in each_setting(Recipe()) if type(value) in (int, float)}
