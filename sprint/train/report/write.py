@@ -12,7 +12,7 @@ from sprint.base.environment import environment
 from sprint.base.place import Place
 from sprint.evaluate.choices import FEATURE_CACHE, REAL_FEATURE_CACHE, Options
 from sprint.evaluate.metrics.metric import Choices
-from sprint.evaluate.metrics.registry import FID, PACE, SCENES
+from sprint.evaluate.metrics.registry import DIVERSITY, FID, PACE, SCENES, TEACHER_FID
 from sprint.evaluate.models import EVALUATIONS, OF_A_RUN
 from sprint.evaluate.page import column_title
 from sprint.evaluate.result import Result
@@ -48,7 +48,7 @@ def evaluate_run(folder: Path, command: str) -> Result:
     this process alone. What is there already is not drawn again."""
     out, device = folder / OF_A_RUN, "cuda" if torch.cuda.is_available() else "cpu"
     choices = Choices(out / FEATURE_CACHE, EVALUATIONS / REAL_FEATURE_CACHE, device=device)
-    names = [metric.name for metric in (SCENES, FID, PACE)]
+    names = [metric.name for metric in (SCENES, FID, TEACHER_FID, DIVERSITY, PACE)]
     result = evaluate(Options(str(folder), out, choices, metrics=names, command=command), place=Place())
     assert result  # the only process writes
     return result
