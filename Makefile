@@ -81,6 +81,10 @@ chaos: $(READY) ## kill, damage and starve runs in every way we know; nothing ma
 ablations: $(READY) ## the paper's ablations on the tiny family, beside the paper: hours; ARGS=--quick for a first look
 	$(BIN)/python -m tools.ablations $(ARGS)
 
+.PHONY: spread
+spread: $(READY) ## how far runs of RECIPE lie apart: three seeds and other kernels, most of an hour; resumes
+	$(BIN)/python -m tools.spread $(RECIPE) $(ARGS)
+
 bench-convert: $(READY) ## speed and memory of `sprint convert` against `cp`
 	$(BIN)/python -m tools.bench.convert
 

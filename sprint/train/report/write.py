@@ -23,7 +23,8 @@ from sprint.train.costs import note_cost, read_costs
 from sprint.train.log import METRICS, read_metrics
 from sprint.train.report.curves import training_curves, update_times
 from sprint.train.report.report import Report, write_report
-from sprint.train.report.verdict import distillation_goals, fid, in_reading_order, scene_score
+from sprint.train.report.spread import GENERAL, read_spread, spread_words
+from sprint.train.report.verdict import best_student, distillation_goals, fid, in_reading_order, scene_score
 from sprint.weights.card import Facts, write_card
 
 TITLES = {"adapt": "Stage 1: adapt", "distill": "Stage 2: sCM + LADD", "evaluate": "Evaluation"}
@@ -65,7 +66,14 @@ def model_facts(recipe: Recipe, result: Result | None = None) -> Facts:
             for c in columns
             if c.hash and None not in (scene_score(c), fid(c))
         }
+        facts["spread"] = of_other_runs(recipe, result)
     return facts
+
+
+def of_other_runs(recipe: Recipe, result: Result) -> str:
+    """What another run of the recipe would change of its best column, in words."""
+    best = best_student(result)
+    return spread_words(recipe, best.role, best.steps, read_spread()) if best else GENERAL
 
 
 def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
@@ -89,6 +97,7 @@ def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
         recipe=recipe_text(recipe),
         command=command,
         environment=environment(),
+        spread=of_other_runs(recipe, result) if result else GENERAL,
         notes=list(filter(None, [beside_the_paper(recipe.distill)])),
     )
     return write_report(folder, report)
