@@ -31,6 +31,7 @@ try:
 except ImportError as error:
     raise SprintError("scoring pictures needs scipy: pip install 'sprint-distill[eval]'") from error
 
+RULES = "shapes and colours from pixels, by GenEval's rules; more objects than the caption names fail"
 MIN_AREA = 16  # pixels; a core smaller than this is a speck
 MIN_RADIUS = 5.0  # pixels; an object smaller than this is too small to have a shape
 HALO = 2.5  # pixels from an object's core in which its soft edge lies

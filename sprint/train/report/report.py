@@ -117,7 +117,7 @@ def _key_figures(report: Report) -> str:
 def _evaluated(folder: Path, report: Report, result: Result) -> list[str]:
     """What the evaluation found: pictures, figures, goals, and how they were taken."""
     prompts = max((len(shots) for shots in result.sets.values()), default=0)
-    words = reading(result, f"{report.spread} All on {prompts} held-out prompts.")
+    words = reading(result, f"± is over prompts alone. {report.spread} All on {prompts} held-out prompts.")
     goals = html.checklist([(g.text, g.goal, g.value, g.met) for g in report.goals])
     return [
         *left_out_notes(result),

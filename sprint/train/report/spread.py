@@ -17,7 +17,7 @@ from sprint.recipe.load import recipe_hash
 from sprint.recipe.schema import Recipe
 
 SPREAD_FILE = Path(lab.__file__).parent / "spread.json"
-GENERAL = "± is over prompts alone: another seed or another processor gives another run, and its figures differ too."
+GENERAL = "Another seed or another processor gives another run, and its figures differ too."
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,16 @@ def read_spread(file: Path = SPREAD_FILE) -> Spread | None:
 
 
 def spread_words(recipe: Recipe, role: str, steps: int, spread: Spread | None) -> str:
-    """What another run would change of a column's score and FID, in two sentences; in general where nobody knows."""
+    """What another run would change of a column's score and FID, in a sentence; in general where nobody knows."""
     if spread is None or spread.recipe != family_hash(recipe):
         return GENERAL
     score, fid = (spread.of(role, steps, name) for name in ("scene score", "FID"))
     if score is None or fid is None:
         return GENERAL
+    over_prompts = "" if score.prompts is None else f" (over prompts: ±{score.prompts:.3f})"
     text = (
-        f"± is over prompts alone. Between runs of this recipe, {len(score.seeds)} seeds on our machine, "
-        f"the score at {html.steps(steps)} moved by ±{score.deviation:.3f} and FID by ±{fid.deviation:.2g}"
+        f"Between runs of this recipe, {len(score.seeds)} seeds on our machine, the score at {html.steps(steps)} moved "
+        f"by ±{score.deviation:.3f}{over_prompts} and FID by ±{fid.deviation:.2g}"
     )
     if score.shift is not None and fid.shift is not None:
         text += f"; the kernels of a smaller processor moved them by {score.shift:+.3f} and {fid.shift:+.2g}"
