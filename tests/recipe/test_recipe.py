@@ -307,6 +307,8 @@ def test_relations_between_keys(small):
             ["distill.consistency.normalise_tangent=false", "distill.consistency.tangent_normalisation=1"],
             "distill.consistency.normalise_tangent is false",
         ),
+        (["distill.adversarial={weight: 0, renoising: separate}"], "distill.adversarial.weight is 0"),
+        (["distill.consistency.weight=0", "distill.null_mask=prompts"], "distill.consistency.weight is 0"),
         (["shard_teacher=true"], "engine = single has nobody to share with"),
     ],
 )

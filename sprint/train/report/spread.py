@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from sprint import lab
-from sprint.base.errors import SprintError
+from sprint.base.door import read_as
 from sprint.pages import html
 from sprint.recipe.load import recipe_hash
 from sprint.recipe.schema import Recipe
@@ -77,13 +77,7 @@ def family_hash(recipe: Recipe) -> str:
 
 def read_spread(file: Path = SPREAD_FILE) -> Spread | None:
     """None where nobody has measured it. Raises SprintError for a file that is damaged."""
-    if not file.is_file():
-        return None
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        return Spread(**data | {"figures": [Runs(**runs) for runs in data["figures"]]})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SprintError(f"{file}: damaged ({error}); install the package again") from error
+    return read_as(Spread, file) if file.is_file() else None
 
 
 def spread_words(recipe: Recipe, role: str, steps: int, spread: Spread | None) -> str:

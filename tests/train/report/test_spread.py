@@ -52,7 +52,7 @@ def test_the_file_goes_round_and_a_damaged_one_is_refused(tmp_path):
     assert read_spread(file) == spread()
     for text in ("", "[]", "{}", '{"figures": [{}]}'):
         file.write_text(text)
-        with pytest.raises(SprintError, match=r"spread\.json: damaged"):
+        with pytest.raises(SprintError, match=r"spread\.json"):
             read_spread(file)
 
 
