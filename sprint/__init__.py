@@ -43,7 +43,7 @@ class Converted(NamedTuple):
 def load(model: str | Path, device: str | None = None, dtype: Literal["fp32", "bf16"] = "fp32") -> Generator:
     """A student or a teacher, ready to draw.  -> call it with prompts, get PIL pictures
 
-    model    a student's or teacher's folder, a hub id, or "tiny", the built-in teacher
+    model    a student's, teacher's or run's folder, a hub id, or "tiny", the built-in teacher
     device   "cpu", "cuda", …; by default CUDA's where there is one
     dtype    of the weights
 
@@ -103,6 +103,7 @@ def convert(
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     time_scale: Literal["sparse", "dense"] | None = None,
     cross_attention_heads: int | None = None,
+    sample_size: int | None = None,
 ) -> Converted:
     """A teacher's weights in another layout, proved bit for bit, as `sprint convert` does.
 
@@ -114,6 +115,7 @@ def convert(
     dtype       round the weights to this; by default they stay as they are
     time_scale  what the teacher embeds, where its files do not tell: "sparse" is 1000·t, "dense" t itself
     cross_attention_heads  where neither config nor width tells
+    sample_size  latent cells a side, where nothing tells whether it is a teacher for 512 px, 1K, 2K or 4K
 
     Raises SprintError for bad input, a failed certificate or a full disk; then nothing is left behind.
 
@@ -135,6 +137,7 @@ def convert(
         dtype=dtype,
         time_scale=scale,
         cross_attention_heads=cross_attention_heads,
+        sample_size=sample_size,
     )
     del facts["size"]  # words for the command line
     return Converted(Path(facts.pop("out")), facts)

@@ -47,6 +47,9 @@ def add_evaluate(verbs) -> None:
     verb.add_argument(
         "model", help="a student, teacher or run folder, a hub id, or 'tiny', the built-in teacher"
     )
+    verb.add_argument(
+        "--family", help="folder or hub id of text encoder and autoencoder, where the model has none"
+    )
     verb.add_argument("--teacher", help="another model, for a column of 20 steps (a run brings its own)")
     verb.add_argument("--metrics", help=f"some of {','.join(METRICS)} (default: those that fit the model)")
     verb.add_argument(
@@ -115,6 +118,7 @@ def evaluate(args: argparse.Namespace) -> None:
         out=out,
         choices=choices,
         teacher=args.teacher,
+        family=args.family,
         metrics=metrics,
         steps=steps,
         prompts=args.prompts,

@@ -24,7 +24,12 @@ seed is 000000-2.png. A picture depends on its prompt and its own seed only.
 
 def add_sample(verbs) -> None:
     verb = add_verb(verbs, "sample", "draw pictures with a student or a teacher", SAMPLE)
-    verb.add_argument("model", help="a student or teacher folder, a hub id, or 'tiny', the built-in teacher")
+    verb.add_argument(
+        "model", help="a student, teacher or run folder, a hub id, or 'tiny', the built-in teacher"
+    )
+    verb.add_argument(
+        "--family", help="folder or hub id of text encoder and autoencoder, where the model has none"
+    )
     verb.add_argument("--prompt", action="append", required=True, help="may be given several times")
     verb.add_argument("--steps", type=int, help="1 to 4 for students (default 2), 20 for teachers")
     verb.add_argument("--times", help="TrigFlow times from at most 1.5708 to 0, such as 1.5708,1.3,0")
@@ -57,7 +62,7 @@ def sample(args: argparse.Namespace) -> None:
     from sprint.pages.png import write_png
     from sprint.sample.load import load_generator
 
-    generator = load_generator(args.model, device, DTYPES[args.dtype])
+    generator = load_generator(args.model, device, DTYPES[args.dtype], args.family)
     if args.compile:
         generator.compile()
     steps = args.steps

@@ -18,8 +18,9 @@ from sprint.recipe.rules import out_of_range
 from sprint.recipe.schema import Evaluate
 from sprint.recipe.text import NOT_A_VALUE, look_over
 from sprint.weights.checkpoint import understand
+from sprint.weights.folder import student_of
 from sprint.weights.load import understand_teacher
-from sprint.weights.settings import STUDENT_STEPS, read_settings
+from sprint.weights.settings import STUDENT_STEPS, settings_of
 
 STUDENT, TEACHER = "student", "teacher"  # roles, and folders of a run
 UNDISTILLED = "undistilled"  # role of a run's teacher that is asked for one step, as its student is
@@ -35,6 +36,7 @@ class Model:
     size     pixels a side where its sprint.json tells
     spared   which of `steps` show what a student is spared: their role is `UNDISTILLED`
     paper    the size of Sana-Sprint that it has, as `published` takes it; None for others
+    family   where its text encoder and autoencoder are, if not with it
     called   tells it from another one of the same role; empty where there is none
     """
 
@@ -45,6 +47,7 @@ class Model:
     paper: str | None = None
     called: str = ""
     spared: int | None = None
+    family: str | None = None
 
     def role_at(self, steps: int) -> str:
         return UNDISTILLED if steps == self.spared else self.role
@@ -61,12 +64,17 @@ def is_run(model: str) -> bool:
 
 
 def find_models(
-    model: str, teacher: str | None = None, steps: Sequence[int] = (), own: Evaluate | None = None
+    model: str,
+    teacher: str | None = None,
+    steps: Sequence[int] = (),
+    own: Evaluate | None = None,
+    family: str | None = None,
 ) -> list[Model]:
     """The model, or a run's student and teacher, and the teacher to compare with.
 
     steps   of the model; each role has its own where there are none
     own     what a run's recipe says of its evaluation
+    family  where the model's text encoder and autoencoder are, if not with it
 
     Raises SprintError for what cannot be drawn with, and for the same model at the same steps twice.
     """
@@ -75,10 +83,8 @@ def find_models(
         first = _model(str(folder / STUDENT), steps or (own.steps if own else ()))
         if not teacher:
             return [first, _own_teacher(str(folder / TEACHER), own)]
-    elif (folder / "recipe.yaml").is_file():
-        raise SprintError(f"{folder}: a run that has no student yet; `sprint distill` it to the end")
     else:
-        first = _model(model, steps)
+        first = _model(student_of(model), steps, family)
     return _beside(first, teacher) if teacher else [first]
 
 
@@ -102,7 +108,7 @@ def _beside(first: Model, teacher: str) -> list[Model]:
     return [first, second]
 
 
-def _model(path: str, steps: Sequence[int]) -> Model:
+def _model(path: str, steps: Sequence[int], family: str | None = None) -> Model:
     checkpoint = understand(resolve(path))
     student = checkpoint.is_student
     steps = tuple(dict.fromkeys(steps)) or (STUDENT_DEFAULT if student else TEACHER_DEFAULT)
@@ -112,13 +118,14 @@ def _model(path: str, steps: Sequence[int]) -> Model:
             raise SprintError(
                 f"--steps {count}: {path} is a {'student' if student else 'teacher'} and takes {most}"
             )
-    role, size = STUDENT if student else TEACHER, read_settings(resolve(path)).size
+    role, size = STUDENT if student else TEACHER, settings_of(resolve(path), family and resolve(family)).size
     return Model(
         path,
         role,
         steps,
         size,
         published_size(checkpoint.family.size_of(checkpoint.config)) if student else None,
+        family=family,
     )
 
 

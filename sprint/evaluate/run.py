@@ -63,7 +63,7 @@ def _prepare(options: Options, place: Place) -> Evaluation:
     """Look for everything that is needed, and load what judges."""
     check_paths(options.choices)
     own = own_evaluation(options.model)
-    models = find_models(options.model, options.teacher, options.steps, own)
+    models = find_models(options.model, options.teacher, options.steps, own, options.family)
     options = completed(options, models, own)
     metrics = chosen_metrics(options.metrics, models)
     prompts = main_prompts(options, models)
@@ -113,8 +113,8 @@ def _broadcast(left_out: dict[str, str], place: Place) -> dict[str, str]:
 def _draw(model: Model, evaluation: Evaluation, place: Place) -> list[DrawnColumn]:
     """This process's share of every set, at every number of steps."""
     options, sets = evaluation.options, evaluation.sets
-    generator = load_generator(model.path, options.choices.device, DTYPES[options.dtype])
-    digest = model_hash(model.path)
+    generator = load_generator(model.path, options.choices.device, DTYPES[options.dtype], model.family)
+    digest = model_hash(model.path, model.family)
     drawn = []
     for steps in model.steps:
         times = tuple(generator.times(steps))

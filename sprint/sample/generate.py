@@ -13,7 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from sprint.base.cpu import use_onednn
+from sprint.base.door import shown
 from sprint.base.errors import SprintError
+from sprint.base.finite import is_finite
 from sprint.maths.samplers import Noise, sample_consistency, sample_ode
 from sprint.maths.schedule import check_times, student_times, teacher_times
 from sprint.models.encoders import TEXT_UNIT, Family, encode_null
@@ -133,7 +135,10 @@ class Generator:
         size: int | None = None,
         times: list[float] | None = None,
     ) -> Tensor:
-        """As `pictures`, before the autoencoder.  -> unit-scale latents [B, C, h, w], float32"""
+        """As `pictures`, before the autoencoder.  -> unit-scale latents [B, C, h, w], float32
+
+        Raises SprintError also where text encoder or network gives values that are not finite.
+        """
         _check_prompts(prompts, seeds)
         if not GUIDANCE.holds(guidance_scale):
             raise SprintError(f"guidance {guidance_scale}: give a number {GUIDANCE.words}")
@@ -142,8 +147,11 @@ class Generator:
         noise = Noise(seeds, (self.view.sizes.channels, cells, cells), self.family.device)
         with self.part("text"):
             text, mask = self.family.encode_trimmed(prompts, self.text_unit)
+        _check_values("text encoder", text, prompts)
         scales = torch.full((len(prompts),), float(guidance_scale), device=self.family.device)
-        return self.denoise(text.to(self.view.network.dtype), mask, scales, noise, times)
+        latents = self.denoise(text.to(self.view.network.dtype), mask, scales, noise, times)
+        _check_values("network", latents, prompts)
+        return latents
 
     def one_text(self, text: Tensor) -> AbstractContextManager:
         """Inside, the network reads `text` once for all steps, unless it is compiled."""
@@ -214,6 +222,18 @@ class TeacherGenerator(Generator):
         F = partial(guided_velocity, self.view, guided=guided, guidance_scale=scales)
         with self.part("network"), self.one_text(guided.text):
             return sample_ode(F, noise, times)
+
+
+def _check_values(part: str, values: Tensor, prompts: list[str]) -> None:
+    """values [B, ...] of a part of the model, one for each prompt"""
+    if is_finite(values):
+        return
+    wrong = (~values.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+    dtype = str(values.dtype).removeprefix("torch.")
+    raise SprintError(
+        f"the {part} gives values that are not finite ({dtype}) for {len(wrong)} of {len(prompts)} prompts, "
+        f"the first {shown(prompts[wrong[0]])!r}; no picture can be made of them"
+    )
 
 
 def _check_prompts(prompts: list[str], seeds: list[int]) -> None:

@@ -21,7 +21,7 @@ from diffusers import ModelMixin
 from sprint.base.cpu import keep_freed_memory
 from sprint.base.door import read_text
 from sprint.base.errors import SprintError
-from sprint.base.files import write_whole
+from sprint.base.files import sweep, write_whole
 from sprint.base.names import resolve
 from sprint.engine.engine import Engine
 from sprint.recipe.load import recipe_hash, recipe_text
@@ -39,6 +39,7 @@ from sprint.train.stage import Stage
 from sprint.train.start import start_of_adaptation, with_ones
 from sprint.train.track import check_tracking
 from sprint.weights.export import export_student, export_teacher
+from sprint.weights.folder import is_export
 from sprint.weights.load import load_teacher
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Run:
 
     def _claim(self) -> None:
         claim(self.folder, recipe_hash(self.recipe))
+        sweep(self.folder)
         write_whole(self.folder / "recipe.yaml", recipe_text(self.recipe))
         note, is_now = self.folder / "data.fingerprint", self.inputs.source.fingerprint or ""
         if note.exists() and _noted(note) != is_now:
@@ -85,7 +87,8 @@ class Run:
             self.distill(log)
 
     def _exists(self, part: str) -> bool:
-        return bool(self.engine.broadcast_from_main(lambda: "yes" if (self.folder / part).exists() else None))
+        """Whether it is finished. Raises SprintError now, and not after training, where something else is there."""
+        return bool(self.engine.broadcast_from_main(lambda: "yes" if is_export(self.folder / part) else None))
 
     def adapt(self, log: RunLog) -> None:
         checkpoints = self.checkpoints(AdaptStage.name)

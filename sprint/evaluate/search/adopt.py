@@ -12,7 +12,7 @@ from sprint.base.files import write_whole
 from sprint.evaluate.search.lists import Found
 from sprint.models.families import family_of_pipeline
 from sprint.weights.card import CARD_FILE, STEP_LISTS, step_lists
-from sprint.weights.folder import INDEX_FILE, complete_or_absent, read_json
+from sprint.weights.folder import INDEX_FILE, complete_or_absent, pipeline_class
 from sprint.weights.settings import SETTINGS_FILE, read_settings
 
 
@@ -40,7 +40,7 @@ def adopt(student: str | Path, found: Mapping[int, Found]) -> Path:
     if own:
         settings["times"] = [[round(t, 6) for t in own[steps]] for steps in sorted(own)]
     card = folder / CARD_FILE
-    family = family_of_pipeline(read_json(folder / INDEX_FILE)["_class_name"])
+    family = family_of_pipeline(pipeline_class(folder))
     text = read_text(card) if card.is_file() else ""
     with complete_or_absent(folder) as place:
         shutil.copytree(folder, place, copy_function=_link, dirs_exist_ok=True)
