@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from sprint.base.door import read_text
+from sprint.base.door import read_json, read_text
 from sprint.base.errors import SprintError
 from sprint.base.files import write_whole
 from sprint.evaluate.search.lists import Found
