@@ -123,7 +123,7 @@ def test_a_broken_recipe_is_told_before_anything_is_drawn(run_folder, tmp_path, 
     folder = shutil.copytree(run_folder, tmp_path / "broken")
     (folder / "recipe.yaml").write_bytes(b"\xff")
     fakes(Fake("clip"))
-    with pytest.raises(SprintError, match="cannot be read as UTF-8"):
+    with pytest.raises(SprintError, match="is not UTF-8 text"):
         run.evaluate(options(folder, tmp_path, metrics=["clip"], steps=[1]))
     assert not (tmp_path / "out").exists()
 
