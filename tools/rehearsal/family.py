@@ -18,7 +18,9 @@ import torch
 from diffusers import AutoencoderDC
 from transformers import Gemma2Config, Gemma2Model
 
+from sprint.base.door import read_json
 from sprint.base.files import write_whole
+from sprint.base.names import resolve
 from sprint.cli.shared import quiet_libraries
 from sprint.lab.scenes import SIZE, Thing, render, scene
 from sprint.models.sana.encoders import downscale
@@ -46,11 +48,11 @@ def make(recipe: Recipe, folder: Path) -> None:
         for part in ("tokenizer", "scheduler"):
             shutil.copytree(tiny / part, teacher / part)
         shutil.copyfile(tiny / "model_index.json", teacher / "model_index.json")
-        text = json.loads((tiny / "text_encoder" / "config.json").read_text(encoding="utf-8"))
+        text = read_json(tiny / "text_encoder" / "config.json")
     write_network(config, teacher / "transformer")
     torch.manual_seed(0)
     text_encoder(text["vocab_size"], sizes(config).text_width).save_pretrained(teacher / "text_encoder")
-    autoencoder(sizes(config).channels, pixels_per_cell(recipe, config)).save_pretrained(teacher / "vae")
+    autoencoder(sizes(config).channels, pixels_per_cell(recipe)).save_pretrained(teacher / "vae")
     draw_pictures(folder / PICTURES, recipe.data.size)
 
 
@@ -66,14 +68,14 @@ def write_network(config: dict, folder: Path) -> None:
 
 
 def text_encoder(vocabulary: int, width: int) -> Gemma2Model:
-    """One thin layer, whose states are `width` wide."""
+    """One thin layer of one head, whose states are `width` wide."""
     config = Gemma2Config(
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=256,
         num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=1,
+        num_key_value_heads=1,
         head_dim=32,
         query_pre_attn_scalar=32,
         max_position_embeddings=8192,
@@ -81,10 +83,10 @@ def text_encoder(vocabulary: int, width: int) -> Gemma2Model:
     return Gemma2Model(config).to(torch.bfloat16)
 
 
-def pixels_per_cell(recipe: Recipe, config: dict) -> int:
-    """A power of two: the picture of the recipe over the latent that the teacher was made for; else the usual."""
-    factor, rest = divmod(recipe.data.size, sizes(config).side)
-    return downscale(None) if rest or factor & (factor - 1) else factor
+def pixels_per_cell(recipe: Recipe) -> int:
+    """Of the real teacher's autoencoder, where it is on disk; else of the public one."""
+    config = Path(resolve(recipe.teacher_family or recipe.teacher)).expanduser() / "vae" / "config.json"
+    return downscale(read_json(config) if config.is_file() else None)
 
 
 def autoencoder(channels: int, factor: int) -> AutoencoderDC:

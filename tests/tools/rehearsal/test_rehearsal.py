@@ -57,8 +57,8 @@ def test_what_a_rehearsal_sets_itself_is_not_to_be_given(own, capsys):
 
 def test_encoders_have_the_widths_of_the_real_ones():
     recipe, config = Rehearsal.of("0.6b").real, transformer_config("0.6b")
-    factor = family.pixels_per_cell(recipe, config)
-    assert factor == 32
+    factor = family.pixels_per_cell(recipe)
+    assert (factor, family.pixels_per_cell(Rehearsal.of("tiny").real)) == (32, 8)
     autoencoder = family.autoencoder(config["in_channels"], factor).float()
     latent = autoencoder.encode(torch.rand(1, 3, 64, 96)).latent
     assert latent.shape == (1, 32, 2, 3) and latent.std() > 0
