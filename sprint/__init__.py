@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sprint.base.errors import SprintError
+from sprint.base.system import check_system
 
 if TYPE_CHECKING:
     from sprint.sample.generate import Generator
@@ -52,6 +53,7 @@ def load(model: str | Path, device: str | None = None, dtype: Literal["fp32", "b
         circle, square = draw(["a red circle", "a blue square"], steps=2, seeds=7)
         draw("a red circle", steps=1, guidance=5.0)[0].save("circle.png")
     """
+    check_system()
     from sprint.base.dtypes import DTYPES
     from sprint.base.place import usable_device
     from sprint.sample.load import load_generator
@@ -73,6 +75,7 @@ def distill(recipe: str | Path, *overrides: str, runs: str | Path = "runs") -> D
         run = sprint.distill("tiny", "distill.steps=400", "name=short")
         sprint.load(run.student)(["a red circle"], steps=1)
     """
+    check_system()
     from sprint.recipe.load import load_recipe
     from sprint.train.loop import Interrupted
     from sprint.train.run import distill as run
@@ -117,6 +120,7 @@ def convert(
         teacher = sprint.convert("teacher.safetensors", "teacher", verify="full")
         teacher.facts["certificate"]["velocity"]["fp64_error"]
     """
+    check_system()
     from sprint.base.names import resolve
     from sprint.weights.checkpoint import TIMES
     from sprint.weights.convert import convert as run

@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sprint.base.errors import SprintError
-from sprint.cli.shared import add_verb, numbers, quiet_libraries
+from sprint.cli.shared import add_verb, check_guidance, check_out, numbers, quiet_libraries
 
 SEARCH_STEPS = """\
 Search the times at which a student takes its 2, 3 or 4 steps, one after the other, on held-out scenes that
@@ -49,6 +48,7 @@ def add_search_steps(verbs: argparse._SubParsersAction) -> None:
 
 
 def search_steps(args: argparse.Namespace) -> None:
+    check_guidance(args.guidance)
     quiet_libraries()
     from sprint.base.place import usable_device
     from sprint.evaluate.search.adopt import adopt, check_adoptable
@@ -69,8 +69,7 @@ def search_steps(args: argparse.Namespace) -> None:
         check_adoptable(args.student)
     beside = Path(args.student).parent if Path(args.student).is_dir() else Path()
     out = args.out or beside / "search-steps"
-    if out.exists() and not out.is_dir():
-        raise SprintError(f"--out {out} is not a folder; give another one")
+    check_out("--out", out)
     print(f"at most {search.calls} network calls, each of up to {BATCH} pictures")
     found = run(search, out, usable_device(args.device))
     print(table(found))

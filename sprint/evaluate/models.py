@@ -8,11 +8,15 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sprint.base.door import read_text
 from sprint.base.errors import SprintError
 from sprint.base.names import BUILT_IN, resolve
 from sprint.evaluate.published import published_size
 from sprint.lab.scenes import SIZE as SCENE_SIZE
+from sprint.recipe.find import RECIPE_BYTES
+from sprint.recipe.rules import out_of_range
 from sprint.recipe.schema import Evaluate
+from sprint.recipe.text import NOT_A_VALUE, look_over
 from sprint.weights.checkpoint import understand
 from sprint.weights.load import understand_teacher
 from sprint.weights.settings import STUDENT_STEPS, read_settings
@@ -149,11 +153,16 @@ def own_evaluation(model: str) -> Evaluate | None:
     if not is_run(model):
         return None
     try:
-        given = yaml.safe_load(recipe_of(model))["evaluate"]
+        text = recipe_of(model)
+        look_over(text, f"{model}/recipe.yaml")
+        given = yaml.safe_load(text)["evaluate"]
         own = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Evaluate), given))
-        return own if own.prompts else None
-    except (yaml.YAMLError, OmegaConfBaseException, KeyError, TypeError, ValueError):
+        problem = next(out_of_range(own, "evaluate."), "")
+    except (yaml.YAMLError, OmegaConfBaseException, KeyError, *NOT_A_VALUE):
         return None
+    if problem:
+        raise SprintError(f"{model}/recipe.yaml: {problem}")
+    return own if own.prompts else None
 
 
 def recipe_of(model: str) -> str:
@@ -162,7 +171,7 @@ def recipe_of(model: str) -> str:
     for file in (folder / "recipe.yaml", folder.parent / "recipe.yaml"):
         if folder.is_dir() and file.is_file():
             try:
-                return file.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise SprintError(f"{file}: cannot be read as UTF-8 text; mend it or move it away") from error
+                return read_text(file, RECIPE_BYTES)
+            except SprintError as error:
+                raise SprintError(f"{error}; mend it or move it away") from error
     return ""

@@ -99,9 +99,14 @@ def _broadcast(left_out: dict[str, str], place: Place) -> dict[str, str]:
     if place.processes == 1:
         return left_out
     shared = [left_out]
-    torch.distributed.init_process_group("gloo")
-    torch.distributed.broadcast_object_list(shared)
-    torch.distributed.destroy_process_group()
+    try:
+        torch.distributed.init_process_group("gloo")
+        torch.distributed.broadcast_object_list(shared)
+        torch.distributed.destroy_process_group()
+    except torch.distributed.DistError as error:
+        raise SprintError(
+            f"rank {place.rank}: not all {place.processes} processes met; look whether each was started"
+        ) from error
     return shared[0]
 
 

@@ -3,7 +3,6 @@
 A picture depends on its prompt and its seed, not on the batch it is drawn in.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -21,8 +20,10 @@ from sprint.models.encoders import TEXT_UNIT, Family, encode_null
 from sprint.models.guidance import guided_velocity, with_null
 from sprint.models.teacher import TextMemory
 from sprint.models.view import TrigFlowView
+from sprint.recipe.settings import GUIDANCE, SEEDS
 from sprint.weights.settings import STUDENT_STEPS
 
+LARGEST = 16_384  # pixels a side: four times what any public network was trained for
 # graphs of one network, at most: one for each size, number of pictures and length of text
 COMPILED_KINDS = 256
 # tokens: texts are padded to multiples of it, since each length is compiled anew
@@ -134,8 +135,8 @@ class Generator:
     ) -> Tensor:
         """As `pictures`, before the autoencoder.  -> unit-scale latents [B, C, h, w], float32"""
         _check_prompts(prompts, seeds)
-        if not 0 <= guidance_scale < math.inf:
-            raise SprintError(f"guidance {guidance_scale}: give a number of at least 0")
+        if not GUIDANCE.holds(guidance_scale):
+            raise SprintError(f"guidance {guidance_scale}: give a number {GUIDANCE.words}")
         times = self.times(num_inference_steps, times)
         cells = self._cells(self.size if size is None else size)
         noise = Noise(seeds, (self.view.sizes.channels, cells, cells), self.family.device)
@@ -156,12 +157,16 @@ class Generator:
             return self._default_times(num_inference_steps)
         steps = len(check_times(times)) - 1
         if num_inference_steps not in (None, steps):
-            raise SprintError(f"steps {num_inference_steps}, but --times makes {steps}; leave one out")
+            raise SprintError(
+                f"steps {num_inference_steps}, but the list of times makes {steps}; leave one out"
+            )
         return times
 
     def _cells(self, size: int) -> int:
         """Latent cells a side of a picture of `size` pixels."""
         unit = self.family.downscale * self.view.sizes.patch
+        if size > LARGEST:
+            raise SprintError(f"size {size}: pictures of at most {LARGEST:,} pixels a side are drawn")
         if size < unit or size % unit:
             below = max(size // unit, 1) * unit
             nearest = f"{below} or {below + unit}" if size > unit else f"{unit}"
@@ -185,7 +190,7 @@ class StudentGenerator(Generator):
         if num_inference_steps not in range(1, STUDENT_STEPS + 1):
             raise SprintError(
                 f"steps {num_inference_steps}: a student takes 1 to {STUDENT_STEPS}; "
-                "for any other number give --times, a list in radians from 1.5708 to 0"
+                "for any other number give a list of times, in radians from 1.5708 to 0"
             )
         return self.own_times.get(num_inference_steps) or student_times(num_inference_steps)
 
@@ -222,5 +227,5 @@ def _check_prompts(prompts: list[str], seeds: list[int]) -> None:
     if len(seeds) != len(prompts):
         raise SprintError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed for each")
     for seed in seeds:
-        if not 0 <= seed < 2**63:
+        if not 0 <= seed < SEEDS:
             raise SprintError(f"seed {seed} is not a whole number from 0 to 2**63 - 1")

@@ -85,7 +85,7 @@ def train(
             means = stage.update(step, batch)
             phase, last = stage.phase(step), step + 1 == stage.steps
             log.advance(phase, stage.batch_size)
-            if due(step, rhythm.log_every) or last:
+            if due(step, rhythm.log_every, stage.kinds) or last:
                 milliseconds = stage.clock.read()
                 log.write(step + 1, phase, _read(means, engine, saver), milliseconds)
             word = engine.max_over_ranks(TROUBLE if saver.troubled else STOP if stop else GO_ON)
@@ -112,9 +112,9 @@ def _read(means: Means, engine: Engine, saver: checkpoint.Saver) -> dict[str, fl
         raise SprintError(f"{error}; the last good checkpoint: {newest}") from error
 
 
-def due(step: int, log_every: int) -> bool:
-    """True for two neighbouring steps in every 2 · log_every, so that both phases are seen."""
-    return step % (2 * log_every) < 2
+def due(step: int, log_every: int, kinds: int) -> bool:
+    """True for the first, and every `log_every`-th one after it, of each of `kinds` of updates that take turns."""
+    return step // kinds % log_every == 0
 
 
 def resume(stage: Stage, newest: Path | None, engine: Engine) -> tuple[int, float]:

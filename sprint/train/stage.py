@@ -47,6 +47,11 @@ class Stage:
         """Over all processes."""
         return self.settings.batch_size
 
+    @property
+    def kinds(self) -> int:
+        """Of updates that take turns, step by step."""
+        return 1
+
     def phase(self, step: int) -> str:
         """What the log calls this step."""
         raise NotImplementedError
