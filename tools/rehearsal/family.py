@@ -28,7 +28,7 @@ from sprint.models.sana.presets import network_shapes, sizes
 from sprint.pages.png import write_png
 from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import Recipe
-from sprint.train.plan.plan import teacher_config
+from sprint.train.plan.networks import teacher_config
 from sprint.weights.writer import write_safetensors
 from tools.bench.random_checkpoint import random_tensors
 
