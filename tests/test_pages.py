@@ -29,7 +29,7 @@ from tests.sample.test_generate import mini_family, mini_student
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
-    *sorted(page for top in ("recipes", "sprint", "tools") for page in (ROOT / top).rglob("README.md")),
+    *sorted(page for top in ("recipes", "sprint", "tools") for page in (ROOT / top).rglob("*.md")),
 ]
 SECOND_SCREEN = "## I want to …"
 ENTRIES = ("recipes", "sprint", "tests", "tools")  # of the repository, which a path may begin with
