@@ -63,12 +63,18 @@ def read_text(path: str | Path, most: int = TEXT_BYTES) -> str:
     return decode(read_bytes(path, most), path)
 
 
-def decode(content: bytes, where: object) -> str:
-    """UTF-8 as text. Raises SprintError that names what else it looks like."""
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:4096]:
-        kind = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") or content[1:2] == b"\0" else "no text"
+def check_text(start: bytes, where: object) -> None:
+    """Raise SprintError that says what a file is whose first bytes are no text in UTF-8's manner."""
+    marked = start[:2] in (b"\xff\xfe", b"\xfe\xff")
+    if marked or b"\0" in start[:4096]:
+        kind = "UTF-16" if marked or b"\0" in start[:2] else "no text"
         hint = "; save it as UTF-8 (iconv -f UTF-16 -t UTF-8 OLD > NEW)" if kind == "UTF-16" else ""
         raise SprintError(f"{shown(where)} is {kind}{hint}")
+
+
+def decode(content: bytes, where: object) -> str:
+    """UTF-8 as text. Raises SprintError that names what else it looks like."""
+    check_text(content, where)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from sprint.base.door import shown
 from sprint.base.errors import SprintError
 from sprint.data.batch import Item
 
@@ -23,6 +24,7 @@ Reason = Literal[
     "NaN text",
     "wrong size",
     "hostile entry",
+    "repeated entry",
     "damaged shard",
 ]
 
@@ -36,7 +38,7 @@ class BadSample(Exception):
     """
 
     def __init__(self, reason: Reason, where: str, detail: str = ""):
-        super().__init__(f"{where}: {reason}" + (f": {detail}" if detail else ""))
+        super().__init__(f"{shown(where, 1000)}: {reason}" + (f": {shown(detail, 1000)}" if detail else ""))
         self.reason, self.where, self.detail = reason, where, detail
 
 

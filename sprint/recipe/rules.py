@@ -1,15 +1,18 @@
 """What a recipe's values must be: each in the range that its field names, then what must hold between them."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
 
+from sprint.base.door import shown
 from sprint.base.errors import SprintError
 from sprint.lab.scenes import SIZE
 from sprint.maths.schedule import check_times
+from sprint.recipe.kinds import kind_of
 from sprint.recipe.schema import Data, DataKind, Distill, EngineKind, Optimizer, OptimizerKind, Recipe
-from sprint.recipe.settings import each_setting, takes
+from sprint.recipe.settings import each_setting, kinds, takes
 from sprint.recipe.shares import misfits
 
 _OPTIMIZERS = ("adapt.optimizer", "distill.optimizer", "distill.adversarial.optimizer")
@@ -72,6 +75,28 @@ def _of_data(data: Data) -> Iterator[str]:
         yield f"data.size = {data.size}, but scenes are drawn at {SIZE} pixels"
     if data.kind is not DataKind.scenes and not data.path:
         yield f"data.kind = {data.kind.value} needs data.path"
+    if data.kind is DataKind.scenes and data.path:
+        yield f"data.path = {shown(data.path)}, but scenes are drawn and read no path; {_what_it_looks_like(data.path)}"
+    for key, field, value in each_setting(data, "data."):
+        if kinds(field) and data.kind.value not in kinds(field) and value != field.default:
+            yield (
+                f"{key} = {shown(value)}, but data.kind = {data.kind.value} does not read it "
+                f"(only {', '.join(kinds(field))}); set data.kind, or leave it at {field.default}"
+            )
+
+
+def _what_it_looks_like(path: str) -> str:
+    kind = kind_of(path)
+    if kind is None:
+        others = ", ".join(kind.value for kind in DataKind if kind is not DataKind.scenes)
+        there = "" if os.path.lexists(path) else "nothing is there, and "
+        return f"{there}data.kind must say what it holds: {others}"
+    there = (
+        "a dataset's name on the hub"
+        if kind is DataKind.huggingface and not os.path.exists(path)
+        else kind.value
+    )
+    return f"it looks like {there}: set data.kind={kind.value}"
 
 
 def _of_distill(distill: Distill) -> Iterator[str]:

@@ -4,6 +4,7 @@ Every field is explained on the line above it. `recipes/*.yaml` hold only what d
 Steps are counted per stage; in stage 2 a step is one update, of the generator or of the discriminator.
 """
 
+import os
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -84,7 +85,7 @@ class Optimizer:
 @dataclass
 class Data:
     kind: DataKind = DataKind.scenes
-    # folder of pictures or shards, dataset name, or file of prompts; scenes need none
+    # folder of pictures or shards, dataset name, or file of prompts; scenes take none
     path: str = ""
     # pixels, height and width after resize and centre crop
     size: int = setting(1024, at_least(1))
@@ -92,20 +93,23 @@ class Data:
     aspect_buckets: bool = False
     # of the scenes, of the order of samples and of the choice between captions
     seed: int = setting(0, SEED)
-    # for kind=huggingface
-    image_column: str = "image"
-    # for kind=huggingface
-    caption_column: str = "text"
+    # for kind=huggingface; where neither stands here and there is none of that name: image_path, file, …
+    image_column: str = setting("image", kinds=("huggingface",))
+    # for kind=huggingface; likewise: prompt, caption, …
+    caption_column: str = setting("text", kinds=("huggingface",))
     # of several captions one is drawn with weight exp(score / this); scores are near 30
-    caption_temperature: float = setting(1.0, ABOVE_0)
+    caption_temperature: float = setting(1.0, ABOVE_0, kinds=("folder", "webdataset", "huggingface"))
     # of samples tried, how many may be unreadable before the run stops
     bad_share: float = setting(0.01, SHARE, decides=False)
     # threads that read and decode ahead, in every process
     workers: int = setting(1, at_least(1), decides=False)
     # for kind=prompts: how the teacher draws
-    teacher_steps: int = setting(20, at_least(1))
+    teacher_steps: int = setting(20, at_least(1), kinds=("prompts",))
     # for kind=prompts
-    guidance_scale: float = setting(4.5, at_least(0))
+    guidance_scale: float = setting(4.5, at_least(0), kinds=("prompts",))
+
+    def __post_init__(self):
+        self.path = os.path.expanduser(self.path)
 
 
 @dataclass

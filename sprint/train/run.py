@@ -19,7 +19,7 @@ import torch
 from diffusers import ModelMixin
 
 from sprint.base.cpu import keep_freed_memory
-from sprint.base.files import write_whole
+from sprint.base.files import sweep, write_whole
 from sprint.base.names import resolve
 from sprint.engine.engine import Engine
 from sprint.recipe.load import recipe_hash, recipe_text
@@ -58,6 +58,7 @@ class Run:
 
     def _claim(self) -> None:
         claim(self.folder, recipe_hash(self.recipe))
+        sweep(self.folder)
         write_whole(self.folder / "recipe.yaml", recipe_text(self.recipe))
         note, is_now = self.folder / "data.fingerprint", self.inputs.source.fingerprint or ""
         if note.exists() and note.read_text() != is_now:

@@ -139,12 +139,12 @@ def test_the_nearest_shape_is_the_one_of_nearest_height_over_width():
 @pytest.mark.parametrize(
     ("content", "reason", "detail"),
     [
-        (b"", "unreadable picture", "not a JPEG, PNG or WebP"),
-        (b"<html>not found</html>", "unreadable picture", "not a JPEG, PNG or WebP"),
+        (b"", "unreadable picture", "none of JPEG, PNG"),
+        (b"<html>not found</html>", "unreadable picture", "none of JPEG, PNG"),
         (noise_bytes("JPEG")[:1500], "unreadable picture", "truncated"),
         (noise_bytes("PNG")[:3000], "unreadable picture", "truncated"),
         (noise_bytes("WEBP")[:1500], "unreadable picture", "could not create decoder"),
-        (noise_bytes("BMP"), "unreadable picture", "not a JPEG, PNG or WebP"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unreadable picture", "none of JPEG, PNG"),
         (png_of_claimed_size(30000, 30000), "picture too large", "decompression bomb"),
         (png_of_claimed_size(LARGEST // 1024 + 1, 1024), "picture too large", "65537×1024 pixels"),
     ],

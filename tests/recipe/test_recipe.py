@@ -352,9 +352,9 @@ HASHES = [
     ("tiny", ["seed=7", "precision=bf16"], "41948da194b3"),
     ("tiny", ["distill.student_times=[]", "distill.adversarial.taps=[1,3]"], "c955cbbb3e0e"),
     (
-        "tiny",
+        "0.6b",
         ["adapt.optimizer={kind: came, betas: [0.9, 0.99, 0.999]}", "data.caption_temperature=2"],
-        "df2d578a3e5b",
+        "d8cf07e0e105",
     ),
     (
         "0.6b",

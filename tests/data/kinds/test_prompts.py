@@ -52,7 +52,7 @@ def test_a_prompt_keeps_its_own_position_in_every_epoch(tmp_path):
         ("a.txt", b"caf\xe9", "unreadable caption"),
         ("a.jsonl", b"{", "unreadable caption"),
         ("a.jsonl", b'{"prompt": 3}', "missing caption"),
-        ("a.jsonl", b'{"caption": "x"}', "missing caption"),
+        ("a.jsonl", b'{"captions": ["x", "y"]}', "missing caption"),
         ("a.jsonl", b'["x"]', "missing caption"),
         ("a.jsonl", b'{"prompt": " "}', "empty caption"),
         ("a.jsonl", b"[" * 100000, "unreadable caption"),
@@ -93,6 +93,6 @@ def test_files_without_prompts_are_refused(tmp_path):
     for content in (b"", b"\n \n", "\ufeff\n".encode()):
         with pytest.raises(SprintError, match=r"prompts.txt: no prompts there; write one on each line$"):
             items_of(tmp_path, content)
-    for path, problem in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(SprintError, match=rf"^{path}: {problem}.*; set data.path to a file of prompts$"):
+    for path, problem in ((tmp_path / "none", ": No such file"), (tmp_path, " is a folder")):
+        with pytest.raises(SprintError, match=rf"^{path}{problem}.*; set data.path to a file of prompts"):
             PromptItems(Data(path=str(path)))

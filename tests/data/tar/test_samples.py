@@ -286,7 +286,7 @@ def test_hostile_entries_are_passed_over_and_counted(kind, tmp_path):
     assert everything(samples) == {"x.tar: good": {"txt": b"1"}, "x.tar: last": {"txt": b"2"}}
     (skipped,) = samples.skipped
     assert skipped.where.startswith("x.tar: byte ") and skipped.where.isprintable()
-    assert skipped.reason == "hostile entry"
+    assert skipped.reason == ("repeated entry" if kind == "twice" else "hostile entry")
     assert skipped.detail == DETAILS.get(kind, skipped.detail)
 
 
@@ -467,6 +467,12 @@ def test_a_damaged_index_is_made_again(folder, scans):
         {"key_ends": np.arange(7) + 1},
         {"file_number": np.full(12, -1)},
         {"offset": np.full(12, -512)},
+        {"offset": np.full(12, 2**63 - 1)},
+        {"offset": np.full(12, 2**64 - 512, np.uint64)},
+        {"size": np.full(12, 2**62)},
+        {"first": np.array([0, 0, 4, 6, 8, 10, 12])},
+        {"keys": np.full(6, 0xFF, np.uint8), "key_ends": np.arange(7)},
+        {"keys": np.frombuffer("ééé".encode(), np.uint8), "key_ends": np.arange(7)},
         {"size": np.full(12, 0.5)},
         {"size": np.zeros(13, np.int64)},
     ],
@@ -475,7 +481,7 @@ def test_an_index_that_does_not_agree_with_itself_or_the_shards_is_made_again(ch
     whole = TarSamples(folder)
     (index,) = folder.glob(".sprint-*.npz")
     with np.load(index) as stored:
-        fingerprint = str(stored["fingerprint"])
+        fingerprint = stored["fingerprint"].tobytes().decode()
     index.write_bytes(replace(whole._index, **change).to_bytes(fingerprint))
     assert everything(TarSamples(folder)) == everything(whole) and len(scans) == 2 * 2
 
