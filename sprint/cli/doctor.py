@@ -22,7 +22,9 @@ stands first. Nothing is trained, downloaded for a recipe, or changed. Exit code
 def add_doctor(verbs) -> None:
     verb = add_verb(verbs, "doctor", "say what is wrong with a model, a run, a recipe or data", DOCTOR)
     verb.add_argument("thing", help="a model, a run's folder, a recipe or data")
-    verb.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="of a recipe")
+    verb.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="of a recipe, or data.size=512 for data"
+    )
     verb.add_argument("--kind", choices=("model", "run", "recipe", "data"), help="where nobody can tell")
     verb.add_argument(
         "--against", metavar="TEACHER", help="of a model or a run: how far its weights have moved"
@@ -58,7 +60,7 @@ def doctor(args: argparse.Namespace) -> None:
 def _refuse_unread(args: argparse.Namespace, kind: str) -> None:
     """What was asked for and is not read is an error."""
     read = {
-        "key=value": (args.overrides, ("recipe",)),
+        "key=value": (args.overrides, ("recipe", "data")),
         "--against": (args.against, ("model", "run")),
         "--time-scale": (args.time_scale, ("model",)),
     }

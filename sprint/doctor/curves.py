@@ -143,7 +143,10 @@ def _tangent(rows: Rows) -> list[Finding]:
     """‖F′‖ = ‖cos t sin t dF/dt‖, which sCM's target is made of."""
     broken = sum("tangent_norm" in row and row["tangent_norm"] is None for row in rows)
     norms = _values(rows, "tangent_norm")
-    cure = "the derivative in time is wild: adapt longer (adapt.steps), keep adapt.qk_norm, lengthen the tangent warm-up"
+    cure = (
+        "the derivative in time is wild: adapt longer (adapt.steps), keep adapt.qk_norm, and lengthen "
+        "distill.consistency.tangent_warmup_updates"
+    )
     if broken:
         return [wrong("tangent", f"its norm is not finite in {broken} of {len(rows)} lines", cure)]
     if not norms:

@@ -22,7 +22,7 @@ def examine(
     out: Path = SHEETS,
 ) -> tuple[Kind, list[Finding]]:
     """thing        a model (all that `sprint convert` opens), a run's folder, a recipe or a data set
-    overrides    key=value of a recipe
+    overrides    key=value of a recipe, or of its data
     against      of a model or a run: the teacher to compare its weights with
     time_scale   of a model that does not tell
     out          folder for the sheet of a data set's first pictures
@@ -36,4 +36,4 @@ def examine(
         return what, examine_run(Path(thing).expanduser(), against)
     if what is Kind.recipe:
         return what, examine_recipe(thing, overrides)
-    return what, examine_data(thing, out)
+    return what, examine_data(thing, overrides, out)

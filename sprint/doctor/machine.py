@@ -89,7 +89,9 @@ def memory(recipe: Recipe, needs: Needs, machine: Machine) -> Finding:
             "smaller teacher; --dry-run tells what each would need",
         )
     if not machine.gpus and recipe.precision is Precision.bf16:
-        return note("memory", text, "without a GPU a recipe of this kind takes weeks: try `tiny` first")
+        return note(
+            "memory", text, "a recipe in bf16 is meant for GPUs: `sprint distill tiny` is made for a CPU"
+        )
     return ok("memory", text)
 
 
@@ -174,7 +176,7 @@ def processes(recipe: Recipe, machine: Machine, variables: dict[str, str]) -> li
             wrong(
                 "processes",
                 f"WORLD_SIZE = {count}, but {', '.join(lacking)} {'are' if len(lacking) > 1 else 'is'} not set",
-                f"start with torchrun --nproc-per-node {count}, or unset WORLD_SIZE: alone it waits for others for ever",
+                f"start with torchrun --nproc-per-node {count}, or unset WORLD_SIZE: alone it waits for the others",
             )
         ]
     findings = [

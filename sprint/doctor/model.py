@@ -74,8 +74,8 @@ def _finite(counted: Tally) -> list[Finding]:
     return [
         wrong(
             "weights",
-            f"{sum(counted.broken.values()):,} numbers in {len(counted.broken)} of {counted.tensors} tensors are nan or "
-            f"inf: {names_of(counted.broken)}",
+            f"{sum(counted.broken.values()):,} numbers in {len(counted.broken)} of {counted.tensors} tensors "
+            f"are nan or inf: {names_of(counted.broken)}",
             "nothing can be drawn with these: go back to an earlier checkpoint, and train with a lower "
             "learning rate",
         )

@@ -37,7 +37,7 @@ def movement(found: Comparison, teacher: str, what: str = "the student") -> list
                 "give the teacher of this size",
             )
         )
-    return strangers + [_moved(found, teacher, what), *_still(found), *_new(found, teacher)]
+    return [*strangers, _moved(found, teacher, what), *_still(found), *_new(found, teacher)]
 
 
 def _moved(found: Comparison, teacher: str, what: str) -> Finding:

@@ -33,7 +33,7 @@ SMALL_ENCODER = 2**30  # bytes; larger ones are not loaded, and random text take
 LIKE_NOISE = 0.15  # correlation of neighbouring cells
 SCALES = (0.4, 2.5)  # standard deviations of a prediction in unit-scale latents
 CLEARLY = 0.3  # by how much the other clock's `strangeness` must be less
-NO_EFFECT = 1e-4  # relative change of the prediction; rounding in float32 is below 1e-5
+NO_EFFECT = 1e-5  # relative change of the prediction: the rounding of float32 over sums of 100 numbers
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def examine_run(folder: Path, against: str | None = None) -> list[Finding]:
     recipe, findings = _recipe(folder)
     try:
         rows = [
-            row for row in read_metrics(folder / METRICS) if isinstance(row, dict) and OF_A_ROW <= row.keys()
+            row for row in read_metrics(folder / METRICS) if isinstance(row, dict) and row.keys() >= OF_A_ROW
         ]
     except SprintError as error:
         rows, findings = [], [*findings, refused("log", error)]

@@ -38,27 +38,29 @@ def weights_of(checkpoint: Checkpoint) -> Weights:
 
 
 def weights_in(checkpoint: Path, keys: KeyTable, prefix: str) -> Weights:
-    """Of a run's own checkpoint: the network's, whose keys begin with `prefix`; none where there are none.
+    """Of a run's own checkpoint, read at once: the network's, whose keys begin with `prefix`; none where there are none.
 
-    Raises SprintError, when a tensor is read, where the checkpoint cannot be.
+    Raises SprintError where the checkpoint cannot be read.
     """
-    stored = CheckpointReader(checkpoint).read_metadata().state_dict_metadata
+    metadata = CheckpointReader(checkpoint).read_metadata().state_dict_metadata
     there = {
         key.removeprefix(prefix): facts
-        for key, facts in stored.items()
+        for key, facts in metadata.items()
         if key.startswith(prefix) and isinstance(facts, TensorStorageMetadata)
     }
 
-    def read(rule: Rule) -> Tensor:
-        parts = {
-            prefix + name: torch.empty(there[name].size, dtype=there[name].properties.dtype)
-            for name in rule.diffusers
-        }
-        read_tensors(checkpoint, parts)
-        (tensor,) = rule.join(tuple(parts.values()))
+    if not there:
+        return {}
+    stored = {
+        prefix + name: torch.empty(facts.size, dtype=facts.properties.dtype) for name, facts in there.items()
+    }
+    read_tensors(checkpoint, stored)
+
+    def joined(rule: Rule) -> Tensor:
+        (tensor,) = rule.join(tuple(stored[prefix + name] for name in rule.diffusers))
         return tensor
 
-    return {rule.original: lambda rule=rule: read(rule) for rule in rules_for(keys, there)} if there else {}
+    return {rule.original: lambda rule=rule: joined(rule) for rule in rules_for(keys, there)}
 
 
 # ---- one set ----------------------------------------------------------------------------------------
