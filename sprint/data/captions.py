@@ -25,10 +25,9 @@ def caption_from(value: object, where: str, temperature: float, draw: np.random.
     """
     scores, there = None, ""
     if isinstance(value, Mapping):
-        there = (
-            f"has {', '.join(map(shown, list(value)[:6])) or 'nothing'}; expected one of {', '.join(FIELDS)}"
-        )
         field = field_of(value)
+        names = ", ".join(map(shown, list(value)[:6])) or "nothing"
+        there = f"{field} is null" if field else f"has {names}; expected one of {', '.join(FIELDS)}"
         scores = value.get(SCORES) if field == "captions" else None
         value = value.get(field)
     captions = [value] if isinstance(value, str) else value
@@ -55,8 +54,7 @@ def field_of(names: Mapping | Sequence[str]) -> str | None:
     written = {name.lower(): name for name in names if isinstance(name, str)}
     found = [written[field] for field in FIELDS if field in written]
     if isinstance(names, Mapping):
-        found = [field for field in found if names[field] is not None]
-        found.sort(key=lambda field: names[field] in ("", []))  # stable
+        found.sort(key=lambda field: names[field] in ("", [], None))  # stable
     return found[0] if found else None
 
 

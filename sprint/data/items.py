@@ -1,7 +1,7 @@
 """A finite collection that a run reads by index, and what it says of a sample that cannot be used."""
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 
@@ -68,6 +68,10 @@ class Items(ABC):
         Another one at a later start: the files are not those that positions counted in before.
         """
         return None
+
+    def picture(self, index: int) -> str | BinaryIO:
+        """The picture's file as it is: a path, or its bytes. Raises `BadSample`."""
+        raise SprintError("samples of this kind have no pictures")
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of its picture in pixels, upright and not yet resized, from its header alone.

@@ -59,9 +59,14 @@ def picture_from(file: str | Path | BinaryIO, shapes: Sequence[Shape], where: st
 
 def size_from(file: str | Path | BinaryIO, where: str) -> Shape:
     """Height and width of a picture, upright, from its header. Raises `BadSample` as `picture_from` does."""
+    return header_from(file, where)[1]
+
+
+def header_from(file: str | Path | BinaryIO, where: str) -> tuple[str, Shape]:
+    """-> one of `FORMATS`, and the size as `size_from` gives it. Raises `BadSample`."""
     with _opened(file, where) as image:
         on_its_side = _orientation(image) >= 5
-        return image.size if on_its_side else image.size[::-1]
+        return image.format, image.size if on_its_side else image.size[::-1]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

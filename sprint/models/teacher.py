@@ -21,8 +21,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sprint.models.encoders import Family
 from sprint.recipe.schema import Precision
@@ -211,6 +213,21 @@ class Teacher(ABC):
         pipeline   `_class_name` of model_index.json, or ""
         -> clues, and why they may all be None
         """
+
+    def forward_flops(self, config: Mapping, side: int, text_tokens: int, blocks: int | None = None) -> int:
+        """FLOPs of one forward pass for one picture, as torch counts them over the network on the meta device.
+
+        side     latent cells a side
+        blocks   how many of them the pass goes through; all of them without a number
+        """
+        network, sizes = self.meta_network(config), self.sizes(config)
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            x, t = torch.empty(1, sizes.channels, side, side), torch.empty(1)
+            text, mask = torch.empty(1, text_tokens, sizes.text_width), torch.ones(1, text_tokens)
+            guidance = t if self.is_student(config) else None
+            with nullcontext() if blocks is None else self.only_first(network, blocks):
+                self.velocity(network, x, t, text, mask, guidance, DENSE_TIME)
+        return counter.get_total_flops()
 
     # ---- a network --------------------------------------------------------------------------------------
 

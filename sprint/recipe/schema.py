@@ -14,9 +14,9 @@ from sprint.recipe.settings import ABOVE_0, FINITE, SEED, SHARE, SHARE_BELOW_1, 
 class DataKind(str, Enum):
     # built-in captioned scenes
     scenes = "scenes"
-    # NAME.{jpg,png,webp} with NAME.txt
+    # NAME.jpg or another picture with NAME.txt
     folder = "folder"
-    # .tar shards of KEY.jpg, .png or .webp with KEY.json or KEY.txt
+    # .tar shards of KEY.jpg or another picture with KEY.txt or KEY.json
     webdataset = "webdataset"
     # a dataset of the datasets library, local or on the hub
     huggingface = "huggingface"

@@ -34,7 +34,8 @@ from sprint.sample.generate import StudentGenerator, TeacherGenerator
 from sprint.sample.load import load_generator
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import DistillStage
-from sprint.train.plan.plan import build_networks, dry_run
+from sprint.train.plan.networks import build_networks
+from sprint.train.plan.plan import dry_run
 from sprint.train.run import distill
 from sprint.train.start import calibrated
 from sprint.weights.checkpoint import understand
@@ -46,6 +47,7 @@ from tests.models.toy.family import Toy
 from tests.models.toy.presets import BASE
 from tests.tiny import tiny_recipe
 from tests.tolerance import assert_close, of_network
+from tools.bench.flops import Counts
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "families.txt"
@@ -127,6 +129,21 @@ def test_every_family_has_a_row():
 
 
 # ---- names and folders ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("student", [False, True], ids=["teacher", "student"])
+def test_flops_are_those_of_a_real_forward_pass(case, student):
+    """Counted on the meta device by torch's formulas, and on real numbers by the benchmark's."""
+    network, side = case.network(student=student), case.latent[-1]
+    x, t = torch.randn(1, *case.latent), torch.full((1,), 0.5)
+    text, mask = torch.randn(1, TOKENS, case.family.sizes(network.config).text_width), torch.ones(1, TOKENS)
+    with torch.no_grad(), Counts() as counts:
+        case.family.velocity(network, x, t, text, mask, t if student else None, DENSE_TIME)
+    counted = sum(flops for operations in counts.operations.values() for flops, _ in operations)
+    assert case.family.forward_flops(network.config, side, TOKENS) == counted > 0
+    depth = case.family.sizes(network.config).depth
+    half = case.family.forward_flops(network.config, side, TOKENS, blocks=depth // 2)
+    assert depth // 2 / depth * counted < half < counted  # the two ends are there whatever the depth
 
 
 @pytest.mark.parametrize("student", [False, True], ids=["teacher", "student"])

@@ -36,7 +36,8 @@ from sprint.models.sana.family import Sana
 from sprint.recipe.schema import EngineKind, OptimizerKind, Precision
 from sprint.train.plan.activations import FP32
 from sprint.train.plan.engines import WHOLE
-from sprint.train.plan.plan import ACTIVATIONS, distill_memory, networks_of, totals_of
+from sprint.train.plan.networks import networks_of
+from sprint.train.plan.plan import ACTIVATIONS, distill_memory, totals_of
 from tools.bench.engine_cases import (
     BATCH,
     Case,

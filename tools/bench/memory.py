@@ -47,7 +47,8 @@ from sprint.recipe.schema import (
 )
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import DistillStage
-from sprint.train.plan.plan import adapt_memory, distill_memory, networks_of, with_totals
+from sprint.train.plan.networks import networks_of
+from sprint.train.plan.plan import adapt_memory, distill_memory, with_totals
 from tools.bench.measure import SIZES, Request, in_fresh_process, write_results
 
 GOAL = 20e9  # bytes: 0.6B, batch 32, 1024 px; what the paper says it takes

@@ -64,9 +64,11 @@ class FolderItems(Items):
         caption = read_caption(pair, self._data.caption_temperature, draw)
         return Sample(picture_from(pair.picture, self._shapes, pair.picture), caption)
 
+    def picture(self, index: int) -> str:
+        return self._whole(index).picture
+
     def size(self, index: int) -> Shape:
-        pair = self._whole(index)
-        return size_from(pair.picture, pair.picture)
+        return size_from(self.picture(index), self.where(index))
 
     def where(self, index: int) -> str:
         pair = self._pairs[index]

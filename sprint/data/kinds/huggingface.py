@@ -51,12 +51,12 @@ class HuggingFaceItems(Items):
         where = self.where(index)
         caption = self._value(self._captions, index, "unreadable caption")
         caption = caption_from(caption, where, self._data.caption_temperature, draw)
-        return Sample(picture_from(self._picture(index), self._shapes, where), caption)
+        return Sample(picture_from(self.picture(index), self._shapes, where), caption)
 
     def size(self, index: int) -> Shape:
-        return size_from(self._picture(index), self.where(index))
+        return size_from(self.picture(index), self.where(index))
 
-    def _picture(self, index: int) -> str | BinaryIO:
+    def picture(self, index: int) -> str | BinaryIO:
         """A path, or the bytes, whatever the column holds them in."""
         value = self._value(self._pictures, index, "unreadable picture")
         if isinstance(value, dict):

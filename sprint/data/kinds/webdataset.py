@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from typing import BinaryIO
 
 import numpy as np
 
@@ -53,6 +54,10 @@ class WebDatasetItems(TarItems):
         key = self.tar.key(index).rpartition("/")[2]
         caption = caption_beside(beside, key, where, self._data.caption_temperature, draw)
         return Sample(picture_from(io.BytesIO(picture), self._shapes, where), caption)
+
+    def picture(self, index: int) -> BinaryIO:
+        content = self.read(index, PICTURES)
+        return io.BytesIO(content[self._picture_among(content, index)])
 
     def size(self, index: int) -> Shape:
         head = self.read(index, PICTURES, most=HEAD)

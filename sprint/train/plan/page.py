@@ -14,6 +14,8 @@ from sprint.train.plan.plan import (
 )
 
 GIB = 2**30
+TERA = 10**12
+SPEED = 100 * TERA  # FLOPs a second: a round number, for the reader to scale
 CARDS = (40, 80)  # GiB
 SPARE = 0.2  # of the plan, for workspace and fragmentation
 
@@ -36,12 +38,24 @@ def page(plan: Plan) -> list[str]:
     recipe, per = plan.recipe, plan.footprint
     lines = [f"# recipe {recipe.name}, hash {recipe_hash(recipe)}", recipe_text(recipe).rstrip(), ""]
     lines += ["# parameters", *(f"{name:<38}{count:>16,}" for name, count in plan.parameters.items())]
+    lines += ["", *_work_table(plan)]
     for stage in plan.stages:
         lines += ["", *_memory_table(recipe, stage)]
     if plan.stages:
         lines += ["", *_engines_table(plan)]
     lines += ["", *plan.misfits] if plan.misfits else []
     return [*lines, "", NOTES.format(block=per.block, text=per.block_text)]
+
+
+def _work_table(plan: Plan) -> list[str]:
+    """One row a kind of update; the whole run in GPU hours at a round speed, for the reader to scale."""
+    *updates, (_, run) = plan.flops.items()
+    hours = run / (SPEED * 3600)
+    return [
+        "# work: TFLOP for one picture",
+        *(f"{name:<38}{flops / TERA:>16,.3f}" for name, flops in updates),
+        f"{'the whole run':<38}{run / TERA:>16,.0f}   {hours:,.1f} GPU hours at {SPEED / TERA:g} TFLOP/s",
+    ]
 
 
 def _memory_table(recipe: Recipe, stage: Stage) -> list[str]:

@@ -5,24 +5,13 @@ planned for the highest moment of an update, from the bytes that a block keeps o
 measured once on small networks. Tests measure whole updates in one process, where the plan is within 10%.
 """
 
-import json
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from diffusers import ModelMixin
-from torch import nn
-
-from sprint.base.errors import SprintError
-from sprint.base.names import resolve
-from sprint.models.discriminator import DiscriminatorHeads
-from sprint.models.families import check_role, family_of_size
-from sprint.models.teacher import Footprint, Sizes, Teacher
+from sprint.models.teacher import Footprint
 from sprint.recipe.schema import EngineKind, Optimizer, OptimizerKind, Recipe
 from sprint.recipe.shares import misfits
-from sprint.train.checks import check_teacher
 from sprint.train.plan.activations import FP32, Update
 from sprint.train.plan.engines import (
     BUFFERED,
@@ -39,7 +28,8 @@ from sprint.train.plan.engines import (
     layout_of,
     trained,
 )
-from sprint.weights.checkpoint import understand
+from sprint.train.plan.networks import Networks, build_networks
+from sprint.train.plan.work import flops_of
 
 GPU_COUNTS = (8, 32, 256)
 
@@ -53,20 +43,6 @@ ENGINES = {  # rows of the table of totals, with what they set in the recipe
     "zero2, AdamW": (EngineKind.zero2, False),
     "zero3, AdamW": (EngineKind.zero3, False),
 }
-
-
-@dataclass(frozen=True)
-class Networks:
-    """What a run trains and uses, on the meta device."""
-
-    family: Teacher
-    sizes: Sizes
-    teacher: ModelMixin
-    adapted: ModelMixin
-    student: nn.ModuleDict  # the network and its logvar head
-    heads: DiscriminatorHeads
-    tokens: int  # latent cells that the network sees
-    latent_numel: int  # numbers in the latent of one picture
 
 
 @dataclass(frozen=True)
@@ -95,6 +71,7 @@ class Plan:
     engines: dict[str, dict[int, Totals]]  # by row of `ENGINES` and number of GPUs, the larger of the stages
     misfits: list[str]  # numbers of GPUs that the recipe cannot have, and why
     footprint: Footprint  # bytes of a block, as activations were planned
+    flops: dict[str, float]  # of one picture by kind of update, and of the run
 
 
 def dry_run(recipe: Recipe) -> Plan:
@@ -117,6 +94,7 @@ def dry_run(recipe: Recipe) -> Plan:
         engines={row: totals(with_engine(recipe, *engine), networks) for row, engine in ENGINES.items()},
         misfits=gpu_misfits(recipe),
         footprint=networks.family.footprints[recipe.precision],
+        flops=flops_of(recipe, networks),
     )
 
 
@@ -161,59 +139,6 @@ def gpu_misfits(recipe: Recipe) -> list[str]:
     return [
         f"{gpus} GPUs: {problem}" for gpus in gpu_counts(recipe.engine) for problem in misfits(recipe, gpus)
     ]
-
-
-# ---- the networks -----------------------------------------------------------------------------------
-
-
-def build_networks(recipe: Recipe) -> Networks:
-    """Teacher, adapted teacher, student and heads of a recipe, on the meta device."""
-    family, config = teacher_config(recipe)
-    sizes = family.sizes(config)
-    check_teacher(recipe, config, sizes.depth)
-    tokens = _tokens(recipe, family, sizes.patch)
-    return networks_of(family, config, len(recipe.distill.adversarial.taps), tokens)
-
-
-def networks_of(family: Teacher, config: dict, taps: int, tokens: int) -> Networks:
-    """The networks of a teacher with this `config`, on the meta device. tokens: latent cells of a picture"""
-    sizes, adapted = family.sizes(config), family.adapted_config(config)
-    student = family.meta_network(family.student_config(adapted))
-    with torch.device("meta"):
-        logvar, heads = nn.Linear(sizes.width, 1), DiscriminatorHeads(sizes.width, taps)
-    return Networks(
-        family=family,
-        sizes=sizes,
-        teacher=family.meta_network(config),
-        adapted=family.meta_network(adapted),
-        student=nn.ModuleDict({"network": student, "logvar": logvar}),
-        heads=heads,
-        tokens=tokens,
-        latent_numel=sizes.channels * tokens * sizes.patch**2,
-    )
-
-
-def teacher_config(recipe: Recipe) -> tuple[Teacher, dict]:
-    """The teacher's family and architecture: from its files if they are on disk, else the preset named by `arch`."""
-    path = Path(resolve(recipe.teacher)).expanduser()
-    if not path.exists():
-        if not recipe.arch:
-            raise SprintError(
-                f"{recipe.teacher}: not on disk; for a dry run without it, set arch=0.6b (or 1.6b, 4.8b)"
-            )
-        family = family_of_size(recipe.arch)
-        return family, family.preset_config(recipe.arch)
-    checkpoint = understand(path)
-    check_role(recipe.teacher, checkpoint.family, checkpoint.config, student=False)
-    return checkpoint.family, checkpoint.config
-
-
-def _tokens(recipe: Recipe, family: Teacher, patch: int) -> int:
-    config = Path(resolve(recipe.teacher_family or recipe.teacher)) / "vae" / "config.json"
-    cell = family.downscale(json.loads(config.read_text()) if config.is_file() else None) * patch
-    if recipe.data.size % cell:
-        raise SprintError(f"data.size = {recipe.data.size}, but it must be a multiple of {cell}")
-    return (recipe.data.size // cell) ** 2
 
 
 # ---- memory of one GPU ------------------------------------------------------------------------------

@@ -250,6 +250,30 @@ def test_a_damaged_cache_is_refused_when_it_is_opened(copied, harm, words):
         CachedItems(data_of(copied))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "words"), [(torch.float8_e4m3fn, "float8_e4m3fn"), (torch.int64, "int64"), (torch.bool, "bool")]
+)
+def test_latents_of_other_numbers_are_bad_samples(tmp_path, copied, dtype, words):
+    (copied / "000001.tar").unlink()
+    write_shard(copied, 1, 3, [Entry(k, "a dot", SIZE, SIZE, encoded()) for k in range(3, 6)], dtype)
+    shard = copied / "000001.tar"
+    files = json.loads((copied / CACHE).read_text())["files"]
+    edit(copied, files=[f | {"bytes": shard.stat().st_size} if f["name"] == shard.name else f for f in files])
+    items = CachedItems(data_of(copied))
+    with pytest.raises(BadSample, match=rf"unreadable latent: numbers of torch\.{words}"):
+        items._encoded(3)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{}", b"[]", b'{"bytes": "x", "sha256": "", "samples": 1, "first": 0, "skipped": []}', b"[" * 10**5],
+)
+def test_a_damaged_record_is_no_record(copied, content):
+    (copied / "000001.json").write_bytes(content)
+    with pytest.raises(SprintError, match=r"000001\.json: missing or damaged"):
+        read_record(copied, 1)
+
+
 def test_a_later_format_is_refused(copied):
     edit(copied, "settings", format=2)
     with pytest.raises(SprintError, match="format 2 of another version of sprint; this reads 1"):

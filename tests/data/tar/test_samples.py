@@ -516,6 +516,24 @@ def _count(folder: Path, answers) -> None:
     answers.put(len(TarSamples(folder)))
 
 
+def test_a_shard_without_samples_leaves_nothing(folder, cache):
+    (folder.parent / "empty.tar").write_bytes(b"")
+    before = set(folder.parent.iterdir())
+    with pytest.raises(SprintError, match="no samples in 1 shards"):
+        TarSamples(folder.parent / "empty.tar")
+    assert set(folder.parent.iterdir()) == before and not list(cache.rglob("*.npz"))
+
+
+def test_an_index_packed_to_gigabytes_is_made_again(folder, scans):
+    TarSamples(folder)
+    (index,) = folder.glob(".sprint-*.npz")
+    with np.load(index) as stored:
+        arrays = dict(stored)
+    np.savez_compressed(index, **arrays | {"offset": np.zeros(2**24, np.int64)})
+    assert index.stat().st_size < 2**20 and len(TarSamples(folder)) == 6
+    assert len(scans) == 2 * 2
+
+
 def test_several_processes_may_make_the_index_at_once(folder):
     context = get_context("fork")
     answers = context.Queue()

@@ -10,7 +10,10 @@ from torch.nn import functional as nnf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from sprint.models.sana.family import Sana
 from sprint.recipe.schema import Precision
+from sprint.train.plan.networks import networks_of
+from sprint.train.plan.work import Work, work_of
 from tests.tiny import tiny_batch, tiny_network
 from tools.bench import flops as bench_flops
 from tools.bench import growth as bench_growth
@@ -125,6 +128,33 @@ def test_every_part_has_its_place(counts):
     assert generator["features of data"] == pytest.approx(generator["features of the sample"], rel=0.1)
     assert generator["heads"] / 2 == pytest.approx(discriminator["heads"] / 3, rel=0.01)  # kinds of picture
     assert 1.8 * sample < generator["backward of sCM"] < 2.1 * sample
+
+
+def planned_work(request: measure.Request) -> Work:
+    """Of the benchmark's recipe for that network."""
+    size, case = measure.SIZES[request.network], bench_memory.Case(request, "distill", False)
+    networks = networks_of(
+        Sana(), size.config | {"qk_norm": None}, len(size.taps), size.config["sample_size"] ** 2
+    )
+    return work_of(bench_memory.recipe_of(case), networks)
+
+
+def test_the_work_of_the_plan_is_what_a_whole_update_computes(counts):
+    """But for what is read of a text, which the plan counts at every pass and a run computes once."""
+    work, pictures = planned_work(TINY), TINY.batch
+    generator, discriminator = (sum(flops_by_part(counts[phase]).values()) / pictures for phase in ("G", "D"))
+    assert 1 <= (work.consistency() + work.adversarial()) / generator < 1.05
+    assert 1 <= work.discriminator() / discriminator < 1.05
+
+
+@pytest.mark.slow
+def test_the_work_of_the_plan_is_what_was_counted_of_the_real_size():
+    counted = json.loads((measure.ROOT / "tools" / "results" / "bench_flops_0.6b_cpu.json").read_text())
+    work = planned_work(TINY._replace(network="0.6b"))
+    assert work.forward * 32 == counted["D"]["student, one-step sample"]["flops"]
+    generator, discriminator = (counted[phase]["all"]["flops"] / 32 for phase in ("G", "D"))
+    assert work.consistency() + work.adversarial() == pytest.approx(generator, rel=0.02)
+    assert work.discriminator() == pytest.approx(discriminator, rel=0.03)
 
 
 @pytest.mark.slow

@@ -33,9 +33,9 @@ from sprint.train.plan.engines import (
     rows_of,
     trained,
 )
+from sprint.train.plan.networks import build_networks
 from sprint.train.plan.page import page
 from sprint.train.plan.plan import (
-    build_networks,
     distill_memory,
     dry_run,
     gpu_misfits,

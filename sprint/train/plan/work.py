@@ -1,0 +1,80 @@
+"""What an update computes: FLOPs for one picture, from those of the passes that it is made of.
+
+A backward pass costs twice its forward, or once where weights are frozen and gradients only flow through. A tangent
+costs what its value does. `python -m tools.bench.flops` counts whole updates operation by operation: they are up to
+8% less, since a run reads a text once for all passes of an update.
+"""
+
+import math
+from dataclasses import dataclass
+
+from sprint.models.discriminator import REACH
+from sprint.recipe.schema import Recipe
+from sprint.train.plan.networks import Networks
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs of the passes for one picture.
+
+    forward      of the trained network, and of the teacher, which is as large
+    features     of the teacher to its last tap
+    heads        of all heads
+    kinds        of picture that the discriminator's update sees: real, fake, misaligned
+    recomputed   activation checkpointing: what a backward pass needs runs again
+    """
+
+    forward: float
+    features: float
+    heads: float
+    kinds: int
+    recomputed: bool
+
+    def flow(self) -> float:
+        """Stage 1: one trained pass."""
+        return self._trained(self.forward)
+
+    def consistency(self) -> float:
+        """The teacher with and without its prompt; the student's value and tangent; the backward of the value."""
+        return 2 * self.forward + self.forward + self._trained(self.forward)
+
+    def adversarial(self) -> float:
+        """The student, the features of a real and of its picture, heads over both; back through one picture of them."""
+        through = self.features * (3 if self.recomputed else 2)
+        return self._trained(self.forward) + self.features + through + 2 * 2 * self.heads
+
+    def discriminator(self) -> float:
+        """A picture of the student's, the features of every kind, and the heads, trained."""
+        return self.forward + self.kinds * (self.features + 3 * self.heads)
+
+    def _trained(self, forward: float) -> float:
+        return forward * (4 if self.recomputed else 3)
+
+
+def work_of(recipe: Recipe, networks: Networks) -> Work:
+    family, sizes, adversarial = networks.family, networks.sizes, recipe.distill.adversarial
+    side, text = math.isqrt(networks.tokens) * sizes.patch, recipe.text.max_length
+    return Work(
+        forward=family.forward_flops(networks.student["network"].config, side, text),
+        features=family.forward_flops(networks.adapted.config, side, text, max(adversarial.taps) + 1),
+        heads=len(adversarial.taps) * 2 * networks.tokens * sizes.width**2 * (1 + 2 * REACH + 1),
+        kinds=2 + adversarial.misaligned_pairs,
+        recomputed=recipe.activation_checkpointing,
+    )
+
+
+def flops_of(recipe: Recipe, networks: Networks) -> dict[str, float]:
+    """By kind of update, FLOPs for one picture; `run`: of the whole run, with all its pictures."""
+    work, adapt, distill = work_of(recipe, networks), recipe.adapt, recipe.distill
+    consistent, adverse = distill.consistency.weight > 0, distill.adversarial.weight > 0
+    found, run = {}, 0.0
+    if adapt.steps > 0:
+        found["stage 1, an update"] = work.flow()
+        run += adapt.steps * adapt.batch_size * work.flow()
+    if distill.steps > 0:
+        student = consistent * work.consistency() + adverse * work.adversarial()
+        critic = adverse * work.discriminator()
+        found["stage 2, the student's update"] = student
+        found |= {"stage 2, the heads' update": critic} if adverse else {}
+        run += distill.steps * distill.batch_size * ((student + critic) / 2 if adverse else student)
+    return found | {"run": run}
