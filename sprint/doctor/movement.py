@@ -58,17 +58,17 @@ def _moved(found: Comparison, teacher: str, what: str) -> Finding:
             "give the teacher that it was distilled from; if that is it, the run diverged: lower the learning "
             "rate and go back to an earlier checkpoint",
         )
+    if same > LOST:
+        said = f"{same:.0%} of {what}'s numbers are still {teacher}'s, bit for bit{rounding}"
+        if found.rounded_to or whole.distance < BELOW_BF16:
+            return wrong(ABOUT, f"{said} ({far})", LOST_UPDATES)
+        return note(ABOUT, f"{said} ({far})", f"parts of it may be frozen; if none should be: {LOST_UPDATES}")
     if whole.distance < HARDLY:
         return wrong(
             ABOUT,
             f"{what} has hardly moved: {far}; {same:.0%} of its numbers are the same bit for bit{rounding}",
             f"a student this near its teacher draws as a teacher in so few steps does; {NO_UPDATE}",
         )
-    if same > LOST:
-        said = f"{same:.0%} of {what}'s numbers are still {teacher}'s, bit for bit{rounding}"
-        if found.rounded_to or whole.distance < BELOW_BF16:
-            return wrong(ABOUT, f"{said} ({far})", LOST_UPDATES)
-        return note(ABOUT, f"{said} ({far})", f"parts of it may be frozen; if none should be: {LOST_UPDATES}")
     text = f"{what} is {far}: {', '.join(_by_part(found))}"
     if whole.distance < BELOW_BF16:
         return note(ABOUT, text, "less than bfloat16 resolves: sample it in fp32, and train longer")

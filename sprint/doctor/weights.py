@@ -38,7 +38,7 @@ def weights_of(checkpoint: Checkpoint) -> Weights:
 
 
 def weights_in(checkpoint: Path, keys: KeyTable, prefix: str) -> Weights:
-    """Of a run's own checkpoint, read at once: the network's, whose keys begin with `prefix`; none where there are none.
+    """The network's in a run's own checkpoint, read at once; none where no key begins with `prefix`.
 
     Raises SprintError where the checkpoint cannot be read.
     """

@@ -8,10 +8,10 @@ import torch
 
 from sprint.base.names import BUILT_IN
 from sprint.data.batch import Batch
-from sprint.models.families import load_family
+from sprint.models.families import family_of, load_family
 from sprint.models.student import from_adapted
 from sprint.recipe.load import load_recipe, recipe_hash, recipe_text
-from sprint.train.start import calibrated
+from sprint.train.start import fit_dense_time, measure_qk_rms, with_ones
 from sprint.weights.export import export_student, export_teacher
 from sprint.weights.load import load_teacher
 from tests.doctor.cases import edited, rows
@@ -27,7 +27,11 @@ def pair(tmp_path_factory) -> Path:
     generator = torch.Generator().manual_seed(0)
     text, mask = torch.randn(4, 8, 128, generator=generator), torch.ones(4, 8, dtype=torch.long)
     latent = torch.randn(4, 8, 8, 8, generator=generator)
-    adapted = calibrated(teacher, [(latent, torch.full((4,), 0.5), Batch(latent, text, mask))], scale)
+    norms = measure_qk_rms(teacher, [(latent, torch.full((4,), 0.5), Batch(latent, text, mask))], scale)
+    adapted = with_ones(teacher)
+    for name, rms in norms.items():
+        torch.nn.init.constant_(adapted.get_parameter(name), rms)
+    fit_dense_time(*family_of(adapted).time_mlp(adapted), scale, steps=200, points=128)
     family = load_family("tiny", 32, False)
     export_teacher(folder / "teacher", adapted, family, {})
     student = from_adapted(adapted)
