@@ -24,10 +24,14 @@ def examine_model(name: str, against: str | None = None, time_scale: float | Non
     """name          a built-in name, a file, a folder or a hub id
     against       the teacher that it was distilled from: then what has moved is looked at too
     time_scale    as of `understand`, where nothing tells
+
+    Raises SprintError where nothing has that name.
     """
     try:
         checkpoint = understand(resolve(name), time_scale)
     except SprintError as error:
+        if not Path(resolve(name)).expanduser().exists():
+            raise
         return [refused("model", error)]
     counted = tally(weights_of(checkpoint))
     findings = [*_what(checkpoint, counted), *_finite(counted), *_numbers(checkpoint, counted)]
