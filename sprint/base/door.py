@@ -6,11 +6,9 @@ anything is built. Whatever is wrong becomes one SprintError that names the file
 """
 
 import stat
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
-
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json
 
 from sprint.base.errors import SprintError
 
@@ -86,6 +84,8 @@ def decode(content: bytes, where: object) -> str:
 def parse_json(content: str | bytes, where: object) -> Any:
     """The value of a JSON text. Raises SprintError that names `where`, also for values nested too deep, or numbers of
     thousands of digits."""
+    from pydantic_core import from_json  # `sprint --help` reads nothing
+
     try:
         return from_json(content)
     except ValueError as error:
@@ -100,10 +100,20 @@ def read_json(path: str | Path, most: int = JSON_BYTES) -> dict:
     return content
 
 
+@cache
+def _adapter(schema: type) -> Any:
+    """Made once: a file of a million lines is held against one schema."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(schema)
+
+
 def held_against(schema: type[T], value: Any, where: object) -> T:
     """`value` as the schema's type, if it is one. Raises SprintError that names the first field that is not."""
+    from pydantic import ValidationError
+
     try:
-        return TypeAdapter(schema).validate_python(value)
+        return _adapter(schema).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         field = ".".join(shown(part, 40) for part in first["loc"])

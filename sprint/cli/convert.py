@@ -30,6 +30,7 @@ def add_convert(verbs) -> None:
         "--time-scale", choices=("sparse", "dense"), help="what the teacher embeds: 1000·t or t itself"
     )
     verb.add_argument("--cross-attention-heads", type=int, help="where neither config nor width tells")
+    verb.add_argument("--sample-size", type=int, help="latent cells a side, where nothing tells: 64 for 2K")
     verb.set_defaults(verb=convert)
 
 
@@ -48,5 +49,6 @@ def convert(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         time_scale=TIMES.get(args.time_scale),
         cross_attention_heads=args.cross_attention_heads,
+        sample_size=args.sample_size,
     )
     print(describe(result))

@@ -13,7 +13,6 @@ from sprint.lab.series import held_out_scenes
 SCENES, GENEVAL, MJHQ, TEXT = "scenes", "geneval", "mjhq", "prompts"  # names of sets
 SCENE_COUNT = 600  # held-out scenes, as in the report of a run
 MJHQ_COUNT = 30_000
-LARGEST_SEED = 2**62
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 from enum import Enum
 
-from sprint.recipe.settings import ABOVE_0, FINITE, SEED, SHARE, SHARE_BELOW_1, at_least, setting
+from sprint.recipe.settings import ABOVE_0, FINITE, GUIDANCE, SEED, SHARE, SHARE_BELOW_1, at_least, setting
 
 
 class DataKind(str, Enum):
@@ -106,7 +106,7 @@ class Data:
     # for kind=prompts: how the teacher draws
     teacher_steps: int = setting(20, at_least(1), kinds=("prompts",))
     # for kind=prompts
-    guidance_scale: float = setting(4.5, at_least(0), kinds=("prompts",))
+    guidance_scale: float = setting(4.5, GUIDANCE, kinds=("prompts",))
 
     def __post_init__(self):
         self.path = os.path.expanduser(self.path)
@@ -202,7 +202,7 @@ class Evaluate:
     # of the student
     steps: tuple[int, ...] = (1, 2, 3, 4)
     teacher_steps: int = setting(20, at_least(1))
-    guidance_scale: float = setting(4.5, at_least(0))
+    guidance_scale: float = setting(4.5, GUIDANCE)
     batch_size: int = setting(50, at_least(1), decides=False)
 
 
@@ -241,7 +241,7 @@ class Recipe:
     evaluate: Evaluate = field(default_factory=Evaluate)
     # steps between checkpoints
     save_every: int = setting(200, at_least(1), decides=False)
-    # steps between lines of metrics.jsonl
+    # updates from one line of metrics.jsonl to the next of its kind: of stage 1, of the student, of the discriminator
     log_every: int = setting(5, at_least(1), decides=False)
     # also log to Weights & Biases (offline unless WANDB_MODE says otherwise)
     wandb: bool = setting(False, decides=False)

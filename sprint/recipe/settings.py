@@ -16,15 +16,21 @@ class Range:
     holds: Callable[[float], bool]
 
 
+HIGHEST = 10**9  # of whatever has no end of its own: nobody means more, and int64 and float32 still hold it
+SEEDS = 2**63  # of torch's generators: seeds are below it
+
+
 def at_least(low: int) -> Range:
-    return Range(f"at least {low}", lambda v: low <= v < math.inf)
+    return Range(f"at least {low} and at most {HIGHEST:,}", lambda v: low <= v <= HIGHEST)
 
 
 ABOVE_0 = Range("above 0", lambda v: 0 < v < math.inf)
 FINITE = Range("finite", math.isfinite)
 SHARE = Range("between 0 and 1", lambda v: 0 <= v <= 1)
 SHARE_BELOW_1 = Range("at least 0 and below 1", lambda v: 0 <= v < 1)
-SEED = Range("at least 0 and below 2**63", lambda v: 0 <= v < 2**63)
+# of a run, or of a first picture: the next ones count up
+SEED = Range("at least 0 and below 2**62", lambda v: 0 <= v < SEEDS // 2)
+GUIDANCE = Range("from 0 to 1,000", lambda v: 0 <= v <= 1000)
 
 
 def setting(

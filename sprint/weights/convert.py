@@ -5,7 +5,6 @@ source ──► understand ──► written beside the output ──► certif
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +16,17 @@ from sprint.base.dtypes import DTYPES
 from sprint.base.errors import SprintError
 from sprint.base.files import sha256
 from sprint.weights.checkpoint import Checkpoint, understand
-from sprint.weights.sources import SIDE_FILES, open_source
+from sprint.weights.folder import student_of
+from sprint.weights.sources import SIDE_FILES
 from sprint.weights.trigflow import trigflow_facts, write_trigflow
-from sprint.weights.verify import check_bits, check_velocity_fast, check_velocity_full, compare_tensors
+from sprint.weights.verify import (
+    check_bits,
+    check_velocity_fast,
+    check_velocity_full,
+    compare_settings,
+    compare_tensors,
+    remedy,
+)
 from sprint.weights.writer import Spec, whole_or_nothing, write_pickle, write_safetensors
 
 Target = Literal["trigflow", "flow", "original"]
@@ -37,16 +44,17 @@ def convert(
     dtype: str | None = None,
     time_scale: float | None = None,
     cross_attention_heads: int | None = None,
+    sample_size: int | None = None,
     progress: bool = True,
 ) -> dict:
     """Convert `source`; -> what was done, certificate included (the content of trigflow.json, `out`, and `size`).
 
-    source   a file, an index of shards, a diffusers folder, or a hub id (see `open_source`)
+    source   a file, an index of shards, a diffusers folder, a run's folder, or a hub id (see `open_source`)
     out      by default NAME-TARGET here
     to       "trigflow": a folder that diffusers opens, with trigflow.json; "flow": the same without it;
              "original": the original's own names, in a folder, or in the one file that `out` names
     verify   "fast": every tensor's bits, velocities of a cut network in fp32; "full": also the whole network
-             in fp32 and fp64, and both ways back; "off"
+             in fp32 and fp64, and both ways back; "off": only that the output alone tells every setting
     dtype    "fp32", "fp16" or "bf16" for the network's weights; by default they stay as they are
 
     Raises SprintError for bad input, a failed certificate or a full disk; then nothing is left behind.
@@ -55,7 +63,7 @@ def convert(
     _check_choice("--verify", verify, ("fast", "full", "off"))
     _check_choice("--dtype", dtype, (None, *DTYPES))
     torch_dtype = DTYPES.get(dtype)
-    checkpoint = understand(source, time_scale, cross_attention_heads)
+    checkpoint = understand(student_of(str(source)), time_scale, cross_attention_heads, sample_size)
     out = Path(out).expanduser() if out else default_out(source, to)
     with whole_or_nothing(out) as place, ThreadPoolExecutor(1) as worker:
         digests = worker.submit(_describe_files, checkpoint)
@@ -85,7 +93,10 @@ def default_out(source: str | Path, to: Target) -> Path:
 def _write(
     checkpoint: Checkpoint, place: Path, to: Target, dtype: torch.dtype | None, progress: bool
 ) -> Checkpoint:
-    """Write the target and look at it as a checkpoint of its own, read back from the disk."""
+    """Write the target and open it anew, from nothing but itself.
+
+    Raises SprintError where it does not tell every setting of the source's network.
+    """
     layout = "original" if to == "original" else "diffusers"
     bar = tqdm(unit="B", unit_scale=True, desc="convert", disable=not progress, leave=False)
     specs = checkpoint.specs(layout, dtype)
@@ -96,7 +107,13 @@ def _write(
             _write_original(checkpoint, place, specs, stream)
         else:
             _write_diffusers(checkpoint, place, specs, stream)
-    return replace(checkpoint, source=open_source(place), layout=layout)
+    try:
+        written = understand(place)
+    except SprintError as error:
+        reason = str(error).replace(str(place), place.name)
+        raise SprintError(f"{place.name} alone would not open: {reason}; {remedy(place.name)}") from error
+    compare_settings(checkpoint, written, place.name)
+    return written
 
 
 def _watched(stream: Iterable[tuple[str, Tensor]], bar: tqdm) -> Iterator[tuple[str, Tensor]]:
@@ -146,10 +163,14 @@ def _certify(
     if verify == "off":
         return {"verify": "off"}
     certificate = {"verify": verify, "bits": check_bits(checkpoint, written, dtype)}
-    if to == "trigflow" and verify == "fast":
-        certificate["velocity"] = check_velocity_fast(written)
-    if to == "trigflow" and verify == "full":
-        certificate["velocity"] = check_velocity_full(written, place)
+    certificate["settings"] = len(checkpoint.config) + 1  # the clock; `_write` has compared them
+    if verify == "fast":
+        certificate["velocity"] = check_velocity_fast(checkpoint, written, dtype)
+        return certificate
+    certificate["velocity"] = check_velocity_full(
+        checkpoint, written, dtype, None if to == "original" else place
+    )
+    if to == "trigflow":
         certificate["ways_back"] = {
             way: _check_way_back(checkpoint, written, place.parent / f"{way}.safetensors", way, dtype)
             for way in ("flow", "original")
@@ -182,6 +203,7 @@ def _record(checkpoint: Checkpoint, written: Checkpoint, files: list[dict], cert
             "ignored": source.ignored,
             "files": files,
             "tensors": len(source.entries),
+            "recomputed": list(checkpoint.recomputed),
             "dtypes": _dtypes(checkpoint),
         },
         **trigflow_facts(checkpoint),
@@ -209,19 +231,26 @@ def describe(result: dict) -> str:
         f"{' and '.join(source['dtypes'])}",
         f"time: {result['time']}, scale {result['time_scale']:g} (from {result['time_scale_from']})",
         f"{heads.replace('_heads', ' heads').replace('_', '-')}: {net[heads]} (from {net[f'{heads}_from']})",
+        *_describe_recomputed(source["recomputed"]),
         *_describe_certificate(result["certificate"]),
         f"written to {result['out']}",
     ]
     return "\n".join(lines)
 
 
+def _describe_recomputed(names: list[str]) -> Iterator[str]:
+    if names:
+        yield f"left out, since the network computes the same values: {', '.join(names)}"
+
+
 def _describe_certificate(certificate: dict) -> Iterator[str]:
     if certificate["verify"] == "off":
         yield "not verified (--verify off)"
         return
-    yield f"(a) {certificate['bits']['tensors']} source tensors come back {certificate['bits']['equal']}"
-    if "velocity" not in certificate:
-        return
+    yield (
+        f"(a) {certificate['bits']['tensors']} source tensors come back {certificate['bits']['equal']}; "
+        f"the output alone tells all {certificate['settings']} settings"
+    )
     velocity = certificate["velocity"]
     fp64 = "" if velocity["fp64_error"] is None else f", {velocity['fp64_error']:.1e} in fp64"
     where = f"{velocity['network']}, {velocity['times']} times"
@@ -230,4 +259,4 @@ def _describe_certificate(certificate: dict) -> Iterator[str]:
         count = min(ways.values())
         yield f"(c) written on to {' and '.join(ways)}, {count} source tensors come back bit for bit"
     else:
-        yield "(c) ways back not written out (--verify full does)"
+        yield "(c) ways back not written out (--verify full of --to trigflow does)"

@@ -55,7 +55,8 @@ BAD_STATES = {
     r"pos_embed has shape \[1, 64, 127\], expected \[1, any, 128\]": ("pos_embed", torch.ones(1, 64, 127)),
     r"t_block.1.bias has shape \[\]": ("t_block.1.bias", torch.ones(())),
     "blocks.0.attn.proj.bias is torch.int64": ("blocks.0.attn.proj.bias", torch.ones(128, dtype=torch.int64)),
-    "pos_embed has 4096 places; 2K and 4K": ("pos_embed", torch.ones(1, 4096, 128)),
+    "pos_embed is not the table that Sana computes": ("pos_embed", torch.ones(1, 4096, 128)),
+    "pos_embed has 65 places, which are no square": ("pos_embed", torch.ones(1, 65, 128)),
 }
 
 
