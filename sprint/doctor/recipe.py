@@ -9,6 +9,7 @@ from sprint.base.names import BUILT_IN, resolve
 from sprint.doctor.data import examine_recipe_data
 from sprint.doctor.findings import Finding, note, ok, refused, wrong
 from sprint.doctor.machine import Machine, Needs, examine_machine
+from sprint.doctor.model import ENCODER_PARTS
 from sprint.doctor.weights import names_of
 from sprint.models.families import check_role
 from sprint.recipe.load import load_recipe, recipe_hash
@@ -21,7 +22,6 @@ from sprint.weights.hub import folder_here
 from sprint.weights.sources import HUB_ID
 
 RUNS = Path("runs")
-FAMILY_PARTS = ("tokenizer", "text_encoder", "vae")
 NOT_KEPT = (GRADIENTS, COPIES)  # of what a process holds of a trained network, no part of a checkpoint
 
 
@@ -82,7 +82,7 @@ def _family(recipe: Recipe) -> list[Finding]:
     folder = _here(name)
     if folder is None:
         return [] if name == recipe.teacher else [_absent("encoders", name, "teacher_family")]
-    missing = [part for part in FAMILY_PARTS if not (folder / part).is_dir()]
+    missing = [part for part in ENCODER_PARTS if not (folder / part).is_dir()]
     if missing:
         return [
             wrong(
@@ -91,7 +91,7 @@ def _family(recipe: Recipe) -> list[Finding]:
                 "set teacher_family to a folder or hub id that has them",
             )
         ]
-    return [ok("encoders", f"{name}: {names_of(FAMILY_PARTS)}")]
+    return [ok("encoders", f"{name}: {names_of(ENCODER_PARTS)}")]
 
 
 def _absent(about: str, name: str, key: str) -> Finding:

@@ -25,7 +25,6 @@ RECIPE_FILE, BAD_FILE = "recipe.yaml", "bad_samples.jsonl"
 PUBLISHED = "0.6b"  # the recipe with the published settings, to compare what was seen
 SMALL_BATCH = 32  # below it gradients are mostly noise; the paper's is 512
 STALE_AVERAGE = 0.05  # share of the start that may still be in an average
-OF_A_ROW = {"stage", "step", "phase"}
 IN_TRAINING = "student.weights.student.view.network."
 AVERAGE = "ema.student.view.network."
 
@@ -34,9 +33,7 @@ def examine_run(folder: Path, against: str | None = None) -> list[Finding]:
     """against   a teacher to compare with, in place of the run's own"""
     recipe, findings = _recipe(folder)
     try:
-        rows = [
-            row for row in read_metrics(folder / METRICS) if isinstance(row, dict) and row.keys() >= OF_A_ROW
-        ]
+        rows = read_metrics(folder / METRICS)
     except SprintError as error:
         rows, findings = [], [*findings, refused("log", error)]
     findings += _state(folder, rows, recipe)

@@ -116,7 +116,8 @@ def test_a_run_without_its_teacher(run, pair):
 def test_files_of_the_run_that_are_damaged(run):
     folder = run()
     (folder / "recipe.yaml").write_text("name: [")
-    (folder / "metrics.jsonl").write_text("{\n")
+    (folder / "metrics.jsonl").unlink()
+    (folder / "metrics.jsonl").mkdir()
     (folder / "bad_samples.jsonl").write_text('{"where": "a.png", "reason": "empty caption", "detail": ""}\n')
     (folder / "evaluation").mkdir()
     (folder / "evaluation" / "result.json").write_text("[]")
