@@ -104,6 +104,8 @@ def convert(
     time_scale: Literal["sparse", "dense"] | None = None,
     cross_attention_heads: int | None = None,
     sample_size: int | None = None,
+    weights: str | None = None,
+    variant: str | None = None,
 ) -> Converted:
     """A teacher's weights in another layout, proved bit for bit, as `sprint convert` does.
 
@@ -116,6 +118,8 @@ def convert(
     time_scale  what the teacher embeds, where its files do not tell: "sparse" is 1000·t, "dense" t itself
     cross_attention_heads  where neither config nor width tells
     sample_size  latent cells a side, where nothing tells whether it is a teacher for 512 px, 1K, 2K or 4K
+    weights     which of a file's networks: "state_dict_ema", "model.ema"
+    variant     which of a folder's files: "bf16" for model.bf16.safetensors
 
     Raises SprintError for bad input, a failed certificate or a full disk; then nothing is left behind.
 
@@ -138,6 +142,8 @@ def convert(
         time_scale=scale,
         cross_attention_heads=cross_attention_heads,
         sample_size=sample_size,
+        weights=weights,
+        variant=variant,
     )
     del facts["size"]  # words for the command line
     return Converted(Path(facts.pop("out")), facts)

@@ -134,14 +134,17 @@ def understand(
     time_scale: float | None = None,
     cross_attention_heads: int | None = None,
     sample_size: int | None = None,
+    weights: str | None = None,
+    variant: str | None = None,
 ) -> Checkpoint:
     """Open a source and check every key and shape of it, and every setting before anything is built.
 
     `time_scale` (1000 or 1), `cross_attention_heads` and `sample_size` (latent cells a side) are what an option says;
     without one, and where no file and no known width tells, SprintError names the option. It also names unknown,
     missing, leftover and wrongly shaped keys, settings out of range, and what is of no family.
+    `weights` and `variant` choose as in `open_source`.
     """
-    source = open_source(name)
+    source = open_source(name, weights, variant)
     family = _family(source)
     layout = find_layout(family.keys, source.entries)
     if layout is None:

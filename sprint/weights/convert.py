@@ -3,6 +3,7 @@
 source ──► understand ──► written beside the output ──► certificate ──► renamed to the output
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from sprint.base.errors import SprintError
 from sprint.base.files import sha256
 from sprint.weights.checkpoint import Checkpoint, understand
 from sprint.weights.folder import student_of
-from sprint.weights.sources import SIDE_FILES
+from sprint.weights.locate import SIDE_FILES
 from sprint.weights.trigflow import trigflow_facts, write_trigflow
 from sprint.weights.verify import (
     check_bits,
@@ -34,6 +35,8 @@ Verify = Literal["fast", "full", "off"]
 NETWORK_FILE = "diffusion_pytorch_model.safetensors"  # what diffusers looks for
 ORIGINAL_FILE = "model.safetensors"
 EXTRA_FILE = SIDE_FILES[0]
+SUFFIXES = re.compile(r"\.(safetensors(\.index.*)?|pth|pt|bin|ckpt)$", re.IGNORECASE)
+MOST_SHOWN = 8  # names of what was left out
 
 
 def convert(
@@ -45,6 +48,8 @@ def convert(
     time_scale: float | None = None,
     cross_attention_heads: int | None = None,
     sample_size: int | None = None,
+    weights: str | None = None,
+    variant: str | None = None,
     progress: bool = True,
 ) -> dict:
     """Convert `source`; -> what was done, certificate included (the content of trigflow.json, `out`, and `size`).
@@ -56,6 +61,7 @@ def convert(
     verify   "fast": every tensor's bits, velocities of a cut network in fp32; "full": also the whole network
              in fp32 and fp64, and both ways back; "off": only that the output alone tells every setting
     dtype    "fp32", "fp16" or "bf16" for the network's weights; by default they stay as they are
+    weights, variant   which of several networks, and of several files (see `open_source`)
 
     Raises SprintError for bad input, a failed certificate or a full disk; then nothing is left behind.
     """
@@ -63,7 +69,9 @@ def convert(
     _check_choice("--verify", verify, ("fast", "full", "off"))
     _check_choice("--dtype", dtype, (None, *DTYPES))
     torch_dtype = DTYPES.get(dtype)
-    checkpoint = understand(student_of(str(source)), time_scale, cross_attention_heads, sample_size)
+    checkpoint = understand(
+        student_of(str(source)), time_scale, cross_attention_heads, sample_size, weights, variant
+    )
     out = Path(out).expanduser() if out else default_out(source, to)
     with whole_or_nothing(out) as place, ThreadPoolExecutor(1) as worker:
         digests = worker.submit(_describe_files, checkpoint)
@@ -83,8 +91,10 @@ def _check_choice(option: str, value: str | None, choices: tuple) -> None:
 def default_out(source: str | Path, to: Target) -> Path:
     """NAME-TARGET in the current folder; a pipeline's `transformer` is named after the pipeline."""
     path = Path(source)
-    name = path.resolve().parent.name if path.name == "transformer" else path.name.split(".safetensors")[0]
-    return Path(f"{Path(name).stem if Path(name).suffix in ('.pth', '.pt', '.bin', '.ckpt') else name}-{to}")
+    if path.name == "transformer":
+        path = path.resolve().parent
+    name = path.name if path.is_dir() else SUFFIXES.sub("", path.name)
+    return Path(f"{name}-{to}")
 
 
 # ---- writing ----------------------------------------------------------------------------------------
@@ -200,6 +210,8 @@ def _record(checkpoint: Checkpoint, written: Checkpoint, files: list[dict], cert
             "name": source.name,
             "layout": checkpoint.layout,
             "prefix": source.prefix,
+            "unwrapped": source.unwrapped,
+            "variant": source.variant,
             "ignored": source.ignored,
             "files": files,
             "tensors": len(source.entries),
@@ -229,6 +241,7 @@ def describe(result: dict) -> str:
         f"{net['parameters']:,} parameters{traits}",
         f"from {source['name']}: {source['layout']} layout, {source['tensors']} tensors, "
         f"{' and '.join(source['dtypes'])}",
+        *_describe_choice(source),
         f"time: {result['time']}, scale {result['time_scale']:g} (from {result['time_scale_from']})",
         f"{heads.replace('_heads', ' heads').replace('_', '-')}: {net[heads]} (from {net[f'{heads}_from']})",
         *_describe_recomputed(source["recomputed"]),
@@ -236,6 +249,19 @@ def describe(result: dict) -> str:
         f"written to {result['out']}",
     ]
     return "\n".join(lines)
+
+
+def _describe_choice(source: dict) -> Iterator[str]:
+    """What was taken of what is there, where that is not all of it."""
+    if source["variant"]:
+        yield f"variant: {source['variant']}"
+    if source["prefix"]:
+        yield f"weights: {source['prefix']}"
+    if source["unwrapped"]:
+        yield f"taken off the names: {' '.join(source['unwrapped'])}"
+    if source["ignored"]:
+        more = ", …" * (len(source["ignored"]) > MOST_SHOWN)
+        yield f"left out: {', '.join(source['ignored'][:MOST_SHOWN])}{more}"
 
 
 def _describe_recomputed(names: list[str]) -> Iterator[str]:

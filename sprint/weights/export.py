@@ -23,8 +23,8 @@ from sprint.weights.checkpoint import understand
 from sprint.weights.folder import complete_or_absent, write_json
 from sprint.weights.keys import LOGVAR_KEYS
 from sprint.weights.load import build_network
+from sprint.weights.locate import SIDE_FILES
 from sprint.weights.settings import SETTINGS_FILE
-from sprint.weights.sources import SIDE_FILES
 from sprint.weights.trigflow import trigflow_facts, write_trigflow
 
 LOGVAR_FILE = SIDE_FILES[1]

@@ -70,8 +70,8 @@ def test_bad_keys_of_diffusers_are_named(here, net):
     state = dict(net.state_dict())
     for name, bad in {
         "missing key time_embed.linear.bias": change(state, "time_embed.linear.bias", None),
-        "unknown key transformer_blocks.0.attn1.to_q.lora_A": change(
-            state, "transformer_blocks.0.attn1.to_q.lora_A", torch.ones(4)
+        "unknown key transformer_blocks.0.attn1.to_q.gate": change(
+            state, "transformer_blocks.0.attn1.to_q.gate", torch.ones(4)
         ),
         "to_q.weight and transformer_blocks.0.attn1.to_k.weight .* different dtypes": change(
             state,
@@ -122,9 +122,9 @@ def test_things_that_are_no_model(here):
         here, "llama.safetensors is not a Sana transformer.*model.layers.0.weight", "llama.safetensors", "out"
     )
     refuses(here, "list.pth holds a list, not a dict of tensors", "list.pth", "out")
-    refuses(here, "step.pth: 'step' is not a plain tensor", "step.pth", "out")
+    refuses(here, "step.pth is not a Sana transformer: its keys are like weight", "step.pth", "out")
     refuses(here, "empty.safetensors holds no tensor", "empty.safetensors", "out")
-    refuses(here, "notes.txt is not a checkpoint", "notes.txt", "out")
+    refuses(here, "notes.txt is truncated or not a checkpoint: it is text", "notes.txt", "out")
     refuses(here, "no model in folder folder", "folder", "out")
     refuses(here, "many holds 2 checkpoints; give one of them: a.safetensors", "many", "out")
     refuses(here, "no file or folder missing.safetensors", "missing.safetensors", "out")
@@ -154,7 +154,10 @@ def test_hub_out_of_reach(here, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     refuses(
-        here, "no file or folder someone/sana, and the hub .*: cannot reach the hub$", "someone/sana", "out"
+        here,
+        "no file or folder someone/sana; from the hub: .* hf download someone/sana",
+        "someone/sana",
+        "out",
     )
 
 
