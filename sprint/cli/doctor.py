@@ -34,6 +34,10 @@ def add_doctor(verbs) -> None:
         choices=("sparse", "dense"),
         help="of a model that does not tell: it embeds 1000·t or t",
     )
+    verb.add_argument("--cross-attention-heads", type=int, help="of a model that does not tell")
+    verb.add_argument("--sample-size", type=int, help="of a model that does not tell: latent cells a side")
+    verb.add_argument("--weights", metavar="KEY", help="which of a file's networks: state_dict_ema, …")
+    verb.add_argument("--variant", metavar="NAME", help="which of a folder's files: bf16, …")
     verb.add_argument(
         "--out", type=Path, default=Path("doctor"), help="folder for the sheet of pictures (default doctor)"
     )
@@ -44,14 +48,20 @@ def doctor(args: argparse.Namespace) -> None:
     quiet_libraries()
     from sprint.doctor.examine import examine
     from sprint.doctor.findings import exit_code, lines, verdict
+    from sprint.doctor.model import Opening
     from sprint.doctor.what import Kind, kind_of
     from sprint.weights.checkpoint import TIMES
 
     kind = kind_of(args.thing, args.kind and Kind(args.kind))
     _refuse_unread(args, kind.value)
-    _, findings = examine(
-        args.thing, args.overrides, args.against, TIMES.get(args.time_scale), kind, args.out
+    opening = Opening(
+        TIMES.get(args.time_scale),
+        args.cross_attention_heads,
+        args.sample_size,
+        args.weights,
+        args.variant,
     )
+    _, findings = examine(args.thing, args.overrides, args.against, opening, kind, args.out)
     print(verdict(args.thing, findings), "", *lines(findings), sep="\n")
     if code := exit_code(findings):
         sys.exit(code)
@@ -63,6 +73,10 @@ def _refuse_unread(args: argparse.Namespace, kind: str) -> None:
         "key=value": (args.overrides, ("recipe", "data")),
         "--against": (args.against, ("model", "run")),
         "--time-scale": (args.time_scale, ("model",)),
+        "--cross-attention-heads": (args.cross_attention_heads, ("model",)),
+        "--sample-size": (args.sample_size, ("model",)),
+        "--weights": (args.weights, ("model",)),
+        "--variant": (args.variant, ("model",)),
     }
     for option, (given, kinds) in read.items():
         if given and kind not in kinds:

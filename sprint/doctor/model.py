@@ -1,6 +1,7 @@
 """A model: whatever `sprint convert` opens. Is it whole, does it fit together, and does it predict pictures?"""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -20,15 +21,27 @@ HALF = (torch.bfloat16, torch.float16)
 ENCODER_PARTS = ("tokenizer", "text_encoder", "vae")
 
 
-def examine_model(name: str, against: str | None = None, time_scale: float | None = None) -> list[Finding]:
-    """name          a built-in name, a file, a folder or a hub id
-    against       the teacher that it was distilled from: then what has moved is looked at too
-    time_scale    as of `understand`, where nothing tells
+class Opening(NamedTuple):
+    """What an option says where no file tells, as `understand` takes it."""
+
+    time_scale: float | None = None
+    cross_attention_heads: int | None = None
+    sample_size: int | None = None
+    weights: str | None = None
+    variant: str | None = None
+
+
+AS_FOUND = Opening()
+
+
+def examine_model(name: str, against: str | None = None, opening: Opening = AS_FOUND) -> list[Finding]:
+    """name      a built-in name, a file, a folder or a hub id
+    against   the teacher that it was distilled from: then what has moved is looked at too
 
     Raises SprintError where nothing has that name.
     """
     try:
-        checkpoint = understand(resolve(name), time_scale)
+        checkpoint = understand(resolve(name), *opening)
     except SprintError as error:
         if not Path(resolve(name)).expanduser().exists():
             raise

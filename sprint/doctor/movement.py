@@ -1,5 +1,7 @@
 """Did training move the weights? What a student's distance from its teacher says."""
 
+import math
+
 import torch
 
 from sprint.doctor.findings import Finding, note, ok, wrong
@@ -27,6 +29,8 @@ def movement(found: Comparison, teacher: str, what: str = "the student") -> list
     if not found.parts:
         shared = "no tensor of the same name and shape"
         return [wrong(ABOUT, f"{shared} in {teacher}", "give the teacher that it was distilled from")]
+    if not math.isfinite(found.whole.distance):
+        return []  # weights that are not finite, of which there is a finding of its own
     strangers = []
     if found.other_shape:
         count = len(found.other_shape)

@@ -1,5 +1,6 @@
 """What a name stands for: a model, a run, a recipe or a data set. Nothing is opened to find out."""
 
+import re
 from enum import Enum
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from sprint.base.names import BUILT_IN
 from sprint.evaluate.models import STUDENT
 from sprint.recipe.find import OWN, known_recipes
 from sprint.train.log import METRICS
-from sprint.weights.sources import HUB_ID, INDEX, WEIGHTS
+from sprint.weights.locate import WEIGHTS
+from sprint.weights.sources import HUB_ID
 
 
 class Kind(str, Enum):
@@ -21,6 +23,7 @@ class Kind(str, Enum):
 
 OF_A_RUN = ("recipe.hash", METRICS)
 OF_A_MODEL = ("model_index.json", "transformer", "config.json", "checkpoints")
+INDEX = re.compile(r"\.index(\.[\w-]+)?\.json$")  # of shards
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".parquet", ".txt", ".tar")
 
 
@@ -57,7 +60,7 @@ def _of_file(path: Path) -> Kind | None:
     name = path.name.lower()
     if name.endswith((".yaml", ".yml")):
         return Kind.recipe
-    if name.endswith((*WEIGHTS, INDEX)):
+    if name.endswith(WEIGHTS) or INDEX.search(name):
         return Kind.model
     return Kind.data if name.endswith(TABLES) else None
 

@@ -8,7 +8,7 @@ import torch
 
 from sprint.base.names import BUILT_IN
 from sprint.doctor.findings import Level
-from sprint.doctor.model import examine_model
+from sprint.doctor.model import Opening, examine_model
 from sprint.doctor.probe import neighbour_correlation
 from tests.doctor.cases import WEIGHTS, edited
 
@@ -108,10 +108,10 @@ def test_weights_that_are_not_finite(pair, tmp_path):
             weight[0, :3] = float("nan")
         return weight
 
-    findings = examine_model(str(edited(pair / "student", tmp_path / "student", broken)))
+    findings = examine_model(str(edited(pair / "student", tmp_path / "student", broken)), teachers(pair))
     text = found(findings, Level.wrong, "weights")
     assert text.startswith("3 numbers in 1 of 96 tensors are nan or inf: final_layer.linear.weight")
-    assert not any(one.about == "prediction" for one in findings)
+    assert not any(one.about in ("prediction", "movement") for one in findings)
 
 
 def test_finite_weights_whose_output_is_not(pair, tmp_path):
@@ -129,7 +129,7 @@ def test_the_wrong_clock_is_seen_and_named(tmp_path):
 
 
 def test_the_other_wrong_clock(pair):
-    findings = examine_model(str(pair / "student"), time_scale=1000.0)
+    findings = examine_model(str(pair / "student"), opening=Opening(time_scale=1000.0))
     assert "--time-scale dense" in found(findings, Level.wrong, "clock")
 
 
