@@ -11,10 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from sprint.engine.checkpoint import read_tensors
-from sprint.engine.dcp import Reader as CheckpointReader
+from sprint.engine.checkpoint import read_tensors, stored_tensors
 from sprint.models.teacher import KeyTable
 from sprint.weights.checkpoint import Checkpoint
 from sprint.weights.keys import Rule, rules_for
@@ -42,13 +40,11 @@ def weights_in(checkpoint: Path, keys: KeyTable, prefix: str) -> Weights:
 
     Raises SprintError where the checkpoint cannot be read.
     """
-    metadata = CheckpointReader(checkpoint).read_metadata().state_dict_metadata
     there = {
         key.removeprefix(prefix): facts
-        for key, facts in metadata.items()
-        if key.startswith(prefix) and isinstance(facts, TensorStorageMetadata)
+        for key, facts in stored_tensors(checkpoint).items()
+        if key.startswith(prefix)
     }
-
     if not there:
         return {}
     stored = {

@@ -149,6 +149,16 @@ def test_a_run_that_goes_on_is_looked_at_in_its_checkpoint(run, broken):
         assert "the student is 0.03" in moved and "its average is 0.03" in moved
 
 
+def test_a_checkpoint_that_cannot_be_read(run):
+    folder = run()
+    shutil.rmtree(folder / "student")
+    saver = Saver(folder / "checkpoints" / "distill")
+    saver.save("distill-24", {"student.weights.x": torch.zeros(2)}, {"generator_updates": 12})
+    saver.wait()
+    (folder / "checkpoints" / "distill" / "000001-distill-24" / ".metadata").write_bytes(b"torn")
+    assert "cannot read checkpoint" in found(examine_run(folder), Level.wrong, "checkpoints")
+
+
 def test_a_run_that_logged_nothing(run):
     folder = run([])
     shutil.rmtree(folder / "student")
