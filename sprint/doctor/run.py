@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from sprint.base.door import read_text
+from sprint.base.door import read_text, shown
 from sprint.base.errors import SprintError
 from sprint.doctor.curves import examine_curves, updates
 from sprint.doctor.findings import Finding, note, ok, refused, wrong
@@ -30,7 +30,12 @@ AVERAGE = "ema.student.view.network."
 
 
 def examine_run(folder: Path, against: str | None = None) -> list[Finding]:
-    """against   a teacher to compare with, in place of the run's own"""
+    """against   a teacher to compare with, in place of the run's own
+
+    Raises SprintError where there is no such folder.
+    """
+    if not folder.is_dir():
+        raise SprintError(f"{shown(folder)}: no such folder; give a run's, such as runs/tiny")
     recipe, findings = _recipe(folder)
     try:
         rows = read_metrics(folder / METRICS)

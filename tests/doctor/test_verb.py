@@ -69,6 +69,7 @@ def test_the_recipe_and_the_model_of_one_name(sprint, here):
 def test_bad_input_is_one_line(refusal, here, pair, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "no model, run, recipe or data" in refusal("doctor", "nowhere/at/all")
+    assert "no such folder" in refusal("doctor", "absent", "--kind", "run")
     assert "owner/name" in refusal("doctor", "owner/name")
     assert "no such key" in refusal("doctor", "tiny", "distil.steps=3")
     assert "--against is for a model or a run" in refusal("doctor", "tiny", "--against", "tiny")
