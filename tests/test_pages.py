@@ -118,7 +118,8 @@ def check_verb(words: list[str]) -> None:
     args = command_line._parse(words)
     if hasattr(args, "overrides"):
         drawn = ["data.kind=prompts"] * getattr(args, "from_prompts", False)
-        check_recipe(args.recipe, [*args.overrides, *drawn])
+        # `sprint doctor` takes the same keys for whatever it looks at
+        check_recipe(getattr(args, "recipe", "0.6b"), [*args.overrides, *drawn])
 
 
 def check_recipe(name: str, overrides: list[str]) -> None:
