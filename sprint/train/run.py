@@ -45,6 +45,7 @@ from sprint.weights.folder import is_export
 from sprint.weights.load import load_teacher
 
 log = logging.getLogger(__name__)
+FEW_PROMPTS = 16  # of a run that draws nothing by itself, for a `sprint evaluate` later
 
 
 class Run:
@@ -78,10 +79,10 @@ class Run:
 
     def _note_prompts(self) -> None:
         """What to draw with in the end, of data that cannot be scored; prompts that are there already stay."""
-        file, count = self.folder / OWN_PROMPTS, self.recipe.evaluate.prompts
-        if not count or file.exists():
+        file = self.folder / OWN_PROMPTS
+        if file.exists():
             return
-        if captions := self.inputs.source.captions(count):
+        if captions := self.inputs.source.captions(self.recipe.evaluate.prompts or FEW_PROMPTS):
             write_whole(file, "".join(f"{' '.join(caption.split())}\n" for caption in captions))
         else:
             log.warning("%s: no captions there to draw with; write some into %s", self.recipe.data.path, file)

@@ -141,11 +141,8 @@ def _what_is_kept(result: Result, best: Column) -> str:
     teacher, fewest = find(result, TEACHER), min(_students(result), key=lambda column: column.steps)
     kept = ratio(scene_score(best), scene_score(teacher))
     if kept is None:
-        speed = ratio(seconds(teacher), seconds(best))
-        beside = (
-            f", at {html.steps(best.steps)} {speed:.1f}× as fast as its {teacher.steps}-step teacher"
-            * bool(speed)
-        )
+        speed, at = ratio(seconds(teacher), seconds(best)), html.steps(best.steps)
+        beside = f", at {at} {speed:.1f}× as fast as its teacher" if speed else ""
         return f"Trained, and drawn{beside}; nothing was scored: judge by the pictures"
     text = f"{_subject(best)} {kept:.0%} of the {teacher.steps}-step teacher's scene score"
     if speed := ratio(seconds(teacher), seconds(best)):
