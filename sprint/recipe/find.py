@@ -30,9 +30,10 @@ def find_recipe(name: str | Path) -> Path:
             raise SprintError(f"{shown(name, 200)}: no such recipe: {why}") from error
     if str(name) in names_in(SHIPPED):
         return SHIPPED / f"{name}.yaml"
+    there = ", ".join(sorted({*names_in(SHIPPED), *names_in(OWN)}))
     raise SprintError(
-        f"{shown(name, 200)}: no such recipe (looked for {Path(name)} and {own}; there are "
-        f"{', '.join(sorted({*names_in(SHIPPED), *names_in(OWN)}))}); `sprint recipes 0.6b > mine{SUFFIX}` makes one to edit"
+        f"{shown(name, 200)}: no such recipe (looked for {Path(name)} and {own}; there are {there}); "
+        f"`sprint recipes 0.6b > mine{SUFFIX}` makes one to edit"
     )
 
 
