@@ -107,13 +107,8 @@ def json_value(chance: random.Random, content: bytes) -> bytes:
 
 def _places(tree):
     """(container, key) of every value."""
-    for key, value in (
-        list(tree.items())
-        if isinstance(tree, dict)
-        else list(enumerate(tree))
-        if isinstance(tree, list)
-        else ()
-    ):
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in list(pairs):
         yield tree, key
         yield from _places(value)
 

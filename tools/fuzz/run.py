@@ -34,10 +34,17 @@ def run(argv: list[str], folder: Path, output: Path) -> Outcome:
     A fork of this process, which has imported everything, in a session of its own.
     """
     before = {path.relative_to(folder) for path in folder.rglob("*")}
-    began, base = time.monotonic(), _resident()
+    began = time.monotonic()
+    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(
+            writing, _resident().to_bytes(8, "little")
+        )  # less than ours: pages of files are not inherited
         _be_the_command(argv, folder, output)
+    base = int.from_bytes(os.read(reading, 8), "little")
+    os.close(reading)
+    os.close(writing)
     code, usage = _wait(child, began + SECONDS)
     seconds, taken = time.monotonic() - began, max(0, usage.ru_maxrss * 1024 - base)
     said = output.read_text(errors="replace")

@@ -38,6 +38,7 @@ DATA = (
     "-o",
     "out",
 )
+PROMPTS = ("cache", "tiny", "data.kind=prompts", "data.path=data/p.jsonl", "evaluate.prompts=0", "-o", "out")
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ TARGETS = (
         prompts,
         "data/p.jsonl",
         JSON,
-        (*DATA[:2], "data.path=data/p.jsonl", *DATA[3:], "data.kind=prompts"),
+        PROMPTS,
     ),
     Target("a cache's settings", cache, "cache/cache.json", JSON, CACHED),
     *(
