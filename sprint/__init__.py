@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sprint.base.errors import SprintError
+from sprint.base.system import check_system
 
 if TYPE_CHECKING:
     from sprint.sample.generate import Generator
@@ -42,7 +43,7 @@ class Converted(NamedTuple):
 def load(model: str | Path, device: str | None = None, dtype: Literal["fp32", "bf16"] = "fp32") -> Generator:
     """A student or a teacher, ready to draw.  -> call it with prompts, get PIL pictures
 
-    model    a student's or teacher's folder, a hub id, or "tiny", the built-in teacher
+    model    a student's, teacher's or run's folder, a hub id, or "tiny", the built-in teacher
     device   "cpu", "cuda", …; by default CUDA's where there is one
     dtype    of the weights
 
@@ -52,6 +53,7 @@ def load(model: str | Path, device: str | None = None, dtype: Literal["fp32", "b
         circle, square = draw(["a red circle", "a blue square"], steps=2, seeds=7)
         draw("a red circle", steps=1, guidance=5.0)[0].save("circle.png")
     """
+    check_system()
     from sprint.base.dtypes import DTYPES
     from sprint.base.place import usable_device
     from sprint.sample.load import load_generator
@@ -73,6 +75,7 @@ def distill(recipe: str | Path, *overrides: str, runs: str | Path = "runs") -> D
         run = sprint.distill("tiny", "distill.steps=400", "name=short")
         sprint.load(run.student)(["a red circle"], steps=1)
     """
+    check_system()
     from sprint.recipe.load import load_recipe
     from sprint.train.loop import Interrupted
     from sprint.train.run import distill as run
@@ -100,6 +103,9 @@ def convert(
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     time_scale: Literal["sparse", "dense"] | None = None,
     cross_attention_heads: int | None = None,
+    sample_size: int | None = None,
+    weights: str | None = None,
+    variant: str | None = None,
 ) -> Converted:
     """A teacher's weights in another layout, proved bit for bit, as `sprint convert` does.
 
@@ -111,12 +117,16 @@ def convert(
     dtype       round the weights to this; by default they stay as they are
     time_scale  what the teacher embeds, where its files do not tell: "sparse" is 1000·t, "dense" t itself
     cross_attention_heads  where neither config nor width tells
+    sample_size  latent cells a side, where nothing tells whether it is a teacher for 512 px, 1K, 2K or 4K
+    weights     which of a file's networks: "state_dict_ema", "model.ema"
+    variant     which of a folder's files: "bf16" for model.bf16.safetensors
 
     Raises SprintError for bad input, a failed certificate or a full disk; then nothing is left behind.
 
         teacher = sprint.convert("teacher.safetensors", "teacher", verify="full")
         teacher.facts["certificate"]["velocity"]["fp64_error"]
     """
+    check_system()
     from sprint.base.names import resolve
     from sprint.weights.checkpoint import TIMES
     from sprint.weights.convert import convert as run
@@ -131,6 +141,9 @@ def convert(
         dtype=dtype,
         time_scale=scale,
         cross_attention_heads=cross_attention_heads,
+        sample_size=sample_size,
+        weights=weights,
+        variant=variant,
     )
     del facts["size"]  # words for the command line
     return Converted(Path(facts.pop("out")), facts)

@@ -6,11 +6,9 @@ anything is built. Whatever is wrong becomes one SprintError that names the file
 """
 
 import stat
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
-
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json
 
 from sprint.base.errors import SprintError
 
@@ -63,12 +61,18 @@ def read_text(path: str | Path, most: int = TEXT_BYTES) -> str:
     return decode(read_bytes(path, most), path)
 
 
-def decode(content: bytes, where: object) -> str:
-    """UTF-8 as text. Raises SprintError that names what else it looks like."""
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:4096]:
-        kind = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") or content[1:2] == b"\0" else "no text"
+def check_text(start: bytes, where: object) -> None:
+    """Raise SprintError that says what a file is whose first bytes are no text in UTF-8's manner."""
+    marked = start[:2] in (b"\xff\xfe", b"\xfe\xff")
+    if marked or b"\0" in start[:4096]:
+        kind = "UTF-16" if marked or b"\0" in start[:2] else "no text"
         hint = "; save it as UTF-8 (iconv -f UTF-16 -t UTF-8 OLD > NEW)" if kind == "UTF-16" else ""
         raise SprintError(f"{shown(where)} is {kind}{hint}")
+
+
+def decode(content: bytes, where: object) -> str:
+    """UTF-8 as text. Raises SprintError that names what else it looks like."""
+    check_text(content, where)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -80,6 +84,8 @@ def decode(content: bytes, where: object) -> str:
 def parse_json(content: str | bytes, where: object) -> Any:
     """The value of a JSON text. Raises SprintError that names `where`, also for values nested too deep, or numbers of
     thousands of digits."""
+    from pydantic_core import from_json  # `sprint --help` reads nothing
+
     try:
         return from_json(content)
     except ValueError as error:
@@ -94,10 +100,20 @@ def read_json(path: str | Path, most: int = JSON_BYTES) -> dict:
     return content
 
 
+@cache
+def _adapter(schema: type) -> Any:
+    """Made once: a file of a million lines is held against one schema."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(schema)
+
+
 def held_against(schema: type[T], value: Any, where: object) -> T:
     """`value` as the schema's type, if it is one. Raises SprintError that names the first field that is not."""
+    from pydantic import ValidationError
+
     try:
-        return TypeAdapter(schema).validate_python(value)
+        return _adapter(schema).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         field = ".".join(shown(part, 40) for part in first["loc"])

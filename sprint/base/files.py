@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ def write_whole(path: Path, data: str | bytes) -> Path:
     Raises OSError that names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scrap = path.with_name(f".{path.name}.{os.getpid()}.part")
+    scrap = scrap_of(path)
     try:
         scrap.write_bytes(data.encode() if isinstance(data, str) else data)
         os.replace(scrap, path)
@@ -24,6 +26,33 @@ def write_whole(path: Path, data: str | bytes) -> Path:
     finally:
         scrap.unlink(missing_ok=True)
     return path
+
+
+def scrap_of(path: Path) -> Path:
+    """Where this process writes what will be `path`: .NAME.HOST.PROCESS.part beside it."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+
+
+def sweep(folder: Path) -> None:
+    """Delete what processes of this machine that are gone had begun to write there (`scrap_of`)."""
+    for scrap in folder.glob(".*.part"):
+        name = re.fullmatch(r"\..+\.(\d+)\.part", scrap.name)
+        if (
+            name
+            and scrap.name.endswith(f".{socket.gethostname()}.{name[1]}.part")
+            and not _runs(int(name[1]))
+        ):
+            scrap.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def write_flushed(path: Path, text: str) -> None:

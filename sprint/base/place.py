@@ -1,11 +1,40 @@
 """Where this process works: its device, and which of how many processes it is, without an engine."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
+from sprint.base.door import shown
 from sprint.base.errors import SprintError
+
+# how many processes other launchers started, which tell nobody how to meet
+STARTED = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpirun"}
+TOLD = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # beside WORLD_SIZE
+
+
+def check_launcher(told: Mapping[str, str] = os.environ) -> None:
+    """Raises SprintError for variables of the environment that torchrun would not have set so."""
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        if name in told and not (told[name].isdecimal() and len(told[name]) < 10):
+            raise SprintError(f"{name}={shown(told[name])} in the environment is no number; unset it")
+    processes = int(told.get("WORLD_SIZE", 1))
+    if processes > 1 and (missing := [name for name in TOLD if name not in told]):
+        raise SprintError(
+            f"WORLD_SIZE={processes} in the environment, without {', '.join(missing)}: start with "
+            "torchrun … -m sprint, or unset WORLD_SIZE for one process"
+        )
+    if int(told.get("RANK", 0)) >= max(processes, 1):
+        raise SprintError(
+            f"RANK={told['RANK']} in the environment of {processes} processes; unset both, or use torchrun"
+        )
+    for name, launcher in STARTED.items() if "WORLD_SIZE" not in told else ():
+        if told.get(name, "1").isdecimal() and int(told.get(name, "1")) > 1:
+            raise SprintError(
+                f"{launcher} started {told[name]} processes ({name}) that do not know of each other: start torchrun "
+                "with it, once a machine, and that starts sprint"
+            )
 
 
 @dataclass(frozen=True)

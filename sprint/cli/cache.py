@@ -50,7 +50,10 @@ def cache(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, [*given, *implied])
     folder = args.out or Path("caches") / recipe.name
     quiet_libraries()
+    from sprint.base.place import check_launcher
     from sprint.data.encode.make import make_cache, verify_cache
+
+    check_launcher()
 
     if args.verify:
         print(verify_cache(folder))

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sprint.cli.shared import add_verb
+from sprint.cli.shared import add_verb, check_out
 
 COMPARE = """\
 Put evaluations side by side: one table with the best figure of each row marked, differences with their
@@ -25,6 +25,7 @@ def add_compare(verbs) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
+    check_out("--out", args.out, folder=False)
     from sprint.evaluate.compare import compare as run
 
     print(run(args.results, args.out))

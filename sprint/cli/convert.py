@@ -12,6 +12,7 @@ flow velocity recovered from the TrigFlow view. A failed certificate leaves noth
   sprint convert teacher.pth -o teacher --verify full              the whole network in fp64, both ways back
   sprint convert teacher --to original -o teacher.safetensors      back to Sana's own names
   sprint convert runs/tiny/student --to original -o student.pth
+  sprint convert epoch_1_step_2000.pth --weights state_dict_ema    the averaged weights of a training run
 """
 
 
@@ -20,7 +21,7 @@ def add_convert(verbs) -> None:
         verbs, "convert", "a flow-matching teacher in TrigFlow form, proved lossless; and back", CONVERT
     )
     verb.add_argument(
-        "source", help=".safetensors, .pth, a folder (sharded, diffusers, converted) or a hub id"
+        "source", help=".safetensors, .pth, a folder (of a run, diffusers', sharded, converted) or a hub id"
     )
     verb.add_argument("-o", "--out", help="output folder, or a .safetensors/.pth file with --to original")
     verb.add_argument("--to", choices=("trigflow", "flow", "original"), default="trigflow")
@@ -30,6 +31,13 @@ def add_convert(verbs) -> None:
         "--time-scale", choices=("sparse", "dense"), help="what the teacher embeds: 1000·t or t itself"
     )
     verb.add_argument("--cross-attention-heads", type=int, help="where neither config nor width tells")
+    verb.add_argument("--sample-size", type=int, help="latent cells a side, where nothing tells: 64 for 2K")
+    verb.add_argument(
+        "--weights", metavar="KEY", help="which of a file's networks: state_dict_ema, model.ema, …"
+    )
+    verb.add_argument(
+        "--variant", metavar="NAME", help="which of a folder's files: bf16 for model.bf16.safetensors"
+    )
     verb.set_defaults(verb=convert)
 
 
@@ -48,5 +56,8 @@ def convert(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         time_scale=TIMES.get(args.time_scale),
         cross_attention_heads=args.cross_attention_heads,
+        sample_size=args.sample_size,
+        weights=args.weights,
+        variant=args.variant,
     )
     print(describe(result))

@@ -5,7 +5,15 @@ import shlex
 from pathlib import Path
 
 from sprint.base.errors import SprintError
-from sprint.cli.shared import add_verb, at_least_one, numbers, quiet_libraries
+from sprint.cli.shared import (
+    add_verb,
+    at_least_one,
+    check_guidance,
+    check_out,
+    check_seed,
+    numbers,
+    quiet_libraries,
+)
 from sprint.evaluate.metrics.registry import METRICS, described
 
 EVALUATE = f"""\
@@ -38,6 +46,9 @@ def add_evaluate(verbs) -> None:
     )
     verb.add_argument(
         "model", help="a student, teacher or run folder, a hub id, or 'tiny', the built-in teacher"
+    )
+    verb.add_argument(
+        "--family", help="folder or hub id of text encoder and autoencoder, where the model has none"
     )
     verb.add_argument("--teacher", help="another model, for a column of 20 steps (a run brings its own)")
     verb.add_argument("--metrics", help=f"some of {','.join(METRICS)} (default: those that fit the model)")
@@ -79,15 +90,17 @@ def evaluate(args: argparse.Namespace) -> None:
     metrics, steps = _names(args.metrics), [] if args.steps is None else numbers("--steps", args.steps, int)
     _check_numbers(args)
     quiet_libraries()
-    from sprint.base.place import Place, usable_device
+    from sprint.base.place import Place, check_launcher, usable_device
     from sprint.evaluate.choices import FEATURE_CACHE, REAL_FEATURE_CACHE, Options
     from sprint.evaluate.metrics.metric import Choices
     from sprint.evaluate.models import EVALUATIONS, evaluation_folder
     from sprint.evaluate.page import PAGE, result_table
     from sprint.evaluate.run import evaluate as run
 
+    check_launcher()
     device = usable_device(args.device or str(Place.of_this_process().device))
     out = args.out or evaluation_folder(args.model)
+    check_out("--out", out)
     choices = Choices(
         kept=out / FEATURE_CACHE,
         kept_real=(args.out.parent if args.out else EVALUATIONS) / REAL_FEATURE_CACHE,
@@ -105,6 +118,7 @@ def evaluate(args: argparse.Namespace) -> None:
         out=out,
         choices=choices,
         teacher=args.teacher,
+        family=args.family,
         metrics=metrics,
         steps=steps,
         prompts=args.prompts,
@@ -118,10 +132,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    if args.guidance is not None and not 0 <= args.guidance < float("inf"):
-        raise SprintError(f"--guidance {args.guidance}: give a number of at least 0")
-    if not 0 <= args.seed < 2**62:
-        raise SprintError(f"--seed {args.seed}: give a whole number from 0 to 2**62 - 1")
+    check_guidance(args.guidance)
+    check_seed(args.seed)
     if args.count == 1:
         raise SprintError("--count 1: FID needs at least 2 pictures, and hundreds say little")
 

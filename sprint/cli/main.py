@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from sprint import __version__
 from sprint.base.ending import run_to_end
 from sprint.base.errors import SprintError
+from sprint.base.streams import outlive_readers
+from sprint.base.system import check_system
 from sprint.cli.cache import add_cache
 from sprint.cli.compare import add_compare
 from sprint.cli.convert import add_convert
@@ -40,21 +42,35 @@ Distil a flow-matching image model into one that samples in 1 to 4 steps.
 
 def command(argv: list[str] | None = None) -> None:
     """`main`, and with it the end of the process: what `sprint` and `python -m sprint` start."""
+    outlive_readers()
     run_to_end(lambda: main(argv))
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one verb. Exits with 2 after bad input and 130 after Ctrl-C, each with one line."""
+    """Run one verb. Exits with 2 after bad input, or for want of memory, and 130 after Ctrl-C, each with one line."""
     with _warnings_as_lines():
         try:
+            check_system()
             args = _parse(argv)
             args.verb(args)
+            sys.stdout.flush()
         except SprintError as error:
             sys.exit(complain(str(error), 2))
         except KeyboardInterrupt:
             sys.exit(complain("interrupted; the same command goes on from there", INTERRUPTED))
         except OSError as error:
             sys.exit(complain(f"{error.filename or 'file system'}: {error.strerror or error}", 2))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            what = str(error).strip().partition("\n")[0][:200]
+            sys.exit(complain(f"out of memory: take smaller batches or pictures ({what})", 2))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of a GPU, or of the CPU, for which torch has no class of its own."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
 # ---- what other libraries say -----------------------------------------------------------------------

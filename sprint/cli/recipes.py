@@ -2,7 +2,6 @@
 
 import argparse
 
-from sprint.base.errors import SprintError
 from sprint.cli.shared import add_verb
 
 RECIPES = """\
@@ -23,14 +22,11 @@ def add_recipes(verbs) -> None:
 
 
 def recipes(args: argparse.Namespace) -> None:
-    from sprint.recipe.find import SHIPPED, find_recipe, known_recipes, summary
+    from sprint.base.door import read_text
+    from sprint.recipe.find import RECIPE_BYTES, SHIPPED, find_recipe, known_recipes, summary
 
     if args.recipe is not None:
-        file = find_recipe(args.recipe)
-        try:
-            print(file.read_text(encoding="utf-8"), end="")
-        except UnicodeDecodeError as error:
-            raise SprintError(f"{file}: not a readable recipe: {error}") from error
+        print(read_text(find_recipe(args.recipe), RECIPE_BYTES), end="")
         return
     for name, file in known_recipes().items():
         size, what = summary(file)

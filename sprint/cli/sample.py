@@ -2,14 +2,17 @@
 
 import argparse
 import contextlib
+import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from sprint.base.errors import SprintError
-from sprint.cli.shared import add_verb, numbers, quiet_libraries
+from sprint.cli.shared import add_verb, check_guidance, check_out, check_seed, numbers, quiet_libraries
 
 SAMPLE = """\
-Draw one picture per prompt. A picture depends on its prompt and its own seed only.
+Draw one picture per prompt, named by its seed; pictures that are there stay, and the next one of the same
+seed is 000000-2.png. A picture depends on its prompt and its own seed only.
 
   sprint sample runs/tiny/student --prompt "a red circle" --steps 1
   sprint sample runs/tiny/student --prompt "a dot" --prompt "two blue squares" --seed 7 --out pictures
@@ -21,7 +24,12 @@ Draw one picture per prompt. A picture depends on its prompt and its own seed on
 
 def add_sample(verbs) -> None:
     verb = add_verb(verbs, "sample", "draw pictures with a student or a teacher", SAMPLE)
-    verb.add_argument("model", help="a student or teacher folder, a hub id, or 'tiny', the built-in teacher")
+    verb.add_argument(
+        "model", help="a student, teacher or run folder, a hub id, or 'tiny', the built-in teacher"
+    )
+    verb.add_argument(
+        "--family", help="folder or hub id of text encoder and autoencoder, where the model has none"
+    )
     verb.add_argument("--prompt", action="append", required=True, help="may be given several times")
     verb.add_argument("--steps", type=int, help="1 to 4 for students (default 2), 20 for teachers")
     verb.add_argument("--times", help="TrigFlow times from at most 1.5708 to 0, such as 1.5708,1.3,0")
@@ -43,17 +51,18 @@ def add_sample(verbs) -> None:
 
 def sample(args: argparse.Namespace) -> None:
     times = None if args.times is None else numbers("--times", args.times)
-    if args.out.exists() and not args.out.is_dir():
-        raise SprintError(f"--out {args.out} is not a folder; give another one")
+    check_out("--out", args.out)
+    check_seed(args.seed)
+    check_guidance(args.guidance)
     from sprint.base.place import usable_device
 
     device = usable_device(args.device)
     quiet_libraries()
     from sprint.base.dtypes import DTYPES
-    from sprint.evaluate.store import write_png
+    from sprint.pages.png import write_png
     from sprint.sample.load import load_generator
 
-    generator = load_generator(args.model, device, DTYPES[args.dtype])
+    generator = load_generator(args.model, device, DTYPES[args.dtype], args.family)
     if args.compile:
         generator.compile()
     steps = args.steps
@@ -63,7 +72,14 @@ def sample(args: argparse.Namespace) -> None:
     with compiler_errors():
         pictures = generator.pictures(args.prompt, seeds, steps, args.guidance, args.size, times)
     for picture, seed in zip(pictures, seeds, strict=True):
-        print(write_png(args.out / f"{seed:06d}.png", picture))
+        print(write_png(free_name(args.out, f"{seed:06d}", ".png"), picture))
+
+
+def free_name(folder: Path, stem: str, suffix: str) -> Path:
+    """FOLDER/000007.png, or where an earlier call left one 000007-2.png, 000007-3.png: nothing is overwritten."""
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    files = (folder / f"{name}{suffix}" for name in names)
+    return next(file for file in files if not os.path.lexists(file))
 
 
 @contextlib.contextmanager

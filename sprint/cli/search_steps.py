@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sprint.base.errors import SprintError
-from sprint.cli.shared import add_verb, numbers, quiet_libraries
+from sprint.cli.shared import add_verb, check_guidance, check_out, numbers, quiet_libraries
 
 SEARCH_STEPS = """\
 Search the times at which a student takes its 2, 3 or 4 steps, one after the other, on held-out scenes that
@@ -21,7 +20,7 @@ stays as it is. Interrupted, the same command goes on where it stopped.
 
 def add_search_steps(verbs: argparse._SubParsersAction) -> None:
     verb = add_verb(verbs, "search-steps", "find better times for a student's 2 to 4 steps", SEARCH_STEPS)
-    verb.add_argument("student", help="a student's folder or hub id")
+    verb.add_argument("student", help="a student's or a run's folder, or a hub id")
     verb.add_argument("--steps", default="2,3,4", help="numbers of steps (default 2,3,4)")
     verb.add_argument(
         "--objective",
@@ -49,6 +48,7 @@ def add_search_steps(verbs: argparse._SubParsersAction) -> None:
 
 
 def search_steps(args: argparse.Namespace) -> None:
+    check_guidance(args.guidance)
     quiet_libraries()
     from sprint.base.place import usable_device
     from sprint.evaluate.search.adopt import adopt, check_adoptable
@@ -56,9 +56,11 @@ def search_steps(args: argparse.Namespace) -> None:
     from sprint.evaluate.search.steps import search_steps as run
     from sprint.evaluate.search.table import table
     from sprint.weights.card import show_times
+    from sprint.weights.folder import student_of
 
+    student = student_of(args.student)
     search = Search(
-        args.student,
+        student,
         steps=tuple(numbers("--steps", args.steps, int)),
         objective=args.objective,
         prompts=args.prompts,
@@ -66,17 +68,16 @@ def search_steps(args: argparse.Namespace) -> None:
         guidance=args.guidance,
     )
     if args.adopt:
-        check_adoptable(args.student)
-    beside = Path(args.student).parent if Path(args.student).is_dir() else Path()
+        check_adoptable(student)
+    beside = Path(student).parent if Path(student).is_dir() else Path()
     out = args.out or beside / "search-steps"
-    if out.exists() and not out.is_dir():
-        raise SprintError(f"--out {out} is not a folder; give another one")
+    check_out("--out", out)
     print(f"at most {search.calls} network calls, each of up to {BATCH} pictures")
     found = run(search, out, usable_device(args.device))
     print(table(found))
     print(out / "search.json")
     if args.adopt:
-        print(f"adopted: {adopt(args.student, found)}")
+        print(f"adopted: {adopt(student, found)}")
     elif any(row.holds for row in found.values()):
         lists = (f"--times {show_times(row.times)}" for row in found.values() if row.holds)
-        print(f"sprint sample {args.student} {' or '.join(lists)}; --adopt makes them the student's own")
+        print(f"sprint sample {student} {' or '.join(lists)}; --adopt makes them the student's own")

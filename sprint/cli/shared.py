@@ -2,9 +2,12 @@
 
 import argparse
 import logging
+import os
 import sys
+from pathlib import Path
 
 from sprint.base.errors import SprintError
+from sprint.recipe.settings import GUIDANCE, SEED
 
 
 def quiet_libraries() -> None:
@@ -50,6 +53,38 @@ def numbers(option: str, text: str, kind: type = float) -> list:
         return [kind(part) for part in text.split(",")]
     except ValueError:
         raise SprintError(f"{option} {text}: write numbers with commas, such as {example}") from None
+
+
+def check_seed(seed: int) -> None:
+    """Raises SprintError for a --seed from which no generator counts up."""
+    if not SEED.holds(seed):
+        raise SprintError(f"--seed {seed}: give a whole number of {SEED.words}")
+
+
+def check_guidance(scale: float | None) -> None:
+    if scale is not None and not GUIDANCE.holds(scale):
+        raise SprintError(f"--guidance {scale}: give a number {GUIDANCE.words}")
+
+
+def check_out(option: str, out: Path, folder: bool = True) -> None:
+    """Before anything is loaded or drawn for it: whether files can be written there.
+
+    folder   whether `out` is a folder, else a file
+
+    Raises SprintError where it is something else, lies in a file, or in what this user may not write to.
+    """
+    try:
+        if out.exists() and out.is_dir() != folder:
+            raise SprintError(f"{option} {out} is {'not a' if folder else 'a'} folder; give another one")
+        near = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        why = getattr(error, "strerror", None) or error
+        raise SprintError(f"{option} {str(out)[:200]}: {why}") from error
+    near = near if near.is_dir() or near != out.absolute() else near.parent
+    if not near.is_dir():
+        raise SprintError(f"{option} {out}: {near} is a file, not a folder; give another one")
+    if not os.access(near, os.W_OK | os.X_OK):
+        raise SprintError(f"{option} {out}: {near} cannot be written to; give another one")
 
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C

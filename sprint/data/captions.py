@@ -4,8 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from sprint.base.door import shown
 from sprint.data.items import BadSample, said
 
+# Names of a JSON object's fields, or of a table's columns, that hold captions. The first that is there and not empty
+# is meant; capitals do not count.
+FIELDS = ("captions", "prompt", "caption", "text", "prompts", "texts", "description")
+SCORES = "clip_scores"
 ABSURD = 1e9  # as a clip score
 LONGEST = 100_000  # characters; a tokenizer takes minutes over millions, and keeps a few hundred tokens
 
@@ -14,18 +19,20 @@ def caption_from(value: object, where: str, temperature: float, draw: np.random.
     """The caption that a text, a list of texts or a JSON object holds; of several one is drawn.
 
     value   "…" or ["…", …] or {"captions": ["…", …], "clip_scores": [31.2, …]} (scores may be left out)
-            or {"prompt": "…"}
+            or {"prompt": "…"}, or another of FIELDS
 
     -> without blanks around it.  Raises `BadSample` (`where` names it) if there is none to be had.
     """
+    scores, there = None, ""
     if isinstance(value, Mapping):
-        scores = value.get("clip_scores")
-        value = value.get("captions", value.get("prompt"))
-    else:
-        scores = None
+        field = field_of(value)
+        names = ", ".join(map(shown, list(value)[:6])) or "nothing"
+        there = f"{field} is null" if field else f"has {names}; expected one of {', '.join(FIELDS)}"
+        scores = value.get(SCORES) if field == "captions" else None
+        value = value.get(field)
     captions = [value] if isinstance(value, str) else value
     if captions is None:
-        raise BadSample("missing caption", where)
+        raise BadSample("missing caption", where, there)
     if not _are(captions, str):
         raise BadSample("unreadable caption", where, "neither text nor a list of texts")
     if scores is not None and not (_are(scores, (int, float)) and len(scores) == len(captions)):
@@ -37,6 +44,18 @@ def caption_from(value: object, where: str, temperature: float, draw: np.random.
         raise BadSample("empty caption", where)
     scores = scores and [scores[k] for k in kept]
     return choose_caption([checked(captions[k], where) for k in kept], scores, temperature, draw)
+
+
+def field_of(names: Mapping | Sequence[str]) -> str | None:
+    """The name of the field that holds the caption, as it is written there. Of an object an empty one only if all are.
+
+    names   an object, or the names of columns
+    """
+    written = {name.lower(): name for name in names if isinstance(name, str)}
+    found = [written[field] for field in FIELDS if field in written]
+    if isinstance(names, Mapping):
+        found.sort(key=lambda field: names[field] in ("", [], None))  # stable
+    return found[0] if found else None
 
 
 def checked(caption: str, where: str) -> str:

@@ -1,10 +1,11 @@
 """A finite collection that a run reads by index, and what it says of a sample that cannot be used."""
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 
+from sprint.base.door import shown
 from sprint.base.errors import SprintError
 from sprint.data.batch import Item
 
@@ -23,6 +24,7 @@ Reason = Literal[
     "NaN text",
     "wrong size",
     "hostile entry",
+    "repeated entry",
     "damaged shard",
 ]
 
@@ -36,7 +38,7 @@ class BadSample(Exception):
     """
 
     def __init__(self, reason: Reason, where: str, detail: str = ""):
-        super().__init__(f"{where}: {reason}" + (f": {detail}" if detail else ""))
+        super().__init__(f"{shown(where, 1000)}: {reason}" + (f": {shown(detail, 1000)}" if detail else ""))
         self.reason, self.where, self.detail = reason, where, detail
 
 
@@ -66,6 +68,10 @@ class Items(ABC):
         Another one at a later start: the files are not those that positions counted in before.
         """
         return None
+
+    def picture(self, index: int) -> str | BinaryIO:
+        """The picture's file as it is: a path, or its bytes. Raises `BadSample`."""
+        raise SprintError("samples of this kind have no pictures")
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of its picture in pixels, upright and not yet resized, from its header alone.

@@ -12,11 +12,13 @@ FOLDER/.damaged-…             one that was found not to match its manifest, fo
 import atexit
 import contextlib
 import json
+import re
 import shutil
 import sys
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,17 +28,33 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException, DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
+from sprint.base.door import JSON_BYTES, read_as, read_bytes, regular_file
 from sprint.base.errors import SprintError
 from sprint.base.files import flush_folder, put_in_place, remove_whole, sha256, write_flushed
 from sprint.engine.dcp import INDEX, CopyingPlanner, Reader, Writer
 
 FACTS, MANIFEST = "facts.json", "manifest.json"
 TEMPORARY, DAMAGED = ".writing-", ".damaged-"
+NAME = re.compile(r"\d{1,18}-")  # how a checkpoint's begins
 PATIENCE = 60.0  # seconds: for a checkpoint in the making when its saver is gone or the program ends
 
 T = TypeVar("T")
 Group = dist.ProcessGroup | None
 Digests = dict[str, dict[str, int | str]]  # file name -> {"bytes": size, "sha256": hex digest}
+
+
+@dataclass
+class Entry:
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class Manifest:
+    """What is said of every other file, by name."""
+
+    files: dict[str, Entry]
+
 
 # ---- save -------------------------------------------------------------------------------------------
 
@@ -270,9 +288,13 @@ def latest(folder: Path) -> Path | None:
 def read_facts(path: Path) -> dict:
     """The facts that `Saver.save` was given, floats bit for bit.  Raises SprintError if they cannot be read."""
     try:
-        return json.loads((path / FACTS).read_text())
-    except (OSError, ValueError) as error:
+        # not the door's JSON, which knows neither half a surrogate nor every bit of a NaN
+        facts = json.loads(read_bytes(path / FACTS, JSON_BYTES))
+    except (SprintError, ValueError, RecursionError) as error:
         raise _unreadable(path, _reason(error)) from error
+    if not isinstance(facts, dict):
+        raise _unreadable(path, f"{FACTS} is no object")
+    return facts
 
 
 def read_tensors(path: Path, tensors: dict[str, Tensor], group: Group = None) -> None:
@@ -320,7 +342,8 @@ def _unreadable(path: Path, reason: str) -> SprintError:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Newest first."""
-    return sorted((m.parent for m in folder.glob(f"[0-9]*-*/{MANIFEST}")), key=_serial, reverse=True)
+    found = (manifest.parent for manifest in folder.glob(f"[0-9]*-*/{MANIFEST}"))
+    return sorted((path for path in found if NAME.match(path.name)), key=_serial, reverse=True)
 
 
 def _serial(path: Path) -> int:
@@ -329,10 +352,10 @@ def _serial(path: Path) -> int:
 
 def _intact(path: Path) -> bool:
     try:
-        files = json.loads((path / MANIFEST).read_text())["files"]
+        files = read_as(Manifest, path / MANIFEST).files
         return {INDEX, FACTS} <= files.keys() and all(
-            (path / name).stat().st_size == entry["bytes"] and sha256(path / name) == entry["sha256"]
+            regular_file(path / name).stat().st_size == entry.bytes and sha256(path / name) == entry.sha256
             for name, entry in files.items()
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, SprintError):
         return False

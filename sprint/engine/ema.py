@@ -29,8 +29,7 @@ class Ema:
         moved   a bool scalar on the weights' device: False leaves the average as it is, to the bit.
                 None is True. The host does not read it.
         """
-        share = dict.fromkeys({s.dtype for s in self.shadow.values()}, 1 - self.decay)
-        if moved is not None:
-            share = {dtype: number * moved.to(dtype) for dtype, number in share.items()}
         for name, shadow in self.shadow.items():
-            shadow.lerp_(weights[name].detach().to(shadow.dtype), share[shadow.dtype])
+            weight = weights[name].detach().to(shadow.dtype)
+            # a share of zero would not do: zero times NaN is NaN
+            shadow.lerp_(weight if moved is None else torch.where(moved, weight, shadow), 1 - self.decay)

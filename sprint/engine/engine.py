@@ -26,6 +26,7 @@ from torch.distributed.fsdp import fully_shard
 
 from sprint.base.cpu import use_onednn
 from sprint.base.errors import SprintError
+from sprint.base.place import check_launcher
 from sprint.engine.heartbeat import Heartbeat
 from sprint.engine.held import Held, Replicated, RowSharded
 from sprint.engine.restart import rendezvous_after_restart
@@ -62,19 +63,23 @@ class Engine:
         self.precision, self.asked = precision, kind
         self.timeout = timedelta(seconds=timeout)
         bf16 = precision is Precision.bf16
+        check_launcher()
         asked = int(os.environ.get("WORLD_SIZE", os.environ.get("ACCELERATE_NUM_PROCESSES", "1")))
         gpus, local_rank = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
         if 0 < gpus <= local_rank:
             raise SprintError(
                 f"process {local_rank} of this machine, which has {gpus} GPUs; start as many as there are"
             )
-        rendezvous_after_restart(self.timeout)
         several_on_cpu = asked > 1 and not torch.cuda.is_available()  # else accelerate starts no gloo
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if bf16 else "no",
-            cpu=several_on_cpu,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=self.timeout)],
-        )
+        try:
+            rendezvous_after_restart(self.timeout)
+            self.accelerator = Accelerator(
+                mixed_precision="bf16" if bf16 else "no",
+                cpu=several_on_cpu,
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=self.timeout)],
+            )
+        except dist.DistError as error:
+            raise SprintError(not_all_met(asked, timeout)) from error
         self._check_processes(asked)
         if (
             ACCELERATE_LAUNCHED in os.environ
@@ -264,6 +269,15 @@ class Engine:
     def wait(self) -> None:
         if self.processes > 1:
             dist.barrier(group=self.hosts)
+
+
+def not_all_met(processes: int, timeout: int) -> str:
+    """Why a run cannot begin."""
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    return (
+        f"rank {os.environ.get('RANK')}: not all {processes} processes met at {where} within {timeout} s; look whether "
+        "each was started, and can reach that address (timeout=… waits longer)"
+    )
 
 
 def keep_time_in_float32(module: nn.Module) -> None:

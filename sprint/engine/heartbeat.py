@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -135,7 +135,8 @@ class Heartbeat:
         """Ends this process when another has been silent for too long; never touches the store, so never hangs."""
         while not self._leaving.wait(self.interval):
             if names := self.silent(self.patience):
-                os.write(2, f"sprint: rank {self.rank}: {farewell(names)}\n".encode())
+                with suppress(OSError):  # nobody may be left to read it
+                    os.write(2, f"sprint: rank {self.rank}: {farewell(names)}\n".encode())
                 self._leave(LEFT)
                 os._exit(EXIT_CODE)
 

@@ -32,6 +32,7 @@ class Options:
     """What to evaluate and how; what is empty or None is chosen by the model.
 
     model      student, teacher or run folder, hub id or built-in name; `teacher`: another one, to compare with
+    family     folder or hub id of the model's text encoder and autoencoder, where it has none
     metrics    names of `METRICS`;  steps: of the student, or of a teacher that is evaluated alone
     prompts    "scenes", a folder of MJHQ-30K or a text file with a prompt a line
     """
@@ -40,6 +41,7 @@ class Options:
     out: Path
     choices: Choices
     teacher: str | None = None
+    family: str | None = None
     metrics: Sequence[str] = ()
     steps: Sequence[int] = ()
     prompts: str | None = None

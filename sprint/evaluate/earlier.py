@@ -39,16 +39,16 @@ def open_out(out: Path, pictures: str, model: Model) -> Result | None:
         log.warning("%s; it is written anew", error)
         return None
     first = earlier.columns[0]
-    if not same_place(first.model, model.path) and not _same_weights(first.hash, model.path):
+    if not same_place(first.model, model.path) and not _same_weights(first.hash, model):
         raise SprintError(
             f"{out}: holds an evaluation of {first.model}, and this is {model.path}; give another --out"
         )
     return earlier
 
 
-def _same_weights(digest: str, path: str) -> bool:
+def _same_weights(digest: str, model: Model) -> bool:
     try:
-        return digest == model_hash(path)
+        return digest == model_hash(model.path, model.family)
     except SprintError:  # not on this machine yet, so it is not what was evaluated here
         return False
 

@@ -8,14 +8,19 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sprint.base.door import read_text
 from sprint.base.errors import SprintError
 from sprint.base.names import BUILT_IN, resolve
 from sprint.evaluate.published import published_size
 from sprint.lab.scenes import SIZE as SCENE_SIZE
+from sprint.recipe.find import RECIPE_BYTES
+from sprint.recipe.rules import out_of_range
 from sprint.recipe.schema import Evaluate
+from sprint.recipe.text import NOT_A_VALUE, look_over
 from sprint.weights.checkpoint import understand
+from sprint.weights.folder import student_of
 from sprint.weights.load import understand_teacher
-from sprint.weights.settings import STUDENT_STEPS, read_settings
+from sprint.weights.settings import STUDENT_STEPS, settings_of
 
 STUDENT, TEACHER = "student", "teacher"  # roles, and folders of a run
 UNDISTILLED = "undistilled"  # role of a run's teacher that is asked for one step, as its student is
@@ -31,6 +36,7 @@ class Model:
     size     pixels a side where its sprint.json tells
     spared   which of `steps` show what a student is spared: their role is `UNDISTILLED`
     paper    the size of Sana-Sprint that it has, as `published` takes it; None for others
+    family   where its text encoder and autoencoder are, if not with it
     called   tells it from another one of the same role; empty where there is none
     """
 
@@ -41,6 +47,7 @@ class Model:
     paper: str | None = None
     called: str = ""
     spared: int | None = None
+    family: str | None = None
 
     def role_at(self, steps: int) -> str:
         return UNDISTILLED if steps == self.spared else self.role
@@ -57,12 +64,17 @@ def is_run(model: str) -> bool:
 
 
 def find_models(
-    model: str, teacher: str | None = None, steps: Sequence[int] = (), own: Evaluate | None = None
+    model: str,
+    teacher: str | None = None,
+    steps: Sequence[int] = (),
+    own: Evaluate | None = None,
+    family: str | None = None,
 ) -> list[Model]:
     """The model, or a run's student and teacher, and the teacher to compare with.
 
     steps   of the model; each role has its own where there are none
     own     what a run's recipe says of its evaluation
+    family  where the model's text encoder and autoencoder are, if not with it
 
     Raises SprintError for what cannot be drawn with, and for the same model at the same steps twice.
     """
@@ -71,10 +83,8 @@ def find_models(
         first = _model(str(folder / STUDENT), steps or (own.steps if own else ()))
         if not teacher:
             return [first, _own_teacher(str(folder / TEACHER), own)]
-    elif (folder / "recipe.yaml").is_file():
-        raise SprintError(f"{folder}: a run that has no student yet; `sprint distill` it to the end")
     else:
-        first = _model(model, steps)
+        first = _model(student_of(model), steps, family)
     return _beside(first, teacher) if teacher else [first]
 
 
@@ -98,7 +108,7 @@ def _beside(first: Model, teacher: str) -> list[Model]:
     return [first, second]
 
 
-def _model(path: str, steps: Sequence[int]) -> Model:
+def _model(path: str, steps: Sequence[int], family: str | None = None) -> Model:
     checkpoint = understand(resolve(path))
     student = checkpoint.is_student
     steps = tuple(dict.fromkeys(steps)) or (STUDENT_DEFAULT if student else TEACHER_DEFAULT)
@@ -108,13 +118,14 @@ def _model(path: str, steps: Sequence[int]) -> Model:
             raise SprintError(
                 f"--steps {count}: {path} is a {'student' if student else 'teacher'} and takes {most}"
             )
-    role, size = STUDENT if student else TEACHER, read_settings(resolve(path)).size
+    role, size = STUDENT if student else TEACHER, settings_of(resolve(path), family and resolve(family)).size
     return Model(
         path,
         role,
         steps,
         size,
         published_size(checkpoint.family.size_of(checkpoint.config)) if student else None,
+        family=family,
     )
 
 
@@ -149,11 +160,16 @@ def own_evaluation(model: str) -> Evaluate | None:
     if not is_run(model):
         return None
     try:
-        given = yaml.safe_load(recipe_of(model))["evaluate"]
+        text = recipe_of(model)
+        look_over(text, f"{model}/recipe.yaml")
+        given = yaml.safe_load(text)["evaluate"]
         own = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Evaluate), given))
-        return own if own.prompts else None
-    except (yaml.YAMLError, OmegaConfBaseException, KeyError, TypeError, ValueError):
+        problem = next(out_of_range(own, "evaluate."), "")
+    except (yaml.YAMLError, OmegaConfBaseException, KeyError, *NOT_A_VALUE):
         return None
+    if problem:
+        raise SprintError(f"{model}/recipe.yaml: {problem}")
+    return own if own.prompts else None
 
 
 def recipe_of(model: str) -> str:
@@ -162,7 +178,7 @@ def recipe_of(model: str) -> str:
     for file in (folder / "recipe.yaml", folder.parent / "recipe.yaml"):
         if folder.is_dir() and file.is_file():
             try:
-                return file.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise SprintError(f"{file}: cannot be read as UTF-8 text; mend it or move it away") from error
+                return read_text(file, RECIPE_BYTES)
+            except SprintError as error:
+                raise SprintError(f"{error}; mend it or move it away") from error
     return ""

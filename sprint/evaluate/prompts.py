@@ -1,9 +1,11 @@
 """Which pictures to draw: sets of prompts, each picture with a seed of its own."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sprint.base.door import shown
 from sprint.base.errors import NotHereError, SprintError
 from sprint.evaluate.result import Shot
 from sprint.lab.series import held_out_scenes
@@ -11,7 +13,6 @@ from sprint.lab.series import held_out_scenes
 SCENES, GENEVAL, MJHQ, TEXT = "scenes", "geneval", "mjhq", "prompts"  # names of sets
 SCENE_COUNT = 600  # held-out scenes, as in the report of a run
 MJHQ_COUNT = 30_000
-LARGEST_SEED = 2**62
 
 
 @dataclass(frozen=True)
@@ -52,28 +53,32 @@ def reference_prompts(path: Path, count: int | None, seed: int) -> Prompts:
 
 
 def text_prompts(file: Path, count: int | None, seed: int) -> Prompts:
-    """A prompt a line; empty lines are passed over. Raises SprintError for a file without prompts."""
+    """Prompts of a file in any of the forms that data.kind = prompts takes, the first `count` of them. Raises
+    SprintError for a file without prompts."""
+    from sprint.data.kinds.prompts import read_prompts
+
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise SprintError(f"--prompts {file}: not a text file; give one prompt a line, in UTF-8") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise SprintError(f"--prompts {file}: no prompt in it; write one a line")
-    shots = [Shot(prompt, seed + i) for i, prompt in enumerate(prompts[:count])]
-    return Prompts(TEXT, f"{len(shots)} of {len(prompts)} prompts in {file.name}", shots)
+        prompts, there = read_prompts(file, count)
+    except SprintError as error:
+        raise SprintError(f"--prompts {error}") from error
+    shots = [Shot(prompt, seed + i) for i, prompt in enumerate(prompts)]
+    return Prompts(TEXT, f"{len(shots)} of {there} prompts in {file.name}", shots)
 
 
 def named_prompts(name: str, count: int | None, seed: int) -> Prompts:
-    """What --prompts says: scenes, a folder or a text file. Raises SprintError where there is no such thing."""
-    path = Path(name).expanduser()
+    """What --prompts says: scenes, a folder or a file. Raises SprintError where there is no such thing."""
+    path = Path(os.path.expanduser(name))
     if name == SCENES:
         return scene_prompts(count, seed)
-    if path.is_dir():
-        return reference_prompts(path, count, seed)
-    if path.is_file():
-        return text_prompts(path, count, seed)
-    raise SprintError(f"--prompts {name}: no such file or folder; or say scenes")
+    try:
+        if path.is_dir():
+            return reference_prompts(path, count, seed)
+        there = path.exists()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL
+        there = False
+    if not there:
+        raise SprintError(f"--prompts {shown(name)}: no such file or folder; or say scenes")
+    return text_prompts(path, count, seed)
 
 
 def no_prompts() -> NotHereError:

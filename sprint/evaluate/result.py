@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from sprint.base.door import read_json, shown
 from sprint.base.errors import SprintError
 from sprint.base.files import write_whole
 
 FILE = "result.json"
+RESULT_BYTES = 2**30
 FORMAT = 1  # of the file; another number is refused
 SPEC = re.compile(r"\.\d[fg]")  # how figures may be printed
 KEY_DIGITS = 12  # hex digits of SHA-256 in the names of files
@@ -169,13 +171,13 @@ def read_result(path: str | Path) -> Result:
     if not file.is_file():
         raise SprintError(f"{path}: no {FILE} there; name a folder that `sprint evaluate` wrote")
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = read_json(file, RESULT_BYTES)
         if data.pop("format") != FORMAT:
             raise SprintError(f"{file}: another version of sprint wrote it; evaluate again")
         return _result(data)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        reason = f" ({error})" if isinstance(error, TypeError) else ""
-        raise SprintError(f"{file}: not a result of `sprint evaluate`{reason}") from error
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        reason = f" ({shown(error)})" if isinstance(error, TypeError) else ""
+        raise SprintError(f"{file}: not a result of `sprint evaluate`{reason}; delete it") from error
 
 
 def _result(data: dict) -> Result:
@@ -190,6 +192,9 @@ def _result(data: dict) -> Result:
     result = Result(**data, columns=columns, published=published, sets=sets)
     if not columns:
         raise TypeError("no columns")
+    if strangers := {*result.used.values()} - sets.keys():
+        raise TypeError(f"no set is called {min(strangers)!r}")
+    _check_alike(columns)
     for column in columns:
         for metric, measured in column.measured.items():
             _check_verdicts(metric, measured.verdicts, sets)
@@ -212,7 +217,7 @@ def _column(data: dict) -> Column:
     _check("a column's names", words, str)
     _check("a column's counts", [column.steps, column.size, column.batch], int)
     _check("times", column.times, (int, float))
-    return column
+    return dataclasses.replace(column, times=[float(t) for t in column.times])
 
 
 def _figure(value: float | None, error: float | None, higher: bool, spec: str, note: str = "") -> Figure:
@@ -220,6 +225,7 @@ def _figure(value: float | None, error: float | None, higher: bool, spec: str, n
     _check("a figure's words", [spec, note], str)
     if not SPEC.fullmatch(spec):
         raise TypeError(f"no number is printed as {spec!r}")
+    value, error = (None if number is None else float(number) for number in (value, error))
     return Figure(math.nan if value is None else value, error, bool(higher), spec, note)
 
 
@@ -233,6 +239,14 @@ def _check_verdicts(metric: str, verdicts: Verdicts | None, sets: Mapping[str, S
             raise TypeError(f"{metric}: {len(values)} verdicts of {count} pictures")
     if not verdicts.correct and not verdicts.scores:
         raise TypeError(f"{metric}: verdicts without right or wrong and without scores")
+
+
+def _check_alike(columns: Sequence[Column]) -> None:
+    """Columns that one metric judged are of the same pictures, and judged in the same way."""
+    for metric in {metric for column in columns for metric in column.measured}:
+        found = filter(None, (column.verdicts(metric) for column in columns))
+        if len({(v.prompts, bool(v.correct), bool(v.scores), bool(v.reasons)) for v in found}) > 1:
+            raise TypeError(f"{metric}: verdicts of two kinds")
 
 
 def _check(what: str, values: Iterable, kind: type | tuple[type, ...]) -> None:

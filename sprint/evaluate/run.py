@@ -63,7 +63,7 @@ def _prepare(options: Options, place: Place) -> Evaluation:
     """Look for everything that is needed, and load what judges."""
     check_paths(options.choices)
     own = own_evaluation(options.model)
-    models = find_models(options.model, options.teacher, options.steps, own)
+    models = find_models(options.model, options.teacher, options.steps, own, options.family)
     options = completed(options, models, own)
     metrics = chosen_metrics(options.metrics, models)
     prompts = main_prompts(options, models)
@@ -99,17 +99,22 @@ def _broadcast(left_out: dict[str, str], place: Place) -> dict[str, str]:
     if place.processes == 1:
         return left_out
     shared = [left_out]
-    torch.distributed.init_process_group("gloo")
-    torch.distributed.broadcast_object_list(shared)
-    torch.distributed.destroy_process_group()
+    try:
+        torch.distributed.init_process_group("gloo")
+        torch.distributed.broadcast_object_list(shared)
+        torch.distributed.destroy_process_group()
+    except torch.distributed.DistError as error:
+        raise SprintError(
+            f"rank {place.rank}: not all {place.processes} processes met; look whether each was started"
+        ) from error
     return shared[0]
 
 
 def _draw(model: Model, evaluation: Evaluation, place: Place) -> list[DrawnColumn]:
     """This process's share of every set, at every number of steps."""
     options, sets = evaluation.options, evaluation.sets
-    generator = load_generator(model.path, options.choices.device, DTYPES[options.dtype])
-    digest = model_hash(model.path)
+    generator = load_generator(model.path, options.choices.device, DTYPES[options.dtype], model.family)
+    digest = model_hash(model.path, model.family)
     drawn = []
     for steps in model.steps:
         times = tuple(generator.times(steps))

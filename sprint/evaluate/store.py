@@ -7,6 +7,7 @@ or for which metric. What is there is whole; what is missing is drawn by the nex
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sprint.base.door import held_against, read_json
+from sprint.base.errors import SprintError
 from sprint.base.files import write_whole
 from sprint.base.progress import progress
 from sprint.evaluate.result import KEY_DIGITS, Shot
@@ -127,11 +130,11 @@ class PictureStore:
     def times(self) -> Times | None:
         """What `describe` kept; None where nothing is kept that can be read."""
         try:
-            text = (self.folder / DESCRIPTION).read_text(encoding="utf-8")
-            batch, pictures, seconds = (json.loads(text)["times_of_drawing"][name] for name in Times._fields)
-            return Times(int(batch), int(pictures), float(seconds)) if pictures > 0 else None
-        except (OSError, ValueError, KeyError, TypeError):
+            told = read_json(self.folder / DESCRIPTION).get("times_of_drawing")
+            times = held_against(Times, told, self.folder / DESCRIPTION)
+        except SprintError:
             return None
+        return times if times.pictures > 0 and times.batch > 0 and 0 < times.seconds < math.inf else None
 
 
 def draw(

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sprint.base.cpu import use_onednn
+from sprint.base.errors import SprintError
+from sprint.base.finite import is_finite
 from sprint.base.random import on_device
 
 TEXT_UNIT = 16  # trimmed text comes in multiples of it: few different lengths
@@ -103,7 +105,10 @@ class Family(ABC):
 
     @torch.no_grad()
     def decode_latents(self, latent: Tensor) -> np.ndarray:
-        """Unit-scale latents [B, C, h, w] -> uint8 [B, H, W, 3], decoded a few at a time: faster, and less memory."""
+        """Unit-scale latents [B, C, h, w] -> uint8 [B, H, W, 3], decoded a few at a time: faster, and less memory.
+
+        Raises SprintError where the autoencoder gives values that are not finite.
+        """
         pixels = latent.shape[2] * latent.shape[3] * self.downscale**2
         at_once = max(1, PIXELS_AT_ONCE.get(self.device.type, pixels) // pixels)
         return torch.cat([self._decode(some) for some in latent.split(at_once)]).cpu().numpy()
@@ -111,6 +116,10 @@ class Family(ABC):
     def _decode(self, latent: Tensor) -> Tensor:
         """-> uint8 [B, H, W, 3], on the device"""
         x = self.to_pictures(latent.to(self.autoencoder.dtype))
+        if not is_finite(x):
+            raise SprintError(
+                "the autoencoder gives values that are not finite; no picture can be made of them"
+            )
         x = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
         return (x * 255).round().to(torch.uint8)
 

@@ -5,17 +5,21 @@ names or by its tensors' names (`sprint.weights.checkpoint`).
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
+from sprint.base.door import shown
 from sprint.base.errors import SprintError
 from sprint.base.names import resolve
 from sprint.models.encoders import Family
+from sprint.models.parts import check_parts
 from sprint.models.sana.family import Sana
 from sprint.models.teacher import Teacher
 
+REASON = 300  # characters of a library's own words
 FAMILIES: tuple[Teacher, ...] = (Sana(),)
 
 
@@ -72,18 +76,22 @@ def load_family(
 ) -> Family:
     """The text side and autoencoder of a pipeline's folder, built-in name or hub id, frozen.
 
-    Raises SprintError where there are none.
+    Raises SprintError where there are none, or where one of them is not what it should be.
     """
     folder = resolve(name)
     # without an index the first family is tried, whose error tells what is missing
     teacher = family_of_pipeline(_pipeline_class(folder)) or FAMILIES[0]
+    if Path(folder).is_dir():
+        check_parts(Path(folder))
     try:
         family = teacher.load_encoders(folder, max_length, instruction, dtype)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except SprintError as error:
+        raise SprintError(f"{name}: {error}") from error
+    except Exception as error:  # the folder may say anything, and the libraries raise anything
+        reason = shown(str(error).strip().split("\n")[0], REASON) or "no reason given"
         raise SprintError(
-            f"{name}: no tokenizer, text_encoder and vae to load there; name a folder that has them "
-            f"as teacher_family=… ({reason})"
+            f"{name}: no tokenizer, text_encoder and vae to load there; name a folder that has them as --family … "
+            f"(in a recipe: teacher_family=…) ({type(error).__name__}: {reason})"
         ) from error
     family.text_encoder.eval().requires_grad_(False)
     family.autoencoder.eval().requires_grad_(False)
@@ -95,6 +103,7 @@ def _pipeline_class(folder: str) -> str:
     if len(FAMILIES) == 1:
         return ""  # nothing to choose, and the hub is not asked
     try:
-        return DiffusionPipeline.load_config(folder).get("_class_name", "")
+        kind = DiffusionPipeline.load_config(folder).get("_class_name", "")
     except (OSError, ValueError):
         return ""
+    return kind if isinstance(kind, str) else ""

@@ -4,6 +4,8 @@ A family is a folder here (`sana/`) and a line in `sprint.models.families`. In e
 
     family       one subclass of `Teacher`, which puts together what the others say
     presets      sizes as rows; the config that a set of tensor shapes describes
+    ranges       what a field of its config may be, checked before a module is built
+    positions    how its positions follow from the picture size
     keys         names of its weights: the original layout and diffusers'
     blocks       what is where inside of the network, and how it is called at (x, t)
     text_memory  a text's keys and values, computed once for many calls
@@ -171,15 +173,34 @@ class Teacher(ABC):
         """What tells the number of heads where nobody gave it: "the preset of width 1152"."""
 
     @abstractmethod
-    def config_from_shapes(
-        self, shapes: Mapping[str, Shape], given: Mapping, heads: int | None, original: Mapping[str, Shape]
-    ) -> dict:
-        """What tensor shapes (diffusers' names) describe, helped by the fields that are `given` in a config.json.
+    def check_config(self, config: Mapping, where: object) -> dict:
+        """The fields of the network's constructor that are in `config`, each held against its range, before anything
+        is built. Raises SprintError that names `where` and the first field that is wrong.
+        """
 
-        heads      as an option or a file tells; else from a preset
-        original   all shapes of the source under its own names, extras too
+    @abstractmethod
+    def config_from_shapes(self, shapes: Mapping[str, Shape], given: Mapping, heads: int | None) -> dict:
+        """What tensor shapes (diffusers' names) describe, helped by the fields that are `given` in a config.
+
+        heads   as an option or a file tells; else from a preset
         Raises SprintError where a needed tensor is missing or nothing tells.
         """
+
+    @abstractmethod
+    def config_of_size(self, sample_size: int) -> dict:
+        """What a public teacher's config says for pictures of so many latent cells a side, positions too."""
+
+    def told_by_extras(
+        self, given: Mapping, shapes: Mapping[str, Shape], read: Callable[[str], Tensor]
+    ) -> tuple[dict, tuple[str, ...]]:
+        """What `extras` of the key table tell of the config, and which of them the network computes itself.
+
+        given   fields that a config tells already
+        shapes  of all of the source's tensors, under its own names
+        read    name -> the tensor
+        Raises SprintError where such a tensor is not what the network computes.
+        """
+        return {}, ()
 
     @abstractmethod
     def sizes(self, config: Mapping) -> Sizes: ...
@@ -298,7 +319,10 @@ class Teacher(ABC):
 
     @abstractmethod
     def load_encoders(self, folder: str, max_length: int, instruction: bool, dtype) -> Family:
-        """Text side and autoencoder of a pipeline's folder or hub id. OSError or ValueError where there is none."""
+        """Text side and autoencoder of a pipeline's folder or hub id; nothing that lies there is executed.
+
+        Raises whatever the libraries raise where there is none.
+        """
 
     @abstractmethod
     def downscale(self, autoencoder: Mapping | None) -> int:

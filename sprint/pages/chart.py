@@ -11,7 +11,8 @@ Point = tuple[float, float]
 WIDTH, HEIGHT = 520, 280  # of the viewBox
 LEFT, RIGHT, TOP, BOTTOM = 58, 506, 12, 236  # the frame that data fill
 MEDIAN_SHARE = 1 / 25  # of a line's points on either side of each running median
-FEW_POINTS = 40  # lines with no more are drawn as they are
+LEAST_REACH = 2  # and at least so many
+FEW_POINTS = 2 * LEAST_REACH + 1  # lines with no more are drawn as they are
 MARKS = 120  # points of a line, at most, that tell their value
 
 
@@ -46,7 +47,7 @@ def running_median(points: Sequence[Point]) -> list[Point]:
     """Each y replaced by the median of its neighbours (centred, shrinking at the ends); few points stay."""
     if len(points) <= FEW_POINTS:
         return list(points)
-    reach = max(1, round(len(points) * MEDIAN_SHARE))
+    reach = max(LEAST_REACH, round(len(points) * MEDIAN_SHARE))
     smooth = []
     for i, (x, _) in enumerate(points):
         near = min(reach, i, len(points) - 1 - i)

@@ -1,15 +1,21 @@
 """Pictures as PNG files: written whole, read with errors that name them."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from sprint.base.door import regular_file
 from sprint.base.errors import SprintError
 from sprint.base.files import write_whole
 
-BROKEN = (OSError, SyntaxError, ValueError)  # what Pillow raises; SyntaxError for a broken PNG
+# what Pillow raises; SyntaxError for a broken PNG
+BROKEN = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, Image.DecompressionBombError)
+BROKEN = (*BROKEN, struct.error, zlib.error, SprintError)
+PNG_BYTES = 2**30
 
 
 def write_png(path: Path, picture: np.ndarray) -> Path:
@@ -22,7 +28,7 @@ def write_png(path: Path, picture: np.ndarray) -> Path:
 def read_png(path: Path) -> np.ndarray:
     """-> uint8 [H, W, 3].  Raises SprintError where the file is damaged."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(regular_file(path, PNG_BYTES)) as picture:
             return np.asarray(picture.convert("RGB"))
     except BROKEN as error:
         raise SprintError(
@@ -33,7 +39,7 @@ def read_png(path: Path) -> np.ndarray:
 def is_whole(path: Path) -> bool:
     """Whether the file is a PNG whose checksums are right. Its pixels are not unpacked."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(regular_file(path, PNG_BYTES)) as picture:
             picture.verify()
     except BROKEN:
         return False

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import yaml
 
+from sprint.base.door import read_text, regular_file, shown
 from sprint.base.errors import SprintError
 from sprint.recipe.schema import Data
+from sprint.recipe.text import NOT_A_VALUE, look_over
 
+RECIPE_BYTES = 2**16  # of a recipe: the whole one, with every default, has 4,000
 OWN = Path("recipes")  # of whoever runs the command; found before a built-in one of the same name
 SHIPPED = Path(__file__).parent / "shipped"  # in the repository a link to its recipes/
 
@@ -19,16 +22,19 @@ def find_recipe(name: str | Path) -> Path:
     own = OWN / f"{name}.yaml"
     for file in (Path(name), own):
         try:
-            if file.is_file():
-                return file
-        except OSError as error:  # too long, or behind a folder that is closed
-            raise SprintError(f"{str(name)[:200]}: no such recipe: {error.strerror}") from error
+            if file.exists() and not file.is_dir():
+                return regular_file(file)
+        except (OSError, ValueError) as error:  # too long, behind a folder that is closed, or a NUL in it
+            why = getattr(error, "strerror", None) or error
+            raise SprintError(f"{shown(name, 200)}: no such recipe: {why}") from error
     if str(name) in names_in(SHIPPED):
         return SHIPPED / f"{name}.yaml"
     there = [f"built in: {', '.join(names_in(SHIPPED))}"]
     if names_in(OWN):
         there.insert(0, f"in {OWN}: {', '.join(names_in(OWN))}")
-    raise SprintError(f"{name}: no such recipe (looked for {Path(name)} and {own}; {'; '.join(there)})")
+    raise SprintError(
+        f"{shown(name, 200)}: no such recipe (looked for {Path(name)} and {own}; {'; '.join(there)})"
+    )
 
 
 def names_in(folder: Path) -> list[str]:
@@ -48,11 +54,12 @@ def place_of(file: Path) -> str:
 
 def summary(file: Path) -> tuple[int, str]:
     """(pixels a side, its first comment or what it needs) of a recipe's file, which need not be valid."""
-    text = file.read_text(encoding="utf-8", errors="replace")
     try:
+        text = read_text(file, RECIPE_BYTES)
+        look_over(text, place_of(file))
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        content = None
+    except (SprintError, yaml.YAMLError, *NOT_A_VALUE) as error:
+        return Data().size, f"cannot be read: {shown(error)}"
     content = content if isinstance(content, dict) else {}
     data = content.get("data")
     size = data.get("size", Data().size) if isinstance(data, dict) else Data().size

@@ -14,15 +14,16 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sprint.base.door import read_text, shown
 from sprint.base.errors import SprintError
-from sprint.recipe.find import find_recipe, place_of
+from sprint.recipe.find import RECIPE_BYTES, find_recipe, place_of
 from sprint.recipe.rules import validate
 from sprint.recipe.schema import Recipe
 from sprint.recipe.settings import decides, each_setting
+from sprint.recipe.text import NOT_A_VALUE, Place, look_over
+from sprint.recipe.unread import check_read
 
-# What readers of YAML let through: `!!int x`, `!!int` of nothing, a number of 5,000 digits or one that no float holds,
-# 200 lists in lists.
-_NOT_A_VALUE = (ValueError, IndexError, OverflowError, RecursionError)
+COMMAND_LINE = Place("command line", {})
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -32,27 +33,29 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     overrides   "key=value" with dotted keys and YAML values ("distill.optimizer.lr=2e-5")
 
     Raises `SprintError` for a missing or broken file, an unknown key (naming the nearest), a value of the
-    wrong type, and whatever `validate` refuses.
+    wrong type, whatever `validate` refuses, and an override that nothing reads.
     """
     file = find_recipe(path)
-    place = place_of(file)
     config = OmegaConf.structured(Recipe)
-    for key, value in _read_yaml(file).items():
-        _assign(config, str(key), value, where=place)
-    paths = 0
+    place, content = _read_yaml(file)
+    for key, value in content.items():
+        _assign(config, str(key), value, place)
+    paths, given = 0, []
     for override in overrides:
         key, value = _parse_override(override)
+        given += _leaves(key, value)
         paths += key == "data.path"
         if paths > 1:
             raise SprintError(
                 "command line: data.path is given twice; if the shell did that, put quotes around {…}"
             )
-        _assign(config, key, value, where="command line")
+        _assign(config, key, value, COMMAND_LINE)
     try:
         recipe = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:  # ${interpolations}
-        raise SprintError(f"{place}: {_first_line(error)}") from error
+    except (OmegaConfBaseException, *NOT_A_VALUE) as error:  # ${interpolations}
+        raise SprintError(f"{place.name}: {_first_line(error)}") from error
     validate(recipe)
+    check_read(recipe, given)
     return recipe
 
 
@@ -71,50 +74,70 @@ def recipe_hash(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _read_yaml(file: Path) -> dict:
+def _read_yaml(file: Path) -> tuple[Place, dict]:
+    """Of a recipe's file: where its keys stand, and what they say."""
+    text = read_text(file, RECIPE_BYTES)
+    place = look_over(text, place_of(file))
     try:
-        loaded = OmegaConf.load(file)  # refuses duplicate keys, which plain YAML does not
+        if place.is_group:
+            loaded = OmegaConf.create(text)  # refuses duplicate keys, which plain YAML does not
+            return place, OmegaConf.to_container(loaded, resolve=False)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1
-        raise SprintError(f"{file}, line {line}: not valid YAML: {error.problem}") from error
-    except (OSError, yaml.YAMLError, OmegaConfBaseException, *_NOT_A_VALUE) as error:
-        raise SprintError(f"{file}: not a readable recipe: {_first_line(error)}") from error
-    if not isinstance(loaded, DictConfig):
-        raise SprintError(f"{file}: not a recipe: expected 'key: value' lines, found a list")
-    return OmegaConf.to_container(loaded, resolve=False)
+        raise SprintError(f"{place.name}, line {line}: not valid YAML: {shown(error.problem)}") from error
+    except (yaml.YAMLError, OmegaConfBaseException, *NOT_A_VALUE) as error:
+        raise SprintError(f"{place.name}: not a readable recipe: {_first_line(error)}") from error
+    raise SprintError(f"{place.name}: not a recipe: expected 'key: value' lines")
 
 
 def _parse_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals:
-        raise SprintError(f"command line: {override!r} is not an override; write key=value")
+        raise SprintError(f"command line: {shown(repr(override))} is not an override; write key=value")
     if _keys().get(key) is str:
         return key, text
     try:
+        look_over(text, "command line")
         return key, yaml.safe_load(text)
-    except (yaml.YAMLError, *_NOT_A_VALUE) as error:
-        raise SprintError(f"command line: {override!r}: the value is not valid YAML") from error
+    except (yaml.YAMLError, SprintError, *NOT_A_VALUE) as error:
+        why = str(error).rpartition(": ")[2] if isinstance(error, SprintError) else ""
+        raise SprintError(
+            f"command line: {shown(repr(override))}: the value is not valid YAML{why and f' ({why})'}"
+        ) from error
 
 
-def _assign(config: DictConfig, key: str, value: Any, where: str) -> None:
+def _assign(config: DictConfig, key: str, value: Any, place: Place) -> None:
     """Set one key; a mapping sets the keys under it."""
-    keys = _keys()
+    keys, where = _keys(), place.of(key)
     if key not in keys:
-        raise SprintError(f"{where}: {key!r}: no such key; the nearest is {_nearest(key)}")
+        raise SprintError(f"{where}: {shown(repr(key))}: no such key; the nearest is {_nearest(key)}")
     if is_dataclass(keys[key]):
         if not isinstance(value, dict | None):
-            raise SprintError(f"{where}: {key} = {value!r}, but it is a group of keys, not a value")
+            raise SprintError(
+                f"{where}: {key} = {shown(repr(value))}, but it is a group of keys, not a value"
+            )
         for name, inner in (value or {}).items():
-            _assign(config, f"{key}.{name}", inner, where)
+            _assign(config, f"{key}.{name}", inner, place)
         return
     if isinstance(value, str) and "\0" in value:
-        raise SprintError(f"{where}: {key} = {value!r}, but no name or path holds a NUL")
+        raise SprintError(f"{where}: {key} = {shown(repr(value))}, but no name or path holds a NUL")
     if isinstance(value, str) and value != value.encode("utf-8", "ignore").decode():
-        raise SprintError(f"{where}: {key} = {value!r}, but a recipe is text in UTF-8")
+        raise SprintError(f"{where}: {key} = {shown(repr(value))}, but a recipe is text in UTF-8")
     try:
         OmegaConf.update(config, key, value)
-    except (OmegaConfBaseException, *_NOT_A_VALUE) as error:
-        raise SprintError(f"{where}: {key} = {value!r}, but it takes {_expected(keys[key])}") from error
+    except (OmegaConfBaseException, *NOT_A_VALUE) as error:
+        raise SprintError(
+            f"{where}: {key} = {shown(repr(value))}, but it takes {_expected(keys[key])}"
+        ) from error
+
+
+def _leaves(key: str, value: Any) -> Iterator[str]:
+    """The settings that an override sets: one, or those of its group."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}", inner)
+    else:
+        yield key
 
 
 @cache
@@ -146,4 +169,4 @@ def _expected(kind: type) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return shown((str(error).splitlines() or [type(error).__name__])[0])

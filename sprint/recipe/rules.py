@@ -1,15 +1,17 @@
 """What a recipe's values must be: each in the range that its field names, then what must hold between them."""
 
-import math
+import os
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
 
+from sprint.base.door import shown
 from sprint.base.errors import SprintError
 from sprint.lab.scenes import SIZE
 from sprint.maths.schedule import check_times
+from sprint.recipe.kinds import kind_of
 from sprint.recipe.schema import Data, DataKind, Distill, EngineKind, Optimizer, OptimizerKind, Recipe
-from sprint.recipe.settings import each_setting, takes
+from sprint.recipe.settings import GUIDANCE, each_setting, kinds, takes
 from sprint.recipe.shares import misfits
 
 _OPTIMIZERS = ("adapt.optimizer", "distill.optimizer", "distill.adversarial.optimizer")
@@ -32,10 +34,7 @@ def check_betas(optimizer: Optimizer, key: str = "optimizer") -> None:
 
 def _problems(recipe: Recipe) -> Iterator[str]:
     """What is wrong, a sentence each. Later checks rely on the earlier ones: only the first sentence is sure."""
-    for key, field, value in each_setting(recipe):
-        allowed = takes(field)
-        if allowed and not allowed.holds(value):
-            yield f"{key} = {value}, but it must be {allowed.words}"
+    yield from out_of_range(recipe)
     for key in _OPTIMIZERS:
         try:
             check_betas(attrgetter(key)(recipe), key)
@@ -49,6 +48,14 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _of_data(recipe.data)
     yield from _of_distill(recipe.distill)
     yield from _of_evaluation(recipe)
+
+
+def out_of_range(group: object, prefix: str = "") -> Iterator[str]:
+    """Of a recipe, or of a group of it: each number that its field does not take."""
+    for key, field, value in each_setting(group, prefix):
+        allowed = takes(field)
+        if allowed and not allowed.holds(value):
+            yield f"{key} = {shown(value, 40)}, but it must be {allowed.words}"
 
 
 def _of_engine(recipe: Recipe) -> Iterator[str]:
@@ -72,6 +79,28 @@ def _of_data(data: Data) -> Iterator[str]:
         yield f"data.size = {data.size}, but scenes are drawn at {SIZE} pixels"
     if data.kind is not DataKind.scenes and not data.path:
         yield f"data.kind = {data.kind.value} needs data.path"
+    if data.kind is DataKind.scenes and data.path:
+        yield f"data.path = {shown(data.path)}, but scenes are drawn and read no path; {_what_it_looks_like(data.path)}"
+    for key, field, value in each_setting(data, "data."):
+        if kinds(field) and data.kind.value not in kinds(field) and value != field.default:
+            yield (
+                f"{key} = {shown(value)}, but data.kind = {data.kind.value} does not read it "
+                f"(only {', '.join(kinds(field))}); set data.kind, or leave it at {field.default}"
+            )
+
+
+def _what_it_looks_like(path: str) -> str:
+    kind = kind_of(path)
+    if kind is None:
+        others = ", ".join(kind.value for kind in DataKind if kind is not DataKind.scenes)
+        there = "" if os.path.lexists(path) else "nothing is there, and "
+        return f"{there}data.kind must say what it holds: {others}"
+    there = (
+        "a dataset's name on the hub"
+        if kind is DataKind.huggingface and not os.path.exists(path)
+        else kind.value
+    )
+    return f"it looks like {there}: set data.kind={kind.value}"
 
 
 def _of_distill(distill: Distill) -> Iterator[str]:
@@ -85,11 +114,11 @@ def _of_distill(distill: Distill) -> Iterator[str]:
             "set both to 0"
         )
     if taps != sorted(set(taps)) or any(tap < 0 for tap in taps):
-        yield f"distill.adversarial.taps = {taps}, but blocks are counted from 0 and listed once, in order"
+        yield f"distill.adversarial.taps = {shown(taps)}, but blocks are counted from 0 and listed once, in order"
     if adversarial.weight > 0 and not taps:
         yield "distill.adversarial.taps is empty, but its weight is not 0"
-    if not scales or not all(0 <= scale < math.inf for scale in scales):
-        yield f"distill.guidance_scales = {scales}, but it takes one or more numbers of at least 0"
+    if not scales or not all(map(GUIDANCE.holds, scales)):
+        yield f"distill.guidance_scales = {shown(scales)}, but it takes one or more numbers {GUIDANCE.words}"
     yield from _of_times(distill.student_times)
 
 
@@ -113,4 +142,4 @@ def _of_evaluation(recipe: Recipe) -> Iterator[str]:
     if prompts == 1:
         yield "evaluate.prompts = 1, but FID needs at least 2 (or 0 for no scores)"
     if not steps or not all(1 <= count <= 4 for count in steps):
-        yield f"evaluate.steps = {steps}, but a student takes 1 to 4 steps"
+        yield f"evaluate.steps = {shown(steps)}, but a student takes 1 to 4 steps"

@@ -4,18 +4,19 @@ Every field is explained on the line above it. `recipes/*.yaml` hold only what d
 Steps are counted per stage; in stage 2 a step is one update, of the generator or of the discriminator.
 """
 
+import os
 from dataclasses import dataclass, field
 from enum import Enum
 
-from sprint.recipe.settings import ABOVE_0, FINITE, SEED, SHARE, SHARE_BELOW_1, at_least, setting
+from sprint.recipe.settings import ABOVE_0, FINITE, GUIDANCE, SEED, SHARE, SHARE_BELOW_1, at_least, setting
 
 
 class DataKind(str, Enum):
     # built-in captioned scenes
     scenes = "scenes"
-    # NAME.{jpg,png,webp} with NAME.txt
+    # NAME.jpg or another picture with NAME.txt
     folder = "folder"
-    # .tar shards of KEY.jpg, .png or .webp with KEY.json or KEY.txt
+    # .tar shards of KEY.jpg or another picture with KEY.txt or KEY.json
     webdataset = "webdataset"
     # a dataset of the datasets library, local or on the hub
     huggingface = "huggingface"
@@ -84,7 +85,7 @@ class Optimizer:
 @dataclass
 class Data:
     kind: DataKind = DataKind.scenes
-    # folder of pictures or shards, dataset name, or file of prompts; scenes need none
+    # folder of pictures or shards, dataset name, or file of prompts; scenes take none
     path: str = ""
     # pixels, height and width after resize and centre crop
     size: int = setting(1024, at_least(1))
@@ -92,20 +93,23 @@ class Data:
     aspect_buckets: bool = False
     # of the scenes, of the order of samples and of the choice between captions
     seed: int = setting(0, SEED)
-    # for kind=huggingface
-    image_column: str = "image"
-    # for kind=huggingface
-    caption_column: str = "text"
+    # for kind=huggingface; where neither stands here and there is none of that name: image_path, file, …
+    image_column: str = setting("image", kinds=("huggingface",))
+    # for kind=huggingface; likewise: prompt, caption, …
+    caption_column: str = setting("text", kinds=("huggingface",))
     # of several captions one is drawn with weight exp(score / this); scores are near 30
-    caption_temperature: float = setting(1.0, ABOVE_0)
+    caption_temperature: float = setting(1.0, ABOVE_0, kinds=("folder", "webdataset", "huggingface"))
     # of samples tried, how many may be unreadable before the run stops
     bad_share: float = setting(0.01, SHARE, decides=False)
     # threads that read and decode ahead, in every process
     workers: int = setting(1, at_least(1), decides=False)
     # for kind=prompts: how the teacher draws
-    teacher_steps: int = setting(20, at_least(1))
+    teacher_steps: int = setting(20, at_least(1), kinds=("prompts",))
     # for kind=prompts
-    guidance_scale: float = setting(4.5, at_least(0))
+    guidance_scale: float = setting(4.5, GUIDANCE, kinds=("prompts",))
+
+    def __post_init__(self):
+        self.path = os.path.expanduser(self.path)
 
 
 @dataclass
@@ -198,7 +202,7 @@ class Evaluate:
     # of the student
     steps: tuple[int, ...] = (1, 2, 3, 4)
     teacher_steps: int = setting(20, at_least(1))
-    guidance_scale: float = setting(4.5, at_least(0))
+    guidance_scale: float = setting(4.5, GUIDANCE)
     batch_size: int = setting(50, at_least(1), decides=False)
 
 
@@ -237,7 +241,7 @@ class Recipe:
     evaluate: Evaluate = field(default_factory=Evaluate)
     # steps between checkpoints
     save_every: int = setting(200, at_least(1), decides=False)
-    # steps between lines of metrics.jsonl
+    # updates from one line of metrics.jsonl to the next of its kind: of stage 1, of the student, of the discriminator
     log_every: int = setting(5, at_least(1), decides=False)
     # also log to Weights & Biases (offline unless WANDB_MODE says otherwise)
     wandb: bool = setting(False, decides=False)

@@ -16,27 +16,36 @@ class Range:
     holds: Callable[[float], bool]
 
 
+HIGHEST = 10**9  # of whatever has no end of its own: nobody means more, and int64 and float32 still hold it
+SEEDS = 2**63  # of torch's generators: seeds are below it
+
+
 def at_least(low: int) -> Range:
-    return Range(f"at least {low}", lambda v: low <= v < math.inf)
+    return Range(f"at least {low} and at most {HIGHEST:,}", lambda v: low <= v <= HIGHEST)
 
 
 ABOVE_0 = Range("above 0", lambda v: 0 < v < math.inf)
 FINITE = Range("finite", math.isfinite)
 SHARE = Range("between 0 and 1", lambda v: 0 <= v <= 1)
 SHARE_BELOW_1 = Range("at least 0 and below 1", lambda v: 0 <= v < 1)
-SEED = Range("at least 0 and below 2**63", lambda v: 0 <= v < 2**63)
+# of a run, or of a first picture: the next ones count up
+SEED = Range("at least 0 and below 2**62", lambda v: 0 <= v < SEEDS // 2)
+GUIDANCE = Range("from 0 to 1,000", lambda v: 0 <= v <= 1000)
 
 
-def setting(default: Value, takes: Range | None = None, decides: bool = True) -> Value:
+def setting(
+    default: Value, takes: Range | None = None, decides: bool = True, kinds: tuple[str, ...] = ()
+) -> Value:
     """A field of a recipe's group, with more to say than its type and default.
 
     takes    the numbers it may be; `validate` refuses others
     decides  whether another value makes another result. `recipe_hash` leaves the rest out, and a run goes on
              with another value of it.
+    kinds    of data that read it; none: all do
 
         timeout: int = setting(600, at_least(1), decides=False)
     """
-    return field(default=default, metadata={"takes": takes, "decides": decides})
+    return field(default=default, metadata={"takes": takes, "decides": decides, "kinds": kinds})
 
 
 def takes(one: Field) -> Range | None:
@@ -45,6 +54,10 @@ def takes(one: Field) -> Range | None:
 
 def decides(one: Field) -> bool:
     return one.metadata.get("decides", True)
+
+
+def kinds(one: Field) -> tuple[str, ...]:
+    return one.metadata.get("kinds", ())
 
 
 def each_setting(group: Any, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:

@@ -3,7 +3,6 @@
 A picture depends on its prompt and its seed, not on the batch it is drawn in.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -14,15 +13,19 @@ from PIL import Image
 from torch import Tensor
 
 from sprint.base.cpu import use_onednn
+from sprint.base.door import shown
 from sprint.base.errors import SprintError
+from sprint.base.finite import is_finite
 from sprint.maths.samplers import Noise, sample_consistency, sample_ode
 from sprint.maths.schedule import check_times, student_times, teacher_times
 from sprint.models.encoders import TEXT_UNIT, Family, encode_null
 from sprint.models.guidance import guided_velocity, with_null
 from sprint.models.teacher import TextMemory
 from sprint.models.view import TrigFlowView
+from sprint.recipe.settings import GUIDANCE, SEEDS
 from sprint.weights.settings import STUDENT_STEPS
 
+LARGEST = 16_384  # pixels a side: four times what any public network was trained for
 # graphs of one network, at most: one for each size, number of pictures and length of text
 COMPILED_KINDS = 256
 # tokens: texts are padded to multiples of it, since each length is compiled anew
@@ -132,17 +135,23 @@ class Generator:
         size: int | None = None,
         times: list[float] | None = None,
     ) -> Tensor:
-        """As `pictures`, before the autoencoder.  -> unit-scale latents [B, C, h, w], float32"""
+        """As `pictures`, before the autoencoder.  -> unit-scale latents [B, C, h, w], float32
+
+        Raises SprintError also where text encoder or network gives values that are not finite.
+        """
         _check_prompts(prompts, seeds)
-        if not 0 <= guidance_scale < math.inf:
-            raise SprintError(f"guidance {guidance_scale}: give a number of at least 0")
+        if not GUIDANCE.holds(guidance_scale):
+            raise SprintError(f"guidance {guidance_scale}: give a number {GUIDANCE.words}")
         times = self.times(num_inference_steps, times)
         cells = self._cells(self.size if size is None else size)
         noise = Noise(seeds, (self.view.sizes.channels, cells, cells), self.family.device)
         with self.part("text"):
             text, mask = self.family.encode_trimmed(prompts, self.text_unit)
+        _check_values("text encoder", text, prompts)
         scales = torch.full((len(prompts),), float(guidance_scale), device=self.family.device)
-        return self.denoise(text.to(self.view.network.dtype), mask, scales, noise, times)
+        latents = self.denoise(text.to(self.view.network.dtype), mask, scales, noise, times)
+        _check_values("network", latents, prompts)
+        return latents
 
     def one_text(self, text: Tensor) -> AbstractContextManager:
         """Inside, the network reads `text` once for all steps, unless it is compiled."""
@@ -156,12 +165,16 @@ class Generator:
             return self._default_times(num_inference_steps)
         steps = len(check_times(times)) - 1
         if num_inference_steps not in (None, steps):
-            raise SprintError(f"steps {num_inference_steps}, but --times makes {steps}; leave one out")
+            raise SprintError(
+                f"steps {num_inference_steps}, but the list of times makes {steps}; leave one out"
+            )
         return times
 
     def _cells(self, size: int) -> int:
         """Latent cells a side of a picture of `size` pixels."""
         unit = self.family.downscale * self.view.sizes.patch
+        if size > LARGEST:
+            raise SprintError(f"size {size}: pictures of at most {LARGEST:,} pixels a side are drawn")
         if size < unit or size % unit:
             below = max(size // unit, 1) * unit
             nearest = f"{below} or {below + unit}" if size > unit else f"{unit}"
@@ -185,7 +198,7 @@ class StudentGenerator(Generator):
         if num_inference_steps not in range(1, STUDENT_STEPS + 1):
             raise SprintError(
                 f"steps {num_inference_steps}: a student takes 1 to {STUDENT_STEPS}; "
-                "for any other number give --times, a list in radians from 1.5708 to 0"
+                "for any other number give a list of times, in radians from 1.5708 to 0"
             )
         return self.own_times.get(num_inference_steps) or student_times(num_inference_steps)
 
@@ -211,6 +224,18 @@ class TeacherGenerator(Generator):
             return sample_ode(F, noise, times)
 
 
+def _check_values(part: str, values: Tensor, prompts: list[str]) -> None:
+    """values [B, ...] of a part of the model, one for each prompt"""
+    if is_finite(values):
+        return
+    wrong = (~values.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+    dtype = str(values.dtype).removeprefix("torch.")
+    raise SprintError(
+        f"the {part} gives values that are not finite ({dtype}) for {len(wrong)} of {len(prompts)} prompts, "
+        f"the first {shown(prompts[wrong[0]])!r}; no picture can be made of them"
+    )
+
+
 def _check_prompts(prompts: list[str], seeds: list[int]) -> None:
     if not prompts:
         raise SprintError("no prompt to draw; give at least one")
@@ -222,5 +247,5 @@ def _check_prompts(prompts: list[str], seeds: list[int]) -> None:
     if len(seeds) != len(prompts):
         raise SprintError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed for each")
     for seed in seeds:
-        if not 0 <= seed < 2**63:
+        if not 0 <= seed < SEEDS:
             raise SprintError(f"seed {seed} is not a whole number from 0 to 2**63 - 1")

@@ -94,6 +94,10 @@ class DistillStage(Stage):
 
     # ---- Algorithm 1 ------------------------------------------------------------------------------------
 
+    @property
+    def kinds(self) -> int:
+        return 2 if self.adversarial else 1
+
     def phase(self, step: int) -> str:
         return DISCRIMINATOR if step % 2 == 1 and self.adversarial else GENERATOR
 

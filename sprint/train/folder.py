@@ -2,14 +2,17 @@
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import TextIO
 
+from sprint.base.door import read_text, shown
 from sprint.base.errors import SprintError
 from sprint.base.files import write_whole
 from sprint.base.locks import NO_LOCKS, lock
 
 log = logging.getLogger(__name__)
+HASH, HASH_BYTES = re.compile(r"[0-9a-f]{12}"), 1000
 
 # Kept open: the kernel drops the locks when this process ends, however it ends.
 _locks: dict[Path, TextIO] = {}
@@ -39,11 +42,14 @@ def _owner(folder: Path, recipe_hash: str) -> str:
     owner = folder / "recipe.hash"
     if not owner.exists():
         write_whole(owner, recipe_hash + "\n")
-    return owner.read_text().strip()
+    found = read_text(owner, HASH_BYTES).strip()
+    if not HASH.fullmatch(found):
+        raise SprintError(f"{owner} is damaged; delete it if the run in {folder} is this recipe's")
+    return found
 
 
 def _lock(folder: Path) -> TextIO:
-    file = open(folder / ".lock", "a+")  # noqa: SIM115 (kept open on purpose)
+    file = open(folder / ".lock", "a+", errors="replace")  # noqa: SIM115 (kept open on purpose)
     try:
         free = lock(file, wait=False)
     except OSError as error:
@@ -53,7 +59,7 @@ def _lock(folder: Path) -> TextIO:
         free = True
     if not free:
         file.seek(0)
-        holder = file.read().strip()
+        holder = shown(file.read(20).strip())
         file.close()
         raise SprintError(f"{folder} is in use by process {holder}: wait for it or choose another name=...")
     file.truncate(0)

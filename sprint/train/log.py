@@ -14,41 +14,70 @@ The rest are the numbers of the step; null where one was not finite.
 """
 
 import json
+import logging
 import math
-import os
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
+from pydantic import Field
 from tqdm import tqdm
 
+from sprint.base.door import held_against, parse_json, read_bytes
 from sprint.base.errors import SprintError
 from sprint.base.files import write_whole
 from sprint.base.progress import BAR, QUIET_INTERVAL
+from sprint.train.track import Tracked
 
+log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
+METRICS_BYTES = 2**32
 RATE_WINDOW = 50  # steps over which samples per second are taken
 TIME = "ms_"  # before the name of a part of the update
+
+
+PLACE = ("stage", "step", "phase", "seconds")
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass
+class Place:
+    """What every line says besides its numbers."""
+
+    stage: str
+    step: Annotated[int, Field(ge=1, lt=2**53)]
+    phase: str
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def read_metrics(path: Path) -> list[dict]:
     """Every whole line of a metrics.jsonl; none if there is no file.
 
-    A last line without its newline is what a killed process leaves, and is passed over; any other line
-    that cannot be read raises SprintError.
+    A last line without its newline is what a killed process leaves, and is passed over. Lines that are damaged are
+    too, with a warning. Raises SprintError for what is no file.
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-    rows = []
+    lines = read_bytes(path, METRICS_BYTES).split(b"\n")[:-1]
+    rows, damaged = [], []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise SprintError(f"{path}, line {number}: not JSON; mend or delete that line") from error
+            rows.append(_row(line, path))
+        except SprintError:
+            damaged.append(number)
+    if damaged:
+        log.warning("%s: %d damaged lines are passed over, the first is %d", path, len(damaged), damaged[0])
     return rows
+
+
+def _row(line: bytes, path: Path) -> dict:
+    row = held_against(dict[str, Any], parse_json(line, path), path)
+    place = {name: row.pop(name) for name in PLACE if name in row}
+    return asdict(held_against(Place, place, path)) | held_against(dict[str, Number | None], row, path)
 
 
 def truncate_metrics(path: Path, stage: str, step: int) -> list[dict]:
@@ -72,7 +101,7 @@ class RunLog:
     totals        steps of every stage in order, {"adapt": 80, "distill": 400}
     main_process  the others call the same methods and say nothing
     wandb         also log to Weights & Biases, offline unless WANDB_MODE says otherwise;
-                  raises SprintError where the package is missing
+                  raises SprintError where that cannot begin
 
         with RunLog(folder, {"adapt": 80, "distill": 400}) as log:
             log.begin("adapt", step=0)
@@ -94,7 +123,7 @@ class RunLog:
         self._file = None
         self._bar: tqdm | None = None
         self._recent: deque[tuple[float, int]] = deque(maxlen=RATE_WINDOW)  # (time, samples) of each step
-        self._wandb = _start_wandb(Path(folder), totals) if wandb and main_process else None
+        self._tracked = Tracked(Path(folder), totals) if wandb and main_process else None
 
     def begin(self, stage: str, step: int) -> None:
         """Enter `stage` with `step` steps done (0, or where it resumes); lines logged past it are dropped."""
@@ -139,9 +168,9 @@ class RunLog:
         self._file.write(json.dumps(row | numbers) + "\n")
         self._file.flush()
         self._bar.set_postfix_str(_postfix(phase, numbers, self.samples_per_second), refresh=False)
-        if self._wandb:
+        if self._tracked:
             curves = {f"{self.stage}/{phase}/{name}": value for name, value in numbers.items()}
-            self._wandb.log({f"{self.stage}/step": step} | curves)
+            self._tracked.log({f"{self.stage}/step": step} | curves)
 
     @property
     def seconds(self) -> float:
@@ -158,9 +187,9 @@ class RunLog:
 
     def close(self) -> None:
         self._close_stage()
-        if self._wandb:
-            self._wandb.finish()
-            self._wandb = None
+        if self._tracked:
+            self._tracked.finish()
+            self._tracked = None
 
     def __enter__(self) -> "RunLog":
         return self
@@ -204,17 +233,3 @@ def _postfix(phase: str, numbers: Mapping[str, float | None], rate: float | None
     ]
     speed = [] if rate is None else [f"{rate:.3g} samples/s"]
     return " · ".join([f"{phase} {', '.join(losses)}" if losses else phase, *speed])
-
-
-def _start_wandb(folder: Path, totals: Mapping[str, int]):
-    """A Weights & Biases run with one step axis for each stage."""
-    os.environ.setdefault("WANDB_MODE", "offline")
-    try:
-        import wandb
-    except ImportError as error:
-        raise SprintError("wandb=true needs a package: pip install sprint-distill[track]") from error
-    folder.mkdir(parents=True, exist_ok=True)
-    run = wandb.init(project="sprint", name=folder.name, dir=str(folder))
-    for stage in totals:
-        run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-    return run

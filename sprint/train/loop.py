@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from sprint.base.errors import SprintError
 from sprint.data.batch import Batch, Item
@@ -16,8 +16,8 @@ from sprint.engine import checkpoint
 from sprint.engine.engine import Engine
 from sprint.train.log import RunLog
 from sprint.train.stage import Stage
-from sprint.train.update import Means
 
+T = TypeVar("T")
 GO_ON, STOP, TROUBLE = 0, 1, 2  # what a process has to say after a step; the highest counts
 
 
@@ -59,7 +59,8 @@ def train(
 
     Every update's randomness and data depend on its step alone, so a resumed run is the uninterrupted one.
     Ctrl-C or SIGTERM, on any process, ends the step, saves and raises `Interrupted` on all. The loop reads the
-    device, and so waits for it, when it logs and when it saves.  -> seconds spent in this stage
+    device, and so waits for it, when it logs and when it saves. Raises Diverged, which names the last good checkpoint,
+    where weights are not finite, and at the end where no update was ever taken.  -> seconds spent in this stage
     """
     folder = checkpoints.folder
     done, seconds = resume(stage, checkpoints.newest, engine)
@@ -71,6 +72,7 @@ def train(
         return source.samples(batch_positions(step, stage.batch_size, engine.rank, engine.processes))
 
     def save(step: int) -> None:
+        _good(stage.check, engine, saver)
         facts = {"step": step, "seconds": time.monotonic() - began, "stage": stage.facts()}
         saver.save(f"{stage.name}-{step}", stage.tensors(), facts)
 
@@ -84,12 +86,14 @@ def train(
             means = stage.update(step, batch)
             phase, last = stage.phase(step), step + 1 == stage.steps
             log.advance(phase, stage.batch_size)
-            if due(step, rhythm.log_every) or last:
+            if due(step, rhythm.log_every, stage.kinds) or last:
                 milliseconds = stage.clock.read()
-                log.write(step + 1, phase, _read(means, engine, saver), milliseconds)
+                log.write(step + 1, phase, _good(partial(means.read, engine), engine, saver), milliseconds)
             word = engine.max_over_ranks(TROUBLE if saver.troubled else STOP if stop else GO_ON)
             if word == TROUBLE:
                 saver.wait()  # raises what the trouble is
+            if last:
+                _good(stage.check_moved, engine, saver)
             if word == STOP or last or (step + 1) % rhythm.save_every == 0:
                 save(step + 1)
             if word == STOP:
@@ -102,19 +106,19 @@ def train(
     return time.monotonic() - began
 
 
-def _read(means: Means, engine: Engine, saver: checkpoint.Saver) -> dict[str, float]:
-    """Raises SprintError as `Means.read` does, naming the checkpoint from which the run can go on."""
+def _good(look: Callable[[], T], engine: Engine, saver: checkpoint.Saver) -> T:
+    """What `look` gives; the SprintError that it raises names the checkpoint from which the run can go on."""
     try:
-        return means.read(engine)
+        return look()
     except SprintError as error:
         saver.wait()
         newest = engine.broadcast_from_main(lambda: str(checkpoint.latest(saver.folder) or "none"))
-        raise SprintError(f"{error}; the last good checkpoint: {newest}") from error
+        raise type(error)(f"{error}; nothing is exported; the last good checkpoint: {newest}") from error
 
 
-def due(step: int, log_every: int) -> bool:
-    """True for two neighbouring steps in every 2 · log_every, so that both phases are seen."""
-    return step % (2 * log_every) < 2
+def due(step: int, log_every: int, kinds: int) -> bool:
+    """True for the first, and every `log_every`-th one after it, of each of `kinds` of updates that take turns."""
+    return step // kinds % log_every == 0
 
 
 def resume(stage: Stage, newest: Path | None, engine: Engine) -> tuple[int, float]:

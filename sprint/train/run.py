@@ -19,7 +19,9 @@ import torch
 from diffusers import ModelMixin
 
 from sprint.base.cpu import keep_freed_memory
-from sprint.base.files import write_whole
+from sprint.base.door import read_text
+from sprint.base.errors import SprintError
+from sprint.base.files import sweep, write_whole
 from sprint.base.names import resolve
 from sprint.engine.engine import Engine
 from sprint.recipe.load import recipe_hash, recipe_text
@@ -35,7 +37,9 @@ from sprint.train.loop import Checkpoints, Interrupted, Rhythm, train
 from sprint.train.report.write import model_facts, write_page
 from sprint.train.stage import Stage
 from sprint.train.start import start_of_adaptation, with_ones
+from sprint.train.track import check_tracking
 from sprint.weights.export import export_student, export_teacher
+from sprint.weights.folder import is_export
 from sprint.weights.load import load_teacher
 
 log = logging.getLogger(__name__)
@@ -58,9 +62,10 @@ class Run:
 
     def _claim(self) -> None:
         claim(self.folder, recipe_hash(self.recipe))
+        sweep(self.folder)
         write_whole(self.folder / "recipe.yaml", recipe_text(self.recipe))
         note, is_now = self.folder / "data.fingerprint", self.inputs.source.fingerprint or ""
-        if note.exists() and note.read_text() != is_now:
+        if note.exists() and _noted(note) != is_now:
             log.warning(
                 "%s: not the files that the run began with; its order is another from here on",
                 self.recipe.data.path,
@@ -82,7 +87,8 @@ class Run:
             self.distill(log)
 
     def _exists(self, part: str) -> bool:
-        return bool(self.engine.broadcast_from_main(lambda: "yes" if (self.folder / part).exists() else None))
+        """Whether it is finished. Raises SprintError now, and not after training, where something else is there."""
+        return bool(self.engine.broadcast_from_main(lambda: "yes" if is_export(self.folder / part) else None))
 
     def adapt(self, log: RunLog) -> None:
         checkpoints = self.checkpoints(AdaptStage.name)
@@ -136,6 +142,14 @@ class Run:
         stage.close()
 
 
+def _noted(file: Path) -> str:
+    """A note that earlier calls left; one that cannot be read says nothing."""
+    try:
+        return read_text(file)
+    except SprintError:
+        return ""
+
+
 def _let_go() -> None:
     """Modules with hooks are circles that hold each other: collected now, and not when memory is short."""
     gc.collect()
@@ -148,6 +162,8 @@ def distill(recipe: Recipe, root: Path = Path("runs"), command: str = "") -> Pat
 
     Raises SprintError for a recipe that cannot run, `Interrupted` after a signal, once the run is saved.
     """
+    if recipe.wandb:
+        check_tracking()
     engine = Engine.of(recipe)
     stopped = None
     with engine.watched():

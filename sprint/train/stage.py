@@ -47,6 +47,11 @@ class Stage:
         """Over all processes."""
         return self.settings.batch_size
 
+    @property
+    def kinds(self) -> int:
+        """Of updates that take turns, step by step."""
+        return 1
+
     def phase(self, step: int) -> str:
         """What the log calls this step."""
         raise NotImplementedError
@@ -80,7 +85,7 @@ class Stage:
         batch, draws   this process's share
         prepared       around a part (and whether it is the first): gives what its terms take before their draws
 
-        -> what to log, whether the weights moved (a scalar on the device)
+        -> what to log, whether the weights moved and are finite (a scalar on the device)
         """
         trained, means, size = updater.trained, Means(), len(batch.latent)
         trained.zero_grad()
@@ -132,6 +137,16 @@ class Stage:
         """Go on from a checkpoint. Collective."""
         for name, updater in self.updaters().items():
             updater.load(under(name, read), facts[name] if name else facts)
+
+    def check(self) -> None:
+        """Before its weights are saved. Raises Diverged where they are not finite. Collective."""
+        for updater in self.updaters().values():
+            updater.check()
+
+    def check_moved(self) -> None:
+        """After the last step. Raises Diverged where there were updates and none was taken."""
+        for updater in self.updaters().values():
+            updater.check_moved()
 
     def close(self) -> None:
         """Let go of what would outlive the stage."""

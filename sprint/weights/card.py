@@ -1,18 +1,24 @@
 """The model card of a folder that was exported."""
 
+import html
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from sprint.base.door import shown
+from sprint.base.errors import SprintError
 from sprint.base.files import write_whole
 from sprint.models.families import family_of_pipeline
 from sprint.models.teacher import Teacher
-from sprint.weights.folder import INDEX_FILE, read_json
+from sprint.weights.folder import pipeline_class
 from sprint.weights.settings import Settings, read_settings
 from sprint.weights.sources import TRIGFLOW_FILE
 
 CARD_FILE = "README.md"
+CARD_TEXT = 2000  # characters of a name, a path or a prompt
+MARKUP = re.compile(r"([\\`*_{}\[\]|~])")
 EXAMPLE_PROMPT = "a red circle"
 STEP_LISTS = "## Step lists\n"  # the last heading of a student's card, where it has lists of its own
 
@@ -34,10 +40,26 @@ def write_card(folder: Path, facts: Facts, name: str = "") -> Path:
     name   what the card calls the model; else the folder's own
     """
     folder, name = Path(folder), name or Path(folder).absolute().name
-    kind = read_json(folder / INDEX_FILE)["_class_name"]
-    family = family_of_pipeline(kind)
+    kind = pipeline_class(folder)
+    if (family := family_of_pipeline(kind)) is None:
+        raise SprintError(f"{folder}: model_index.json says {shown(kind)}, a pipeline of no family here")
     card = student_card if kind == family.student_pipeline_class else teacher_card
-    return write_whole(folder / CARD_FILE, card(family, name, read_settings(str(folder)), facts))
+    content = card(family, one_line(name), read_settings(str(folder)), _one_line_each(facts))
+    return write_whole(folder / CARD_FILE, content)
+
+
+def one_line(text: str) -> str:
+    """Foreign text for a card's code: no line ends, no control characters, nothing that ends the block of code."""
+    return shown(text, CARD_TEXT).replace("```", "` ` `")
+
+
+def escaped(text: str) -> str:
+    """Foreign text for a card's prose: what Markdown or HTML would obey shows as itself."""
+    return MARKUP.sub(r"\\\1", html.escape(one_line(text), quote=False))
+
+
+def _one_line_each(facts: Facts) -> Facts:
+    return {key: one_line(value) if isinstance(value, str) else value for key, value in facts.items()}
 
 
 def student_card(family: Teacher, name: str, settings: Settings, facts: Facts) -> str:
@@ -50,7 +72,7 @@ pipeline_tag: text-to-image
 tags: [sana-sprint, distillation]
 ---
 
-# {name}: pictures in 1 to 4 steps
+# {escaped(name)}: pictures in 1 to 4 steps
 
 {_origin(facts)}A {family.title} network distilled after SANA-Sprint ([arXiv 2503.09641](https://arxiv.org/abs/2503.09641)).
 {size}×{size} pixels. Guidance is embedded: a step is one forward of the network.
@@ -58,7 +80,7 @@ tags: [sana-sprint, distillation]
 {_score_table(facts)}## Sample with sprint
 
 ```bash
-sprint sample {name} --prompt {shlex.quote(prompt)} --steps 2 --seed 0
+sprint sample {shlex.quote(name)} --prompt {shlex.quote(prompt)} --steps 2 --seed 0
 ```
 
 {usage}{step_lists(family, {len(times) - 1: times for times in settings.times})}"""
@@ -90,7 +112,7 @@ library_name: diffusers
 pipeline_tag: text-to-image
 ---
 
-# {name}: a flow-matching teacher
+# {escaped(name)}: a flow-matching teacher
 
 {_origin(facts)}{settings.size}×{settings.size} pixels. {family.teacher_usage()}
 The clock of its time embedder is in `transformer/{TRIGFLOW_FILE}`.
@@ -98,14 +120,14 @@ The clock of its time embedder is in `transformer/{TRIGFLOW_FILE}`.
 {_score_table(facts)}## Sample
 
 ```bash
-sprint sample {name} --prompt {prompt} --steps 20 --seed 0
+sprint sample {shlex.quote(name)} --prompt {prompt} --steps 20 --seed 0
 ```
 """
 
 
 def _origin(facts: Facts) -> str:
     told = [(key.capitalize(), facts[key]) for key in ("recipe", "teacher", "data") if facts.get(key)]
-    return "".join(f"- {key}: {value}\n" for key, value in told) + "\n" * bool(told)
+    return "".join(f"- {key}: {escaped(value)}\n" for key, value in told) + "\n" * bool(told)
 
 
 def _score_table(facts: Facts) -> str:
@@ -114,8 +136,10 @@ def _score_table(facts: Facts) -> str:
     if not rows:
         return ""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    lines = [["model", *columns], ["---", *["---:"] * len(columns)]]
+    lines = [["model", *map(escaped, columns)], ["---", *["---:"] * len(columns)]]
     for label, row in rows.items():
-        lines.append([label, *(f"{row[column]:.3g}" if column in row else "–" for column in columns)])
+        lines.append(
+            [escaped(label), *(f"{row[column]:.3g}" if column in row else "–" for column in columns)]
+        )
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"## Scores\n\n{table}\n\n"

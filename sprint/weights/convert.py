@@ -3,9 +3,9 @@
 source ──► understand ──► written beside the output ──► certificate ──► renamed to the output
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +17,17 @@ from sprint.base.dtypes import DTYPES
 from sprint.base.errors import SprintError
 from sprint.base.files import sha256
 from sprint.weights.checkpoint import Checkpoint, understand
-from sprint.weights.sources import SIDE_FILES, open_source
+from sprint.weights.folder import student_of
+from sprint.weights.locate import SIDE_FILES
 from sprint.weights.trigflow import trigflow_facts, write_trigflow
-from sprint.weights.verify import check_bits, check_velocity_fast, check_velocity_full, compare_tensors
+from sprint.weights.verify import (
+    check_bits,
+    check_velocity_fast,
+    check_velocity_full,
+    compare_settings,
+    compare_tensors,
+    remedy,
+)
 from sprint.weights.writer import Spec, whole_or_nothing, write_pickle, write_safetensors
 
 Target = Literal["trigflow", "flow", "original"]
@@ -27,6 +35,8 @@ Verify = Literal["fast", "full", "off"]
 NETWORK_FILE = "diffusion_pytorch_model.safetensors"  # what diffusers looks for
 ORIGINAL_FILE = "model.safetensors"
 EXTRA_FILE = SIDE_FILES[0]
+SUFFIXES = re.compile(r"\.(safetensors(\.index.*)?|pth|pt|bin|ckpt)$", re.IGNORECASE)
+MOST_SHOWN = 8  # names of what was left out
 
 
 def convert(
@@ -37,17 +47,21 @@ def convert(
     dtype: str | None = None,
     time_scale: float | None = None,
     cross_attention_heads: int | None = None,
+    sample_size: int | None = None,
+    weights: str | None = None,
+    variant: str | None = None,
     progress: bool = True,
 ) -> dict:
     """Convert `source`; -> what was done, certificate included (the content of trigflow.json, `out`, and `size`).
 
-    source   a file, an index of shards, a diffusers folder, or a hub id (see `open_source`)
+    source   a file, an index of shards, a diffusers folder, a run's folder, or a hub id (see `open_source`)
     out      by default NAME-TARGET here
     to       "trigflow": a folder that diffusers opens, with trigflow.json; "flow": the same without it;
              "original": the original's own names, in a folder, or in the one file that `out` names
     verify   "fast": every tensor's bits, velocities of a cut network in fp32; "full": also the whole network
-             in fp32 and fp64, and both ways back; "off"
+             in fp32 and fp64, and both ways back; "off": only that the output alone tells every setting
     dtype    "fp32", "fp16" or "bf16" for the network's weights; by default they stay as they are
+    weights, variant   which of several networks, and of several files (see `open_source`)
 
     Raises SprintError for bad input, a failed certificate or a full disk; then nothing is left behind.
     """
@@ -55,7 +69,9 @@ def convert(
     _check_choice("--verify", verify, ("fast", "full", "off"))
     _check_choice("--dtype", dtype, (None, *DTYPES))
     torch_dtype = DTYPES.get(dtype)
-    checkpoint = understand(source, time_scale, cross_attention_heads)
+    checkpoint = understand(
+        student_of(str(source)), time_scale, cross_attention_heads, sample_size, weights, variant
+    )
     out = Path(out).expanduser() if out else default_out(source, to)
     with whole_or_nothing(out) as place, ThreadPoolExecutor(1) as worker:
         digests = worker.submit(_describe_files, checkpoint)
@@ -75,8 +91,10 @@ def _check_choice(option: str, value: str | None, choices: tuple) -> None:
 def default_out(source: str | Path, to: Target) -> Path:
     """NAME-TARGET in the current folder; a pipeline's `transformer` is named after the pipeline."""
     path = Path(source)
-    name = path.resolve().parent.name if path.name == "transformer" else path.name.split(".safetensors")[0]
-    return Path(f"{Path(name).stem if Path(name).suffix in ('.pth', '.pt', '.bin', '.ckpt') else name}-{to}")
+    if path.name == "transformer":
+        path = path.resolve().parent
+    name = path.name if path.is_dir() else SUFFIXES.sub("", path.name)
+    return Path(f"{name}-{to}")
 
 
 # ---- writing ----------------------------------------------------------------------------------------
@@ -85,7 +103,10 @@ def default_out(source: str | Path, to: Target) -> Path:
 def _write(
     checkpoint: Checkpoint, place: Path, to: Target, dtype: torch.dtype | None, progress: bool
 ) -> Checkpoint:
-    """Write the target and look at it as a checkpoint of its own, read back from the disk."""
+    """Write the target and open it anew, from nothing but itself.
+
+    Raises SprintError where it does not tell every setting of the source's network.
+    """
     layout = "original" if to == "original" else "diffusers"
     bar = tqdm(unit="B", unit_scale=True, desc="convert", disable=not progress, leave=False)
     specs = checkpoint.specs(layout, dtype)
@@ -96,7 +117,13 @@ def _write(
             _write_original(checkpoint, place, specs, stream)
         else:
             _write_diffusers(checkpoint, place, specs, stream)
-    return replace(checkpoint, source=open_source(place), layout=layout)
+    try:
+        written = understand(place)
+    except SprintError as error:
+        reason = str(error).replace(str(place), place.name)
+        raise SprintError(f"{place.name} alone would not open: {reason}; {remedy(place.name)}") from error
+    compare_settings(checkpoint, written, place.name)
+    return written
 
 
 def _watched(stream: Iterable[tuple[str, Tensor]], bar: tqdm) -> Iterator[tuple[str, Tensor]]:
@@ -146,10 +173,14 @@ def _certify(
     if verify == "off":
         return {"verify": "off"}
     certificate = {"verify": verify, "bits": check_bits(checkpoint, written, dtype)}
-    if to == "trigflow" and verify == "fast":
-        certificate["velocity"] = check_velocity_fast(written)
-    if to == "trigflow" and verify == "full":
-        certificate["velocity"] = check_velocity_full(written, place)
+    certificate["settings"] = len(checkpoint.config) + 1  # the clock; `_write` has compared them
+    if verify == "fast":
+        certificate["velocity"] = check_velocity_fast(checkpoint, written, dtype)
+        return certificate
+    certificate["velocity"] = check_velocity_full(
+        checkpoint, written, dtype, None if to == "original" else place
+    )
+    if to == "trigflow":
         certificate["ways_back"] = {
             way: _check_way_back(checkpoint, written, place.parent / f"{way}.safetensors", way, dtype)
             for way in ("flow", "original")
@@ -179,9 +210,12 @@ def _record(checkpoint: Checkpoint, written: Checkpoint, files: list[dict], cert
             "name": source.name,
             "layout": checkpoint.layout,
             "prefix": source.prefix,
+            "unwrapped": source.unwrapped,
+            "variant": source.variant,
             "ignored": source.ignored,
             "files": files,
             "tensors": len(source.entries),
+            "recomputed": list(checkpoint.recomputed),
             "dtypes": _dtypes(checkpoint),
         },
         **trigflow_facts(checkpoint),
@@ -207,21 +241,42 @@ def describe(result: dict) -> str:
         f"{net['parameters']:,} parameters{traits}",
         f"from {source['name']}: {source['layout']} layout, {source['tensors']} tensors, "
         f"{' and '.join(source['dtypes'])}",
+        *_describe_choice(source),
         f"time: {result['time']}, scale {result['time_scale']:g} (from {result['time_scale_from']})",
         f"{heads.replace('_heads', ' heads').replace('_', '-')}: {net[heads]} (from {net[f'{heads}_from']})",
+        *_describe_recomputed(source["recomputed"]),
         *_describe_certificate(result["certificate"]),
         f"written to {result['out']}",
     ]
     return "\n".join(lines)
 
 
+def _describe_choice(source: dict) -> Iterator[str]:
+    """What was taken of what is there, where that is not all of it."""
+    if source["variant"]:
+        yield f"variant: {source['variant']}"
+    if source["prefix"]:
+        yield f"weights: {source['prefix']}"
+    if source["unwrapped"]:
+        yield f"taken off the names: {' '.join(source['unwrapped'])}"
+    if source["ignored"]:
+        more = ", …" * (len(source["ignored"]) > MOST_SHOWN)
+        yield f"left out: {', '.join(source['ignored'][:MOST_SHOWN])}{more}"
+
+
+def _describe_recomputed(names: list[str]) -> Iterator[str]:
+    if names:
+        yield f"left out, since the network computes the same values: {', '.join(names)}"
+
+
 def _describe_certificate(certificate: dict) -> Iterator[str]:
     if certificate["verify"] == "off":
         yield "not verified (--verify off)"
         return
-    yield f"(a) {certificate['bits']['tensors']} source tensors come back {certificate['bits']['equal']}"
-    if "velocity" not in certificate:
-        return
+    yield (
+        f"(a) {certificate['bits']['tensors']} source tensors come back {certificate['bits']['equal']}; "
+        f"the output alone tells all {certificate['settings']} settings"
+    )
     velocity = certificate["velocity"]
     fp64 = "" if velocity["fp64_error"] is None else f", {velocity['fp64_error']:.1e} in fp64"
     where = f"{velocity['network']}, {velocity['times']} times"
@@ -230,4 +285,4 @@ def _describe_certificate(certificate: dict) -> Iterator[str]:
         count = min(ways.values())
         yield f"(c) written on to {' and '.join(ways)}, {count} source tensors come back bit for bit"
     else:
-        yield "(c) ways back not written out (--verify full does)"
+        yield "(c) ways back not written out (--verify full of --to trigflow does)"

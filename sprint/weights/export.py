@@ -6,22 +6,25 @@ DIR/sprint.json   text settings and picture size, which `sprint sample` reads
 DIR/README.md     the model card
 """
 
+from itertools import chain
 from pathlib import Path
 
 from diffusers import DiffusionPipeline, ModelMixin
 from safetensors.torch import save_file
 from torch import nn
 
+from sprint.base.door import read_json
+from sprint.base.finite import check_finite
 from sprint.models.encoders import Family
 from sprint.models.families import check_role, family_of
 from sprint.models.teacher import DENSE_TIME
 from sprint.weights.card import Facts, write_card
 from sprint.weights.checkpoint import understand
-from sprint.weights.folder import complete_or_absent, read_json, write_json
+from sprint.weights.folder import complete_or_absent, write_json
 from sprint.weights.keys import LOGVAR_KEYS
 from sprint.weights.load import build_network
+from sprint.weights.locate import SIDE_FILES
 from sprint.weights.settings import SETTINGS_FILE
-from sprint.weights.sources import SIDE_FILES
 from sprint.weights.trigflow import trigflow_facts, write_trigflow
 
 LOGVAR_FILE = SIDE_FILES[1]
@@ -40,10 +43,11 @@ def export_student(
     logvar    Linear(width, 1) of the adaptive loss weighting, for training on; None leaves it out
 
     Whole or not at all: an earlier export gives way only to a complete one. Raises SprintError for a network
-    without guidance, a folder of something else, and a full or read-only disk.
+    without guidance or with weights that are not finite, a folder of something else, and a full or read-only disk.
     """
     teacher = family_of(network)
     check_role(f"{folder}: this network", teacher, network.config, student=True)
+    _check_weights(folder, network, logvar)
     with complete_or_absent(Path(folder)) as place:
         _save_pipeline(teacher.student_pipeline(family, network), place)
         if logvar is not None:
@@ -63,6 +67,7 @@ def export_teacher(folder: Path, network: ModelMixin, family: Family, facts: Fac
     """
     teacher = family_of(network)
     check_role(f"{folder}: this network", teacher, network.config, student=False)
+    _check_weights(folder, network)
     with complete_or_absent(Path(folder)) as place:
         _save_pipeline(teacher.teacher_pipeline(family, network), place)
         config = place / "transformer" / "config.json"
@@ -88,6 +93,11 @@ def load_student(folder: str | Path) -> tuple[ModelMixin, nn.Linear | None]:
 
 
 # ---- files --------------------------------------------------------------------------------------------
+
+
+def _check_weights(folder: Path, *modules: nn.Module | None) -> None:
+    tensors = chain.from_iterable(module.state_dict().items() for module in modules if module is not None)
+    check_finite(tensors, f"{folder} is not written")
 
 
 def _save_pipeline(pipeline: DiffusionPipeline, place: Path) -> None:

@@ -83,6 +83,12 @@ def rules_for(table: KeyTable, network: Iterable[str]) -> list[Rule]:
     return rules
 
 
+def table_names(table: KeyTable) -> set[str]:
+    """Every name that the table knows in either layout, of its stacks those of block 0."""
+    first = [f"{stack.original}.0." for stack in table.stacks]
+    return {name for rule in _rules(table, first, "original") for name in (rule.original, *rule.diffusers)}
+
+
 def known_keys(table: KeyTable, keys: Iterable[str]) -> dict[Layout, int]:
     """How many of these keys each layout has a row for."""
     keys = set(keys)

@@ -21,16 +21,22 @@ def _empty(network_class: type[ModelMixin], config: dict) -> ModelMixin:
 
 
 def build_network(
-    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, depth: int | None = None
+    checkpoint: Checkpoint,
+    dtype: torch.dtype = torch.float32,
+    depth: int | None = None,
+    rounded: torch.dtype | None = None,
 ) -> ModelMixin:
     """The checkpoint's network in eval mode; with `depth`, only its first blocks between its two ends.
 
-    Weights that are of `dtype` already stay mapped from the file: read them, but do not train them.
+    rounded   the weights are first rounded to this
+
+    Weights that are of `dtype` already stay mapped from the file: read them, but do not train them. Raises SprintError
+    for weights that are not finite.
     """
     family, config = checkpoint.family, checkpoint.config
     network = _empty(family.network_class, family.with_depth(config, depth) if depth else config)
-    wanted = network.state_dict().keys()
-    state = {name: tensor.to(dtype) for name, tensor in checkpoint.stream("diffusers") if name in wanted}
+    stream = checkpoint.stream("diffusers", rounded, only=network.state_dict().keys())
+    state = {name: tensor.to(dtype) for name, tensor in stream}
     network.load_state_dict(state, strict=True, assign=True)
     return network.eval()
 

@@ -1,9 +1,12 @@
 """sprint.json: what a diffusers folder has no place for."""
 
-import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from pydantic import ConfigDict, Field, Strict
+from typing_extensions import TypedDict
+
+from sprint.base.door import held_against, read_as
 from sprint.base.errors import SprintError
 from sprint.maths.schedule import check_times
 from sprint.weights.hub import HubError, NoSuchFile, fetch_file
@@ -24,23 +27,44 @@ class Settings(NamedTuple):
     times: tuple[tuple[float, ...], ...] = ()
 
 
+Whole = Annotated[int, Strict(), Field(ge=1, le=2**20)]
+
+Times = Annotated[list[Annotated[float, Strict()]], Field(max_length=100)]
+
+
+class _Text(TypedDict, total=False):
+    __pydantic_config__ = ConfigDict(extra="forbid")  # read by pydantic
+
+    max_length: Whole
+    instruction: Annotated[bool, Strict()]
+
+
+class _File(TypedDict, total=False):
+    """sprint.json; what else it says is for people."""
+
+    text: dict
+    size: Whole | None
+    times: Annotated[list[Times], Field(max_length=100)]
+
+
+def settings_of(name: str, family: str | None) -> Settings:
+    """Of a folder or hub id; where it has none, those of the one whose text encoder it borrows, less its step lists."""
+    own = read_settings(name)
+    return own if family is None or own != Settings() else read_settings(family)._replace(times=())
+
+
 def read_settings(name: str) -> Settings:
     """The settings of a folder or hub id, from its sprint.json; defaults where it has none."""
     file = Path(name) / SETTINGS_FILE if Path(name).exists() else _settings_on_hub(name)
     if file is None or not file.is_file():
         return Settings()
+    content = read_as(_File, file)
+    text = held_against(_Text, content.get("text", {}), file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        times = tuple(tuple(check_times(times)) for times in content.get("times", []))
-        settings = Settings(**content.get("text", {}), size=content.get("size"), times=times)
+        times = tuple(tuple(check_times(list(times))) for times in content.get("times", []))
     except SprintError as error:
         raise SprintError(f"{file}: {error}") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise SprintError(
-            f'{file}: expected {{"text": {{"max_length": …, "instruction": …}}, "size": …, "times": [[…], …]}}'
-        ) from error
-    if [type(value) for value in settings[:3]] not in ([int, bool, int], [int, bool, type(None)]):
-        raise SprintError(f"{file}: max_length and size are whole numbers, instruction is true or false")
+    settings = Settings(**text, size=content.get("size"), times=times)
     steps = [len(times) - 1 for times in settings.times]
     if len(set(steps)) < len(steps) or max(steps, default=1) > STUDENT_STEPS:
         raise SprintError(

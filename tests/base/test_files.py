@@ -1,10 +1,12 @@
 """Files and folders that are whole or not there."""
 
 import os
+import socket
+import subprocess
 
 import pytest
 
-from sprint.base.files import put_in_place, remove_whole, whole_or_absent
+from sprint.base.files import put_in_place, remove_whole, scrap_of, sweep, whole_or_absent
 
 
 def tree(folder):
@@ -80,3 +82,23 @@ def test_what_is_removed_was_renamed_before(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.rmtree", lambda folder, **how: seen.append((folder, tree(tmp_path))))
     remove_whole(tmp_path / "old", ".going")
     assert seen == [(tmp_path / ".going", [".going"])]
+
+
+def test_what_a_dead_process_left_is_swept(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    host = socket.gethostname()
+    left = [
+        tmp_path / f".data.fingerprint.{host}.{gone.pid}.part",
+        tmp_path / f".x.npz.{host}.{gone.pid}.part",
+    ]
+    others = [
+        scrap_of(tmp_path / "mine"),
+        tmp_path / f".x.elsewhere.{gone.pid}.part",
+        tmp_path / "x.part",
+        tmp_path / ".out.part",
+    ]
+    for file in (*left, *others):
+        file.touch()
+    sweep(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(others)

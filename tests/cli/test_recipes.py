@@ -36,7 +36,7 @@ def test_own_recipes_are_listed_and_win(sprint, here):
     out = sprint("recipes").out
     assert "tiny             9 px  luck (recipes/tiny.yaml)\n" in out
     assert " [8] px " in out and "folder" not in out
-    assert "half a recipe (recipes/broken.yaml)\n" in out
+    assert "cannot be read: recipes/broken.yaml, line 2: not valid YAML" in out
     assert sprint("recipes", "tiny").out == "needs: luck\ndata: {size: 9}\n"
 
 

@@ -1,14 +1,24 @@
 """Pictures: geometry, colours, sizes by the header, and every kind of damage."""
 
 import io
+import os
 from contextlib import suppress
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, features
 
 from sprint.data.items import BadSample
-from sprint.data.pictures import LARGEST, nearest, picture_from, size_from, to_rgb
+from sprint.data.pictures import (
+    DECODERS,
+    FORMATS,
+    LARGEST,
+    header_from,
+    nearest,
+    picture_from,
+    size_from,
+    to_rgb,
+)
 from tests.data.picture_files import noise_bytes, png_of_claimed_size
 
 
@@ -139,12 +149,12 @@ def test_the_nearest_shape_is_the_one_of_nearest_height_over_width():
 @pytest.mark.parametrize(
     ("content", "reason", "detail"),
     [
-        (b"", "unreadable picture", "not a JPEG, PNG or WebP"),
-        (b"<html>not found</html>", "unreadable picture", "not a JPEG, PNG or WebP"),
+        (b"", "unreadable picture", "none of JPEG, PNG"),
+        (b"<html>not found</html>", "unreadable picture", "none of JPEG, PNG"),
         (noise_bytes("JPEG")[:1500], "unreadable picture", "truncated"),
         (noise_bytes("PNG")[:3000], "unreadable picture", "truncated"),
         (noise_bytes("WEBP")[:1500], "unreadable picture", "could not create decoder"),
-        (noise_bytes("BMP"), "unreadable picture", "not a JPEG, PNG or WebP"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unreadable picture", "none of JPEG, PNG"),
         (png_of_claimed_size(30000, 30000), "picture too large", "decompression bomb"),
         (png_of_claimed_size(LARGEST // 1024 + 1, 1024), "picture too large", "65537×1024 pixels"),
     ],
@@ -250,3 +260,59 @@ def test_whatever_a_decoder_raises_is_a_bad_sample(monkeypatch):
     monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
     with pytest.raises(BadSample, match=r"^a: unreadable picture: no such thing$"):
         picture_from(content, [(8, 8)], "a")
+
+
+# Formats
+
+
+def everywhere(form: str, **options) -> bytes:
+    """A picture whose left half is red, in one of the formats."""
+    pixels = np.full((32, 32, 3), 255, np.uint8)
+    pixels[:, :16] = (220, 20, 20)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, form, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_is_read_and_named(form, tmp_path):
+    if form == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    file = tmp_path / f"a{FORMATS[form][0]}"
+    file.write_bytes(everywhere(form))
+    assert header_from(file, "a") == (form, (32, 32))
+    out = square(file, 32)
+    assert abs(out[16, 4].astype(int) - (220, 20, 20)).max() < 30 and out[16, 28].min() > 230
+
+
+def test_of_an_animation_the_first_frame_is_taken(tmp_path):
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    for form in ("GIF", "WEBP", "PNG", "TIFF"):
+        stream = io.BytesIO()
+        frames[0].save(stream, form, save_all=True, append_images=frames[1:], lossless=True)
+        assert square(stream, 8)[0, 0].tolist() == [255, 0, 0]
+
+
+def test_no_decoder_runs_another_program():
+    assert not {"EPS", "WMF", "PDF", "MPEG", "FITS"} & set(DECODERS)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (np.full((4, 4), 0.5, np.float32), "floating-point pixels"),
+        (np.full((4, 4), 2**20, np.int32), "grey values from 1048576"),
+    ],
+)
+def test_pixels_that_no_screen_shows_are_refused(pixels, words):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "TIFF")
+    with pytest.raises(BadSample, match=words):
+        square(stream, 4)
+
+
+def test_what_is_no_file_is_a_bad_sample(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", tmp_path, "/dev/zero"):
+        with pytest.raises(BadSample, match="unreadable picture"):
+            square(path, 4)

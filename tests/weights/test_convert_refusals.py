@@ -55,7 +55,8 @@ BAD_STATES = {
     r"pos_embed has shape \[1, 64, 127\], expected \[1, any, 128\]": ("pos_embed", torch.ones(1, 64, 127)),
     r"t_block.1.bias has shape \[\]": ("t_block.1.bias", torch.ones(())),
     "blocks.0.attn.proj.bias is torch.int64": ("blocks.0.attn.proj.bias", torch.ones(128, dtype=torch.int64)),
-    "pos_embed has 4096 places; 2K and 4K": ("pos_embed", torch.ones(1, 4096, 128)),
+    "pos_embed is not the table that Sana computes": ("pos_embed", torch.ones(1, 4096, 128)),
+    "pos_embed has 65 places, which are no square": ("pos_embed", torch.ones(1, 65, 128)),
 }
 
 
@@ -69,8 +70,8 @@ def test_bad_keys_of_diffusers_are_named(here, net):
     state = dict(net.state_dict())
     for name, bad in {
         "missing key time_embed.linear.bias": change(state, "time_embed.linear.bias", None),
-        "unknown key transformer_blocks.0.attn1.to_q.lora_A": change(
-            state, "transformer_blocks.0.attn1.to_q.lora_A", torch.ones(4)
+        "unknown key transformer_blocks.0.attn1.to_q.gate": change(
+            state, "transformer_blocks.0.attn1.to_q.gate", torch.ones(4)
         ),
         "to_q.weight and transformer_blocks.0.attn1.to_k.weight .* different dtypes": change(
             state,
@@ -121,9 +122,9 @@ def test_things_that_are_no_model(here):
         here, "llama.safetensors is not a Sana transformer.*model.layers.0.weight", "llama.safetensors", "out"
     )
     refuses(here, "list.pth holds a list, not a dict of tensors", "list.pth", "out")
-    refuses(here, "step.pth: 'step' is not a plain tensor", "step.pth", "out")
+    refuses(here, "step.pth is not a Sana transformer: its keys are like weight", "step.pth", "out")
     refuses(here, "empty.safetensors holds no tensor", "empty.safetensors", "out")
-    refuses(here, "notes.txt is not a checkpoint", "notes.txt", "out")
+    refuses(here, "notes.txt is truncated or not a checkpoint: it is text", "notes.txt", "out")
     refuses(here, "no model in folder folder", "folder", "out")
     refuses(here, "many holds 2 checkpoints; give one of them: a.safetensors", "many", "out")
     refuses(here, "no file or folder missing.safetensors", "missing.safetensors", "out")
@@ -153,7 +154,10 @@ def test_hub_out_of_reach(here, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     refuses(
-        here, "no file or folder someone/sana, and the hub .*: cannot reach the hub$", "someone/sana", "out"
+        here,
+        "no file or folder someone/sana; from the hub: .* hf download someone/sana",
+        "someone/sana",
+        "out",
     )
 
 

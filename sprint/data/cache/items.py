@@ -8,19 +8,21 @@ FOLDER/unfinished.json           `Settings` alone, until then
 Reading needs neither the text encoder nor the autoencoder.
 """
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Annotated, Any
 
 import numpy as np
 import safetensors.torch
+import torch
+from pydantic import Field, FiniteFloat, PositiveInt
 from safetensors import SafetensorError
 from torch import Tensor
 
+from sprint.base.door import held_against, parse_json, read_bytes, read_json, shown
 from sprint.base.errors import SprintError
 from sprint.base.files import sha256
 from sprint.data.batch import Encoded
@@ -32,7 +34,27 @@ from sprint.weights.identity import FAMILY_PARTS, family_weights
 
 log = logging.getLogger(__name__)
 FORMAT = 1
+MOST_SAMPLES = 10**10
+LARGEST_NULL = 2**28  # bytes
+STORED = (torch.float32, torch.bfloat16, torch.float16)  # what a latent may be stored in
 CACHE, UNFINISHED, NULL = "cache.json", "unfinished.json", "null.safetensors"
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a sample's picture, in pixels."""
+
+    height: PositiveInt
+    width: PositiveInt
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file as cache.json lists it."""
+
+    name: str
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -54,10 +76,10 @@ class Settings:
     data: dict[str, Any]
     precision: str
     dtype: str
-    scaling_factor: float
-    downscale: int
-    samples: int
-    shard_size: int
+    scaling_factor: FiniteFloat
+    downscale: PositiveInt
+    samples: Annotated[int, Field(ge=0, le=MOST_SAMPLES)]
+    shard_size: PositiveInt
     in_order: bool
     format: int = FORMAT
 
@@ -68,30 +90,16 @@ class Settings:
 
 def read_settings(path: Path) -> tuple[Settings, dict]:
     """-> the settings in a cache.json or unfinished.json, and the whole file. Raises SprintError."""
-    content = _read_json(path)
-    settings = content.get("settings", {})
-    if isinstance(settings, dict) and settings.get("format", FORMAT) != FORMAT:
-        raise SprintError(
-            f"{path}: format {settings['format']} of another version of sprint; this reads {FORMAT}"
-        )
     try:
-        read = Settings(**settings)
-    except TypeError as error:
-        raise SprintError(f"{path}: not what `sprint cache` writes ({error}); make the cache anew") from error
-    for name, kind in get_type_hints(Settings).items():
-        if not isinstance(getattr(read, name), get_origin(kind) or kind):
-            raise SprintError(f"{path}: {name} = {getattr(read, name)!r} cannot be; make the cache anew")
-    return read, content
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise SprintError(f"{path}: cannot be read: {said(error)}; make the cache anew") from error
-    if not isinstance(content, dict):
-        raise SprintError(f"{path}: not a JSON object; make the cache anew")
-    return content
+        content = read_json(path)
+        settings = content.get("settings", {})
+        if isinstance(settings, dict) and settings.get("format", FORMAT) != FORMAT:
+            raise SprintError(
+                f"{path}: format {shown(settings['format'])} of another version of sprint; this reads {FORMAT}"
+            )
+        return held_against(Settings, settings, path), content
+    except SprintError as error:
+        raise SprintError(f"{error}; make the cache anew with `sprint cache`") from error
 
 
 def differences(ours: Mapping, theirs: Mapping, prefix: str = "") -> Iterator[str]:
@@ -172,8 +180,10 @@ class CachedItems(EncodedItems):
         try:
             tensors = safetensors.torch.load(self._tar.read(index, (TENSORS,))[TENSORS])
             encoded = Encoded(tensors["latent"], tensors["text"])
-        except (SafetensorError, KeyError) as error:
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise BadSample("unreadable latent", where, said(error)) from error
+        if other := [x.dtype for x in encoded if x.dtype not in STORED]:
+            raise BadSample("unreadable latent", where, f"numbers of {other[0]}")
         if encoded.latent.ndim != 3 or encoded.text.ndim != 2 or not all(x.numel() for x in encoded):
             raise BadSample("wrong size", where, f"{[list(x.shape) for x in encoded]}")
         for name, x in encoded._asdict().items():
@@ -183,13 +193,11 @@ class CachedItems(EncodedItems):
 
     def size(self, index: int) -> tuple[int, int]:
         try:
-            about = json.loads(self._tar.read(index, (ABOUT,))[ABOUT])
-            height, width = int(about["height"]), int(about["width"])
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise BadSample("wrong size", self.where(index), said(error)) from error
-        if min(height, width) < 1:
-            raise BadSample("wrong size", self.where(index), f"height {height}, width {width}")
-        return height, width
+            about = parse_json(self._tar.read(index, (ABOUT,)).get(ABOUT, b""), "its .json")
+            size = held_against(Size, about, "its .json")
+        except SprintError as error:
+            raise BadSample("wrong size", self.where(index), str(error)) from error
+        return size.height, size.width
 
     @cached_property
     def _first(self) -> Encoded:
@@ -208,9 +216,12 @@ class CachedItems(EncodedItems):
         """The empty prompt, as `encode_null` gives it.  -> text [1, max_length, D] in fp32, mask [1, max_length]"""
         path = self.folder / NULL
         try:
-            tensors = safetensors.torch.load_file(path)
-            return tensors["text"].float(), tensors["mask"].long()
-        except (SafetensorError, OSError, KeyError) as error:
+            tensors = safetensors.torch.load(read_bytes(path, LARGEST_NULL))
+            text, mask = tensors["text"].float(), tensors["mask"].long()
+            if text.ndim != 3 or mask.shape != text.shape[:2] or not text.isfinite().all():
+                raise ValueError(f"text {list(text.shape)} with mask {list(mask.shape)}")
+            return text, mask
+        except (SafetensorError, SprintError, KeyError, ValueError, RuntimeError) as error:
             raise SprintError(f"{path}: cannot be read: {said(error)}; make the cache anew") from error
 
     def check(self, family: str, text: Text) -> None:
@@ -281,9 +292,15 @@ def _open(folder: Path) -> tuple[Settings, dict]:
 def _files(folder: Path, content: dict, listed: str = "files") -> list[tuple[Path, int, str]]:
     """(file, its size, its SHA-256) of the "files" that training reads, or of the "records" of its shards."""
     try:
-        return [(folder / file["name"], file["bytes"], file["sha256"]) for file in content[listed]]
-    except (KeyError, TypeError) as error:
-        raise SprintError(f"{folder / CACHE}: names no {listed}; make the cache anew") from error
+        files = held_against(list[Listed], content.get(listed), f"{folder / CACHE}: {listed}")
+    except SprintError as error:
+        raise SprintError(f"{error}; make the cache anew") from error
+    for file in files:
+        if Path(file.name).name != file.name or "\0" in file.name:
+            raise SprintError(
+                f"{folder / CACHE}: {shown(file.name)} is not a file of the cache; make it anew"
+            )
+    return [(folder / file.name, file.bytes, file.sha256) for file in files]
 
 
 def _check_size(file: Path, size: int) -> None:

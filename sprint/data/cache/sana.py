@@ -1,12 +1,8 @@
 """Latents and embedded text in the layout of Sana's own training code: KEY.npy and KEY.npz."""
 
 import io
-import lzma
 import os
-import struct
-import tokenize
 import zipfile
-import zlib
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sprint.base.door import read_bytes
 from sprint.base.errors import SprintError
+from sprint.data.arrays import BAD_ARRAY, npy_array, npy_header, npz_member
 from sprint.data.batch import Encoded
 from sprint.data.buckets import CELL, shapes_of
 from sprint.data.cache.items import EncodedItems
@@ -25,13 +23,8 @@ from sprint.recipe.schema import Data
 
 LATENT, TEXT, NULL = "npy", "npz", "null.npz"
 FEATURE, MASK = "caption_feature", "attention_mask"
-LARGEST_ARRAY = 2**28  # bytes
+LARGEST_FILE = 2**28  # bytes
 LOOKED_AT = 100  # samples, when a set of shards is opened
-# What zipfile and numpy raise on bytes that are damaged.
-_BAD_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, NotImplementedError, RuntimeError)
-_BAD_ARRAY = (ValueError, KeyError, OSError, EOFError, *_BAD_ZIP)
-_BAD_HEADER = (SyntaxError, TypeError, OverflowError, RecursionError, tokenize.TokenError)
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class CachedReferenceItems(EncodedItems, TarItems):
@@ -68,7 +61,7 @@ class CachedReferenceItems(EncodedItems, TarItems):
             raise BadSample("missing latent", where)
         try:
             *_, height, width = npy_header(io.BytesIO(content[LATENT]))[0]
-        except _BAD_ARRAY as error:
+        except BAD_ARRAY as error:
             raise BadSample("unreadable latent", where, said(error)) from error
         if min(height, width) < 1:
             raise BadSample("wrong size", where, f"latent of height {height} and width {width}")
@@ -84,12 +77,14 @@ class CachedReferenceItems(EncodedItems, TarItems):
         """The empty prompt.  -> text [1, T, D], mask [1, T]; raises `SprintError` without a readable null.npz"""
         file = self.tar.root / NULL
         try:
-            text, mask = npz_text(file.read_bytes())
+            text, mask = npz_text(read_bytes(file, LARGEST_FILE))
             return text[None], mask[None].long()
-        except FileNotFoundError as error:
+        except SprintError as error:
+            if file.exists():
+                raise
             needed = f"{FEATURE} [1, T, D] and {MASK} [1, T] of the empty prompt"
             raise SprintError(f"{file}: missing; write {needed} there, from the same text encoder") from error
-        except _BAD_ARRAY as error:
+        except BAD_ARRAY as error:
             raise SprintError(f"{file}: cannot be read: {said(error)}") from error
 
     def _require(self, data: Data) -> None:
@@ -120,8 +115,8 @@ class CachedReferenceItems(EncodedItems, TarItems):
 
     def _latent(self, content: bytes, where: str) -> Tensor:
         try:
-            latent = npy_array(io.BytesIO(content), len(content))
-        except _BAD_ARRAY as error:
+            latent = torch.from_numpy(npy_array(content)).float()
+        except BAD_ARRAY as error:
             raise BadSample("unreadable latent", where, said(error)) from error
         if latent.ndim == 4 and len(latent) == 1:
             latent = latent[0]
@@ -138,11 +133,12 @@ class CachedReferenceItems(EncodedItems, TarItems):
     def _text(self, index: int, content: bytes | None, where: str) -> Tensor:
         try:
             if content is None:
-                content = self._beside(index).read_bytes()
+                content = read_bytes(self._beside(index), LARGEST_FILE)
             text, mask = npz_text(content)
-        except FileNotFoundError as error:
-            raise BadSample("missing text", where) from error
-        except _BAD_ARRAY as error:
+        except SprintError as error:
+            missing = isinstance(error.__cause__, FileNotFoundError)
+            raise BadSample("missing text" if missing else "unreadable text", where) from error
+        except BAD_ARRAY as error:
             raise BadSample("unreadable text", where, said(error)) from error
         if not mask.any():
             raise BadSample("missing text", where, f"{MASK} is 0 everywhere")
@@ -159,46 +155,12 @@ def _finite(tensor: Tensor, reason: Reason, where: str) -> Tensor:
 
 
 def npz_text(content: bytes) -> tuple[Tensor, Tensor]:
-    """caption_feature and attention_mask of an .npz.  -> fp32 [T, D], bool [T].  Raises one of `_BAD_ARRAY`."""
+    """caption_feature and attention_mask of an .npz.  -> fp32 [T, D], bool [T].  Raises one of `BAD_ARRAY`."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        text = _npz_array(archive, FEATURE)
+        text = torch.from_numpy(npz_member(archive, FEATURE)).float()
         masked = f"{MASK}.npy" in archive.namelist()
-        mask = _npz_array(archive, MASK) if masked else torch.ones(text.shape[-2:-1])
+        mask = torch.from_numpy(npz_member(archive, MASK)) if masked else torch.ones(text.shape[-2:-1])
     text = text[0] if text.ndim == 3 and len(text) == 1 else text
     if text.ndim != 2 or not text.shape[1] or mask.numel() != len(text):
         raise ValueError(f"{FEATURE} {list(text.shape)} with {MASK} {list(mask.shape)}")
     return text, mask.flatten() > 0
-
-
-def _npz_array(archive: zipfile.ZipFile, name: str) -> Tensor:
-    member = archive.getinfo(f"{name}.npy")
-    if member.file_size > LARGEST_ARRAY:
-        raise ValueError(f"{name} has {member.file_size} bytes")
-    return npy_array(io.BytesIO(archive.read(member)), member.file_size)
-
-
-def npy_array(stream: io.BytesIO, size: int) -> Tensor:
-    """The numbers in an .npy of `size` bytes, which is neither unpickled nor trusted to be as large as it says.
-
-    -> fp32, which torch is faster to make than numpy.  Raises ValueError.
-    """
-    shape, fortran, dtype = npy_header(stream)
-    if dtype.kind not in "fiub" or dtype.itemsize > 8:
-        raise ValueError(f"an array of {dtype}")
-    expected, found = int(np.prod(shape, dtype=object)) * dtype.itemsize, size - stream.tell()
-    if expected != found:
-        raise ValueError(f"{found} bytes for an array {list(shape)} of {dtype}")
-    array = np.frombuffer(stream.getbuffer(), dtype, offset=stream.tell())
-    array = array.reshape(shape, order="F" if fortran else "C")
-    return torch.from_numpy(np.require(array, dtype.newbyteorder("="), ["C", "ALIGNED"])).float()
-
-
-def npy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran's order, and type, from the start of an .npy. Raises ValueError."""
-    version = np.lib.format.read_magic(stream)
-    if version not in _HEADERS:
-        raise ValueError(f"an .npy of version {version}")
-    try:
-        return _HEADERS[version](stream)
-    except _BAD_HEADER as error:
-        raise ValueError(f"a damaged header: {said(error)}") from error

@@ -11,8 +11,6 @@ The same samples give the same bytes: the tar knows no times and no owners. Bein
 import io
 import json
 import os
-import re
-import socket
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,9 +18,11 @@ from typing import BinaryIO, NamedTuple
 
 import safetensors.torch
 import torch
+from pydantic import NonNegativeInt
 
+from sprint.base.door import read_as
 from sprint.base.errors import SprintError
-from sprint.base.files import sha256, write_whole
+from sprint.base.files import scrap_of, sha256, write_whole
 from sprint.base.locks import locked
 from sprint.data.batch import Encoded
 
@@ -56,10 +56,10 @@ class Record(NamedTuple):
     skipped         in the order of the source
     """
 
-    bytes: int
+    bytes: NonNegativeInt
     sha256: str
-    samples: int
-    first: int
+    samples: NonNegativeInt
+    first: NonNegativeInt
     skipped: list[Skipped]
 
 
@@ -85,7 +85,7 @@ def write_shard(
     -> the record of the shard that stands there
     """
     tar = tar_path(folder, number)
-    scrap = tar.with_name(f".{tar.name}.{socket.gethostname()}.{os.getpid()}.part")
+    scrap = scrap_of(tar)
     try:
         with open(scrap, "wb") as file:
             count, skipped = _fill(file, samples, dtype)
@@ -137,24 +137,6 @@ def folder_lock(folder: Path) -> Path:
     return folder / ".lock"
 
 
-def sweep(folder: Path) -> None:
-    """Delete what processes of this machine that are gone had begun to write."""
-    for scrap in folder.glob(".*.tar.*.part"):
-        name = re.fullmatch(r"\.\d+\.tar\.(.+)\.(\d+)\.part", scrap.name)
-        if name and name[1] == socket.gethostname() and not _runs(int(name[2])):
-            scrap.unlink(missing_ok=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        pass
-    return True
-
-
 # ---- reading ----------------------------------------------------------------------------------------
 
 
@@ -162,9 +144,8 @@ def read_record(folder: Path, number: int) -> Record:
     """Raises SprintError where it is missing or damaged."""
     path = record_path(folder, number)
     try:
-        record = Record(**json.loads(path.read_text(encoding="utf-8")))
-        return record._replace(skipped=[Skipped(*entry) for entry in record.skipped])
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return read_as(Record, path)
+    except SprintError as error:
         raise SprintError(f"{path}: missing or damaged; run the same `sprint cache` again") from error
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from sprint.base.dtypes import DTYPES
 from sprint.base.errors import SprintError
-from sprint.base.files import sha256, write_whole
+from sprint.base.files import sha256, sweep, write_whole
 from sprint.base.locks import lock, locked
 from sprint.base.place import Place
 from sprint.base.progress import BAR, QUIET_INTERVAL
@@ -48,7 +48,6 @@ from sprint.data.cache.shards import (
     is_whole,
     read_record,
     record_path,
-    sweep,
     tar_path,
     write_shard,
 )
@@ -57,20 +56,15 @@ from sprint.data.items import BadSample, Items
 from sprint.data.source import SceneSource, open_items
 from sprint.models.encoders import encode_null
 from sprint.recipe.schema import Data, DataKind, Recipe
+from sprint.recipe.settings import each_setting, kinds
 
 log = logging.getLogger(__name__)
 AT_ONCE = 16  # samples in one forward of the family
 AHEAD = 2  # such groups that are read while one is encoded
 SHARD_SIZE = 1000  # samples
 BAD_FILE = "bad.jsonl"  # in the cache's folder: what was skipped
-# Of the recipe's data what counts for every kind, and what for one kind or another.
+# Of the recipe's data what counts for every kind; what counts for some says `kinds` of its field.
 ALWAYS = ("path", "size", "aspect_buckets", "seed")
-ALSO = {
-    DataKind.folder: ("caption_temperature",),
-    DataKind.webdataset: ("caption_temperature",),
-    DataKind.huggingface: ("caption_temperature", "image_column", "caption_column"),
-    DataKind.prompts: ("teacher_steps", "guidance_scale"),
-}
 
 
 def make_cache(
@@ -162,7 +156,8 @@ def _items(data: Data, count: int | None) -> Items:
 
 def _what_decides(data: Data) -> dict:
     """The settings of `data` that decide what is encoded, not how; a path in full, a name on the hub as it is."""
-    decides = {key: getattr(data, key) for key in (*ALWAYS, *ALSO.get(data.kind, ()))}
+    own = [key for key, field, _ in each_setting(data) if data.kind.value in kinds(field)]
+    decides = {key: getattr(data, key) for key in (*ALWAYS, *own)}
     local = data.kind is not DataKind.huggingface or Path(data.path).exists()
     if data.kind is DataKind.scenes:
         decides["path"] = ""

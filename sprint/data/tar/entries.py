@@ -18,7 +18,12 @@ LARGEST_EXTENSION = 2**20  # bytes of a pax or long-name header
 LARGEST_SIDECAR = 2**30  # bytes
 LONGEST_NAME = 1024
 
-HOSTILE, DAMAGED, CAPTIONS = "hostile entry", "damaged shard", "unreadable caption"
+HOSTILE, REPEATED, DAMAGED, CAPTIONS = (
+    "hostile entry",
+    "repeated entry",
+    "damaged shard",
+    "unreadable caption",
+)
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are no UTF-8
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)

@@ -4,10 +4,9 @@ import hashlib
 import io
 import json
 import os
-import struct
 import zipfile
-import zlib
 from array import array
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,25 +15,26 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sprint.base.door import held_against, parse_json, regular_file
 from sprint.base.errors import SprintError
-from sprint.base.files import write_whole
+from sprint.base.files import sweep, write_whole
+from sprint.data.arrays import BAD_ARRAY, npz_member
+from sprint.data.beside import owner_of
 from sprint.data.items import said
 from sprint.data.tar.entries import (
     HOSTILE,
+    REPEATED,
     Entry,
     File,
     json_values,
     tar_entries,
 )
 
-FORMAT = 1  # of the remembered index; an index of another number is made anew
+FORMAT = 2  # of the remembered index; an index of another number is made anew
 MOST_SUFFIXES = 1000  # in one shard
 SCANNERS = 8  # threads, which overlap the waiting for slow disks
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
-# What numpy, zipfile and json raise on a file that is damaged or another thing.
-_BAD_VALUES = (ValueError, KeyError, TypeError, AttributeError, EOFError)
-_BAD_INDEX = (OSError, *_BAD_VALUES, RuntimeError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile)
 
 
 class Skipped(NamedTuple):
@@ -43,6 +43,14 @@ class Skipped(NamedTuple):
     where: str
     reason: str
     detail: str
+
+
+class About(NamedTuple):
+    """What an index holds beside its arrays."""
+
+    files: list[str]
+    suffixes: list[str]
+    skipped: list[Skipped]
 
 
 @dataclass(frozen=True)
@@ -73,8 +81,7 @@ class TarIndex:
 
     @property
     def _about(self) -> bytes:
-        about = {"files": self.files, "suffixes": self.suffixes, "skipped": self.skipped}
-        return json.dumps(about).encode()
+        return json.dumps(About(self.files, self.suffixes, self.skipped)._asdict()).encode()
 
     def digest(self) -> str:
         """SHA-256 of all that it holds."""
@@ -84,42 +91,49 @@ class TarIndex:
         return digest.hexdigest()
 
     def to_bytes(self, fingerprint: str) -> bytes:
-        about = np.frombuffer(self._about, np.uint8)
+        words = {"fingerprint": fingerprint.encode(), "about": self._about}
+        arrays = {name: np.frombuffer(word, np.uint8) for name, word in words.items()}
         stream = io.BytesIO()
-        arrays = {name: getattr(self, name) for name in self.ARRAYS}
-        np.savez(stream, fingerprint=np.array(fingerprint), about=about, **arrays)
+        np.savez(stream, **arrays, **{name: getattr(self, name) for name in self.ARRAYS})
         return stream.getvalue()
 
     @classmethod
-    def from_file(cls, file: Path, fingerprint: str, files: list[str]) -> "TarIndex | None":
-        """None if it is missing, damaged, or of other shards than `files`: it may lie where others can write."""
+    def from_file(
+        cls, file: Path, fingerprint: str, files: list[str], sizes: Sequence[int]
+    ) -> "TarIndex | None":
+        """None if it is missing, damaged, or of other shards than `files`: it may lie where others can write.
+
+        sizes   of the files, in bytes
+        """
         try:
-            with np.load(file, allow_pickle=False) as stored:
-                if str(stored["fingerprint"]) != fingerprint:
+            largest = regular_file(file).stat().st_size  # it is not compressed
+            with zipfile.ZipFile(file) as archive:
+                if npz_member(archive, "fingerprint", largest).tobytes() != fingerprint.encode():
                     return None
-                about = json.loads(stored["about"].tobytes())
-                skipped = [Skipped(*words) for words in about["skipped"]]
-                arrays = {name: stored[name] for name in cls.ARRAYS}
-                index = cls(about["files"], about["suffixes"], skipped, **arrays)
-                return index if index.files == files and index._is_sound() else None
-        except _BAD_INDEX:
+                about = parse_json(npz_member(archive, "about", largest).tobytes(), file)
+                arrays = {name: npz_member(archive, name, largest) for name in cls.ARRAYS}
+            index = cls(**held_against(About, about, file)._asdict(), **arrays)
+            return index if index.files == files and index._is_sound(np.array(sizes)) else None
+        except (SprintError, *BAD_ARRAY):
             return None
 
-    def _is_sound(self) -> bool:
-        """Whether lengths agree, and every number points into what it counts in."""
+    def _is_sound(self, sizes: np.ndarray) -> bool:
+        """Whether lengths agree, every number points into what it counts in, and every KEY is text."""
         if any(x.ndim != 1 or x.dtype.kind not in "iu" for x in map(partial(getattr, self), self.ARRAYS)):
             return False
         samples, members = len(self.shard), len(self.suffix)
         return (
             len(self.first) == len(self.key_ends) == samples + 1
             and len(self.file_number) == len(self.offset) == len(self.size) == members
+            and self.keys.dtype == np.uint8
             and _divides(self.first, members)
+            and bool((self.first[1:] > self.first[:-1]).all())
             and _divides(self.key_ends, self.keys.nbytes)
             and _within(self.shard, len(self.files))
             and _within(self.file_number, len(self.files))
             and _within(self.suffix, len(self.suffixes))
-            and all(isinstance(suffix, str) for suffix in self.suffixes)
-            and bool((self.offset >= 0).all() and (self.size >= 0).all())
+            and _fit(self.offset, self.size, sizes[self.file_number])
+            and _are_text(self.keys, self.key_ends)
         )
 
 
@@ -130,6 +144,25 @@ def _divides(ends: np.ndarray, total: int) -> bool:
 
 def _within(numbers: np.ndarray, count: int) -> bool:
     return bool(((numbers >= 0) & (numbers < count)).all())
+
+
+def _fit(offset: np.ndarray, size: np.ndarray, whole: np.ndarray) -> bool:
+    """Whether bytes offset : offset + size are there, without a sum that could overflow."""
+    return (
+        _within(offset, 2**62)
+        and _within(size, 2**62)
+        and bool((size <= whole - offset.astype(np.int64)).all())
+    )
+
+
+def _are_text(keys: np.ndarray, ends: np.ndarray) -> bool:
+    """Whether every KEY is UTF-8: all together, and none begins within a character."""
+    try:
+        keys.tobytes().decode()
+    except UnicodeDecodeError:
+        return False
+    starts = ends[:-1][ends[:-1] < len(keys)]
+    return bool(((keys[starts] & 0xC0) != 0x80).all())
 
 
 def remembered_index(root: Path, groups: list[list[str]], path: str) -> TarIndex:
@@ -152,12 +185,13 @@ def remembered_index(root: Path, groups: list[list[str]], path: str) -> TarIndex
     if os.path.isabs(cache):  # else there is no home
         places.append(Path(cache, "sprint", "shards", f"{_digest([str(root.resolve()), pattern])}.npz"))
     for place in places:
-        if index := TarIndex.from_file(place, fingerprint, files):
+        if index := TarIndex.from_file(place, fingerprint, files, [size for size, _ in states]):
             return index
     with ThreadPoolExecutor(SCANNERS, thread_name_prefix="scan") as pool:
         index = _joined(list(pool.map(lambda group: _scan(root, group), groups)))
     content = index.to_bytes(fingerprint)
-    for place in places:
+    for place in places if len(index.shard) else ():
+        sweep(place.parent)
         try:
             write_whole(place, content)
         except OSError:
@@ -203,7 +237,31 @@ def _scan(root: Path, group: list[str]) -> TarIndex:
                         add(entry.name, suffix, entry)
         except OSError as error:
             raise SprintError(f"{root / name}: cannot be read: {said(error)}") from error
-    return _index_of_rows(group, list(keys), list(suffixes), np.array(rows, np.int64).reshape(-1, 5), skipped)
+    table = np.array(rows, np.int64).reshape(-1, 5)
+    names = _adopt(keys, suffixes, table)
+    return _index_of_rows(group, names, list(suffixes), table, skipped)
+
+
+def _adopt(keys: dict[str, int], suffixes: dict[str, int], rows: np.ndarray) -> list[str]:
+    """KEY_ANY.json, a sample of its own by its name, becomes member "_ANY.json" of the sample KEY, in place.
+
+    -> the KEYs that are left, in the order in which `rows` number them now
+    """
+    is_json = np.array([suffix.endswith("json") for suffix in suffixes], bool)
+    lonely = np.ones(len(keys), bool)
+    lonely[rows[~is_json[rows[:, 1]], 0]] = False
+    names, endings = list(keys), list(suffixes)
+    owners = {name: number for name, number in keys.items() if not lonely[number]}
+    for row in np.flatnonzero(lonely[rows[:, 0]]) if owners else ():
+        name, ending = names[rows[row, 0]], endings[rows[row, 1]]
+        owner = owner_of(name, owners)
+        if owner is None or ending[0] == "/":
+            continue
+        suffix = f"{name[len(owner) :]}.{ending}"
+        if suffix in suffixes or len(suffixes) < MOST_SUFFIXES:
+            rows[row, :2] = owners[owner], suffixes.setdefault(suffix, len(suffixes))
+    left, rows[:, 0] = np.unique(rows[:, 0], return_inverse=True)
+    return [names[number] for number in left]
 
 
 def key_and_suffix(name: str) -> tuple[str, str] | None:
@@ -221,7 +279,7 @@ def _index_of_rows(
     for row in np.setdiff1d(np.arange(len(rows)), kept):
         key, suffix, file, offset, _ = rows[row].tolist()
         place = f"{group[file]}: byte {offset}, {keys[key]}.{suffixes[suffix]}"
-        skipped.append(Skipped(place, HOSTILE, "there twice; the first is taken"))
+        skipped.append(Skipped(place, REPEATED, "there twice; the first is taken"))
     key, suffix, file, offset, size = rows[kept].T
     encoded = [word.encode() for word in keys]
     return TarIndex(

@@ -9,14 +9,15 @@ import re
 from collections.abc import Collection, Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
 from sprint.base.errors import SprintError
+from sprint.data.beside import owner_of
 from sprint.data.items import BadSample, Items, said
 from sprint.data.tar.entries import DAMAGED, HOSTILE, File
 from sprint.data.tar.index import Skipped, remembered_index
+from sprint.data.walk import files_in, what_is_in
 
 LARGEST_MEMBER = 2**28  # bytes; what is larger is never read into memory
 NEAR = 2**18  # bytes between two members that are still worth one read
@@ -173,7 +174,9 @@ def find_shards(path: str) -> tuple[Path, list[str]]:
             )
         shards = [name for name in names if name.endswith(".tar")]
         if not shards:
-            raise SprintError(f"{path}: no .tar shards in this folder; set data.path to where they are")
+            raise SprintError(
+                f"{path}: no .tar shards in this folder (there {what_is_in(place)}); set data.path to where they are"
+            )
         return place, shards
     files = [path] if place.exists() or "{" not in path else expand_braces(path)
     for file in files:
@@ -187,17 +190,9 @@ def find_shards(path: str) -> tuple[Path, list[str]]:
 
 
 def _walk(folder: Path) -> list[str]:
-    """Regular files at any depth, sorted by relative path. Hidden ones, and links to folders, are passed over."""
-    names = []
-    for root, folders, files in os.walk(folder, onerror=_refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = (os.path.join(root, name) for name in files if not name.startswith("."))
-        names += [os.path.relpath(path, folder) for path in paths if os.path.isfile(path)]
-    return sorted(names)
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise SprintError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    """Regular files at any depth, sorted by relative path."""
+    paths = (os.path.join(root, name) for root, names in files_in(folder) for name in names)
+    return sorted(os.path.relpath(path, folder) for path in paths if os.path.isfile(path))
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -219,10 +214,9 @@ def _with_sidecars(root: Path, names: list[str], wanted: bool) -> list[list[str]
     groups = {os.path.splitext(name)[0]: [name] for name in names}
     for folder in sorted({os.path.dirname(name) for name in names}) if wanted else ():
         for name in sorted(_listed(root / folder)):
-            owner, suffix = os.path.splitext(os.path.join(folder, name))
-            while owner not in groups and "_" in os.path.basename(owner):
-                owner = owner.rpartition("_")[0]
-            if suffix == ".json" and owner in groups and (root / folder / name).is_file():
+            stem, suffix = os.path.splitext(os.path.join(folder, name))
+            owner = owner_of(stem, groups) if suffix == ".json" else None
+            if owner is not None and (root / folder / name).is_file():
                 groups[owner].append(os.path.join(folder, name))
     return [groups[os.path.splitext(name)[0]] for name in names]
 
@@ -231,4 +225,4 @@ def _listed(folder: Path) -> list[str]:
     try:
         return os.listdir(folder)
     except OSError as error:
-        _refuse(error)
+        raise SprintError(f"{folder}: cannot be read: {error.strerror}") from error

@@ -66,10 +66,14 @@ def load_clip(name: str = VIT_L_14, device: torch.device | str = "cpu") -> Clip:
             raise SprintError(
                 f"{name}: a {config.get('model_type')} model, no CLIP; name one, such as {VIT_L_14}"
             )
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        processor = PilProcessor.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        processor = PilProcessor.from_pretrained(name, trust_remote_code=False)
         model, loading = CLIPModel.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            name,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _not_loaded(name, error) from error

@@ -93,7 +93,11 @@ def load_detector(name: str) -> Mask2Former:
         if kind != "mask2former":
             raise SprintError(f"{name}: a {kind} model, no Mask2Former; name one, such as {MASK2FORMER}")
         network, loading = Mask2Former.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            name,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     except ImportError as error:
         reason = str(error).strip().split("\n")[0]

@@ -94,7 +94,7 @@ def time_columns(
     """
     contenders = []
     for model in models:
-        generator = load_generator(model.path, device, dtype)
+        generator = load_generator(model.path, device, dtype, model.family)
         contenders += [contender(generator, steps, guidance) for steps in model.steps]
     held_against = next(
         (i for i, c in enumerate(columns) if c.role == TEACHER and c.model == models[-1].path), None

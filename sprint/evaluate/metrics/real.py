@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 from sprint.base.errors import NotHereError, SprintError
 from sprint.base.files import write_whole
-from sprint.data.captions import checked
 from sprint.data.items import BadSample, said
 from sprint.data.pictures import DECODERS, to_rgb
 from sprint.evaluate.metrics.gaussian import GaussianStatistics
@@ -158,16 +157,18 @@ def _mjhq_entries(file: Path) -> list[tuple[str, str, str]]:
 
 
 def _plain(folder: Path) -> list[RealPicture]:
-    from sprint.data.kinds.folder import find_pairs, read_caption  # seconds: it brings diffusers
+    from sprint.data.kinds.folder import Pair, find_pairs, read_caption  # seconds: it brings diffusers
 
-    def caption(file: str) -> str | None:
-        return checked(str(read_caption(file)), file) if file.lower().endswith(".txt") else None
+    def caption(pair: Pair) -> str | None:
+        try:
+            return read_caption(pair, 1.0, np.random.default_rng(0)) if pair.captioned else None
+        except BadSample as bad:
+            if bad.reason == "missing caption":  # a KEY.json about something else
+                return None
+            raise SprintError(f"{bad}; mend it or remove it") from bad
 
-    try:
-        pairs = [pair for pair in find_pairs(folder, bad_share=1.0) if pair.picture]
-        captions = [caption(pair.caption) for pair in pairs]
-    except BadSample as error:
-        raise SprintError(f"{error}; mend it or remove it") from error
+    pairs = [pair for pair in find_pairs(folder, bad_share=1.0) if pair.picture]
+    captions = [caption(pair) for pair in pairs]
     paths = [Path(pair.picture) for pair in pairs]
     keys = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
     return [RealPicture(*one) for one in zip(keys, captions, paths, strict=True)]

@@ -138,7 +138,7 @@ def flux_contender(
 
     try:
         pipeline = FluxPipeline.from_pretrained(
-            name, torch_dtype=dtype, local_files_only=True, use_safetensors=True
+            name, torch_dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]

@@ -6,13 +6,14 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from sprint.base.door import read_json, read_text
 from sprint.base.errors import SprintError
 from sprint.base.files import write_whole
 from sprint.evaluate.search.lists import Found
 from sprint.models.families import family_of_pipeline
 from sprint.weights.card import CARD_FILE, STEP_LISTS, step_lists
-from sprint.weights.folder import INDEX_FILE, complete_or_absent, read_json
-from sprint.weights.settings import SETTINGS_FILE
+from sprint.weights.folder import INDEX_FILE, complete_or_absent, pipeline_class
+from sprint.weights.settings import SETTINGS_FILE, read_settings
 
 
 def check_adoptable(student: str | Path) -> Path:
@@ -31,15 +32,16 @@ def adopt(student: str | Path, found: Mapping[int, Found]) -> Path:
     Raises SprintError for anything but an exported folder.
     """
     folder = check_adoptable(student)
-    settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    read_settings(str(folder))  # raises for what is damaged
+    settings = read_json(folder / SETTINGS_FILE)
     own = {len(times) - 1: times for times in settings.pop("times", [])}
     own = {steps: times for steps, times in own.items() if steps not in found}
     own |= {steps: row.times for steps, row in found.items() if row.holds}
     if own:
         settings["times"] = [[round(t, 6) for t in own[steps]] for steps in sorted(own)]
     card = folder / CARD_FILE
-    family = family_of_pipeline(read_json(folder / INDEX_FILE)["_class_name"])
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    family = family_of_pipeline(pipeline_class(folder))
+    text = read_text(card) if card.is_file() else ""
     with complete_or_absent(folder) as place:
         shutil.copytree(folder, place, copy_function=_link, dirs_exist_ok=True)
         write_whole(place / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sprint.base.door import held_against, parse_json, read_bytes
 from sprint.base.errors import SprintError
 from sprint.base.files import write_whole
 from sprint.evaluate.metrics.gaussian import GaussianStatistics, fid, resampled_fid
@@ -32,6 +33,8 @@ from sprint.lab.scenes import Scene, scene
 from sprint.lab.series import HELD_OUT_SEED, REAL_SEED
 from sprint.sample.generate import StudentGenerator
 
+LISTS_BYTES = 2**30  # of the file of judged lists
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -40,6 +43,17 @@ class Judged:
     parts   "scenes": 1 or 0 for every picture; "fid": FID of resamples of the pictures, the same for every list
     """
 
+    figure: Figure
+    parts: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A judged list in the file."""
+
+    key: str
+    times: Times
+    series: int
     figure: Figure
     parts: tuple[float, ...]
 
@@ -83,13 +97,14 @@ class Judge:
     def _read(self, line: str) -> tuple[tuple[Times, int], Judged] | None:
         """None for a line of another model or protocol."""
         try:
-            row = json.loads(line)
-            if row["key"] != self.key:
-                return None
-            judged = Judged(Figure(**row["figure"]), tuple(row["parts"]))
-            return (tuple(row["times"]), row["series"]), judged
-        except (ValueError, KeyError, TypeError) as error:
-            raise SprintError(f"{self.file}: not what search-steps wrote; give another --out") from error
+            row = held_against(Line, parse_json(line, self.file), self.file)
+        except SprintError as error:
+            raise SprintError(
+                f"{self.file}: not what search-steps wrote; delete it, or give another folder"
+            ) from error
+        if row.key != self.key:
+            return None
+        return (row.times, row.series), Judged(row.figure, row.parts)
 
     def _measure(self, times: Times, series: int) -> Judged:
         scenes = self.scenes.setdefault(series, [scene(series, i) for i in range(self.search.prompts)])
@@ -122,7 +137,7 @@ def _whole_lines(file: Path) -> list[str]:
     """Of a file that lines are appended to; half of ours, of a program that was killed, is cut off."""
     if not file.is_file():
         return []
-    text = file.read_bytes()
+    text = read_bytes(file, LISTS_BYTES)
     whole, end, rest = text.rpartition(b"\n")
     if rest and rest[: len(LINE_START)] == LINE_START[: len(rest)]:
         write_whole(file, text := whole + end)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sprint.base.errors import SprintError
 from sprint.evaluate.result import Figure
 from sprint.maths.schedule import MAX_TIME
+from sprint.recipe.settings import GUIDANCE
 
 REAL_SCENES = 3000  # behind FID
 NOISE_OF_A_SERIES = 10**6  # seeds that a series has to itself; reports take the first ones
@@ -50,6 +51,8 @@ class Search:
             raise SprintError(f"--steps {','.join(map(str, self.steps))}: give each number once")
         if self.objective not in OBJECTIVES:
             raise SprintError(f"--objective {self.objective}: give one of {', '.join(OBJECTIVES)}")
+        if not GUIDANCE.holds(self.guidance):
+            raise SprintError(f"guidance {self.guidance}: give a number {GUIDANCE.words}")
         if self.prompts < 2:
             raise SprintError(f"--prompts {self.prompts}: give at least 2, and hundreds for a verdict")
         falling = all(a > b for a, b in itertools.pairwise(self.grid))

@@ -6,14 +6,21 @@ Prompts are in lower case, optionally behind the "complex human instruction". (S
 import inspect
 import logging
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
 
 import torch
 from diffusers import AutoencoderDC, SanaSprintPipeline
+from pydantic import Field, Strict
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
+from sprint.base.door import held_against
+from sprint.base.errors import SprintError
 from sprint.models.encoders import Family
+from sprint.models.parts import check_room
 
+Scale = Annotated[float, Strict(), Field(gt=0, lt=1e6)]
 log = logging.getLogger(__name__)
 DC_AE_DOWNSCALE = 32  # pixels per latent cell of the public autoencoder
 
@@ -73,11 +80,30 @@ def tokenize(
 
 
 def load_encoders(folder: str, max_length: int, instruction: bool, dtype: torch.dtype) -> SanaEncoders:
-    """From a folder or hub id. Raises OSError or ValueError where a part is missing."""
-    return SanaEncoders(
-        AutoTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-        AutoModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype),
-        AutoencoderDC.from_pretrained(folder, subfolder="vae", torch_dtype=dtype),
-        max_length,
-        instruction,
+    """From a folder or hub id: nothing that lies there is executed. Raises what the libraries raise where a part is
+    missing or wrong, and SprintError where a part's weights are not complete.
+    """
+    told, safe = {"output_loading_info": True}, {"trust_remote_code": False}
+    if Path(folder).is_dir():
+        config = AutoConfig.from_pretrained(folder, subfolder="text_encoder", trust_remote_code=False)
+        check_room(Path(folder), "text_encoder", lambda: AutoModel.from_config(config, **safe))
+        check_room(
+            Path(folder),
+            "vae",
+            lambda: AutoencoderDC.from_config(AutoencoderDC.load_config(folder, subfolder="vae")),
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", trust_remote_code=False)
+    text_encoder, loading = AutoModel.from_pretrained(
+        folder, subfolder="text_encoder", dtype=dtype, trust_remote_code=False, weights_only=True, **told
     )
+    _check_complete("text_encoder", loading)
+    autoencoder, loading = AutoencoderDC.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **told)
+    _check_complete("vae", loading)
+    held_against(Scale, autoencoder.config.scaling_factor, "vae/config.json: scaling_factor")
+    return SanaEncoders(tokenizer, text_encoder, autoencoder, max_length, instruction)
+
+
+def _check_complete(part: str, loading: Mapping) -> None:
+    """A weight that its file lacks would be random."""
+    if missing := sorted(loading["missing_keys"]):
+        raise SprintError(f"{len(missing)} weights of {part} are not in its files, such as {missing[0]}")

@@ -3,7 +3,7 @@
 from diffusers import SanaTransformer2DModel
 
 from sprint.models.sana import blocks as network
-from sprint.models.sana import encoders, pipelines
+from sprint.models.sana import encoders, pipelines, positions, ranges
 from sprint.models.sana import presets as config
 from sprint.models.sana.costs import FOOTPRINTS
 from sprint.models.sana.keys import KEYS
@@ -27,7 +27,10 @@ class Sana(Teacher):
     size_of = staticmethod(config.size_of)
     size_name = staticmethod(config.size_name)
     heads_from = staticmethod(config.heads_from)
+    check_config = staticmethod(ranges.check_config)
     config_from_shapes = staticmethod(config.config_of)
+    config_of_size = staticmethod(positions.config_of_size)
+    told_by_extras = staticmethod(positions.told_by_extras)
     sizes = staticmethod(config.sizes)
     is_student = staticmethod(config.is_student)
     has_qk_norm = staticmethod(config.has_qk_norm)

@@ -1,5 +1,6 @@
 """The folders that diffusers opens as `SanaSprintPipeline` and `SanaPipeline`, and the code that uses them."""
 
+import json
 from collections.abc import Sequence
 
 from diffusers import (
@@ -49,7 +50,7 @@ def student_usage(name: str, size: int, max_length: int, instruction: bool, prom
 import torch
 from diffusers import SanaSprintPipeline
 
-pipeline = SanaSprintPipeline.from_pretrained("{name}")
+pipeline = SanaSprintPipeline.from_pretrained({json.dumps(name, ensure_ascii=False)})
 settings = dict(
     guidance_scale=4.5,
 {arguments}

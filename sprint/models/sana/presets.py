@@ -18,7 +18,7 @@ from sprint.models.teacher import DENSE_TIME, SPARSE_TIME, Shape, Sizes
 
 HEAD_DIM = 32  # of linear self-attention, in every Sana
 QK_NORM = "rms_norm_across_heads"
-POSITION_GRID = 64  # latent cells a side from which on original Sana adds position embeddings
+SIZED = "1.6b"  # its base teachers are for 512 px to 4K, and weights look alike
 BLOCK_NUMBER = re.compile(r"transformer_blocks\.(\d+)\.")
 
 
@@ -92,6 +92,11 @@ def is_student(config: Mapping) -> bool:
     return bool(config.get("guidance_embeds"))
 
 
+def is_base(config: Mapping) -> bool:
+    """Whether it is as the first public teachers: SANA-1.5 has QK-norm, and students embed guidance."""
+    return config["qk_norm"] is None and not is_student(config)
+
+
 def has_qk_norm(config: Mapping) -> bool:
     return config["qk_norm"] is not None
 
@@ -137,16 +142,20 @@ def transformer_config(name: str, qk_norm: bool = False, guidance_embeds: bool =
 NEEDED = dict(zip(KEYS.needed, (4, 2, 2, 4), strict=True))  # axes of what a config cannot do without
 
 
-def config_of(
-    shapes: Mapping[str, Shape], given: Mapping, heads: int | None, original: Mapping[str, Shape]
-) -> dict:
+def config_of(shapes: Mapping[str, Shape], given: Mapping, heads: int | None) -> dict:
     """As `Teacher.config_from_shapes`."""
-    return config_from_shapes(
+    config = config_from_shapes(
         shapes,
         cross_attention_heads=heads,
         attention_head_dim=given.get("attention_head_dim", HEAD_DIM),
-        sample_size=given.get("sample_size") or sample_size_of(original),
+        sample_size=given.get("sample_size"),
     )
+    if not given.get("sample_size") and size_of(config) == SIZED and is_base(config):
+        raise SprintError(
+            f"a Sana {SIZED.upper()} teacher is for 512 px, 1K, 2K or 4K, and nothing here tells for which; "
+            "give --sample-size 16, 32, 64 or 128, its latent cells a side"
+        )
+    return config
 
 
 def config_from_shapes(
@@ -171,7 +180,7 @@ def config_from_shapes(
     patch_size = shapes["patch_embed.proj.weight"][2]
     in_channels = _in_channels(shapes, patch_size)
     cross_heads = _cross_heads(width, cross_attention_heads, preset)
-    if width % attention_head_dim:
+    if attention_head_dim < 1 or width % attention_head_dim:
         raise SprintError(
             f"width {width} is not a multiple of the self-attention head size {attention_head_dim}"
         )
@@ -192,20 +201,6 @@ def config_from_shapes(
         "qk_norm": QK_NORM if any(".norm_q." in key for key in shapes) else None,
         "guidance_embeds": any(".guidance_embedder." in key for key in shapes),
     }
-
-
-def sample_size_of(original: Mapping[str, Shape]) -> int | None:
-    """Latent cells a side, which an original file tells by its position buffer. Raises SprintError for 2K and 4K."""
-    shape, patch = original.get("pos_embed", ()), original.get("x_embedder.proj.weight", ())
-    if len(shape) != 3 or len(patch) != 4:
-        return None
-    size = round(shape[1] ** 0.5) * patch[2]
-    if size >= POSITION_GRID:
-        raise SprintError(
-            f"pos_embed has {shape[1]} places; 2K and 4K Sana add position embeddings, "
-            "which an original file does not describe; give its diffusers folder"
-        )
-    return size
 
 
 def _width(shapes: Mapping[str, Shape]) -> int:

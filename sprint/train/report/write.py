@@ -74,7 +74,7 @@ def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
     if recipe.evaluate.prompts:
         began = time.monotonic()
         result = evaluate_run(folder, command)
-        if "evaluate" not in read_costs(folder)["seconds"]:
+        if "evaluate" not in read_costs(folder).seconds:
             note_cost(folder, "evaluate", time.monotonic() - began)
         write_card(folder / "student", model_facts(recipe, result))
     costs, rows = read_costs(folder), read_metrics(folder / METRICS)
@@ -84,8 +84,8 @@ def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
         goals=distillation_goals(result) if result else (),
         curves=training_curves(rows),
         update_times=update_times(rows),
-        seconds={TITLES[part]: seconds for part, seconds in costs["seconds"].items()},
-        peak_memory=costs["peak_memory"],
+        seconds={TITLES[part]: seconds for part, seconds in costs.seconds.items() if part in TITLES},
+        peak_memory=costs.peak_memory,
         recipe=recipe_text(recipe),
         command=command,
         environment=environment(),

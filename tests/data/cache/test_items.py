@@ -217,12 +217,27 @@ def edit(folder: Path, group: str = "", **changes) -> None:
             lambda f: shutil.copy(f / "000001.tar", f / "again.tar"),
             "10 samples in its shards, 7 in cache.json",
         ),
-        (lambda f: (f / CACHE).write_text("{"), "cache.json: cannot be read"),
-        (lambda f: (f / CACHE).write_text("[" * 100_000), "cache.json: cannot be read"),
-        (lambda f: (f / CACHE).write_text("[]"), "cache.json: not a JSON object"),
-        (lambda f: (f / CACHE).write_text("{}"), "cache.json: not what `sprint cache` writes"),
-        (lambda f: edit(f, "settings", data=5), "cache.json: data = 5 cannot be"),
-        (lambda f: edit(f, files=[{}]), "cache.json: names no files"),
+        (lambda f: (f / CACHE).write_text("{"), "cache.json is not valid JSON: .*; make the cache anew"),
+        (
+            lambda f: (f / CACHE).write_text("[" * 100_000),
+            "cache.json is not valid JSON: .*; make the cache anew",
+        ),
+        (lambda f: (f / CACHE).write_text("[]"), "cache.json is not a JSON object"),
+        (lambda f: (f / CACHE).write_text("{}"), r"cache.json: family: Field required; make the cache anew"),
+        (
+            lambda f: edit(f, "settings", data=5),
+            r"cache.json: data: Input should be a valid dictionary \(it is 5\)",
+        ),
+        (lambda f: edit(f, files=[{}]), "cache.json: files: 0.name: Field required"),
+        (
+            lambda f: edit(f, files=[{"name": "/dev/zero", "bytes": 0, "sha256": ""}]),
+            "is not a file of the cache",
+        ),
+        (lambda f: edit(f, "settings", samples=10**15), "cache.json: samples: Input should be less"),
+        (
+            lambda f: edit(f, "settings", shard_size=0),
+            "cache.json: shard_size: Input should be greater than 0",
+        ),
         (lambda f: (f / CACHE).unlink(), "no cache.json there"),
         (shutil.rmtree, "no such folder"),
     ],
@@ -233,6 +248,30 @@ def test_a_damaged_cache_is_refused_when_it_is_opened(copied, harm, words):
     harm(copied)
     with pytest.raises(SprintError, match=words):
         CachedItems(data_of(copied))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"), [(torch.float8_e4m3fn, "float8_e4m3fn"), (torch.int64, "int64"), (torch.bool, "bool")]
+)
+def test_latents_of_other_numbers_are_bad_samples(tmp_path, copied, dtype, words):
+    (copied / "000001.tar").unlink()
+    write_shard(copied, 1, 3, [Entry(k, "a dot", SIZE, SIZE, encoded()) for k in range(3, 6)], dtype)
+    shard = copied / "000001.tar"
+    files = json.loads((copied / CACHE).read_text())["files"]
+    edit(copied, files=[f | {"bytes": shard.stat().st_size} if f["name"] == shard.name else f for f in files])
+    items = CachedItems(data_of(copied))
+    with pytest.raises(BadSample, match=rf"unreadable latent: numbers of torch\.{words}"):
+        items._encoded(3)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{}", b"[]", b'{"bytes": "x", "sha256": "", "samples": 1, "first": 0, "skipped": []}', b"[" * 10**5],
+)
+def test_a_damaged_record_is_no_record(copied, content):
+    (copied / "000001.json").write_bytes(content)
+    with pytest.raises(SprintError, match=r"000001\.json: missing or damaged"):
+        read_record(copied, 1)
 
 
 def test_a_later_format_is_refused(copied):

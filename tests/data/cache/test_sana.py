@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sprint.base.errors import SprintError
-from sprint.data.cache.sana import CachedReferenceItems, npy_array, npz_text
+from sprint.data.arrays import npy_array
+from sprint.data.cache.sana import CachedReferenceItems, npz_text
 from sprint.data.items import BadSample
 from sprint.data.source import open_source
 from sprint.recipe.schema import Data, DataKind
@@ -266,6 +267,5 @@ def test_the_array_is_the_numpys():
         np.zeros((0, 3)),
         np.arange(4, dtype=np.uint8),
     ):
-        content = npy(array)
-        read = npy_array(io.BytesIO(content), len(content))
-        assert read.dtype == torch.float32 and np.array_equal(read, array)
+        read = npy_array(npy(array))
+        assert read.dtype == array.dtype and np.array_equal(read, array)

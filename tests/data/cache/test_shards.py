@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sprint.base.errors import SprintError
+from sprint.base.files import sweep
 from sprint.data.batch import Encoded
 from sprint.data.cache import shards
 from sprint.data.cache.shards import Entry, Skipped, read_record, write_shard
@@ -58,7 +59,7 @@ def test_what_a_dead_process_left_is_swept(tmp_path):
     files = {owner: tmp_path / f".000001.tar.{host}.{pid}.part" for owner, (host, pid) in owners.items()}
     for file in files.values():
         file.touch()
-    shards.sweep(tmp_path)
+    sweep(tmp_path)
     assert {owner for owner, file in files.items() if file.exists()} == {"us", "elsewhere"}
 
 

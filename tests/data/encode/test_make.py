@@ -279,7 +279,7 @@ def test_the_same_data_by_another_path_is_the_same_cache(sprint, here, recipe):
     (here / "prompts.txt").write_text("a dot\na red circle\n")
     argv = "cache", recipe, "--from-prompts", "data.size=16", "data.teacher_steps=1", "-o", "cache"
     assert sprint(*argv, "data.path=prompts.txt").code == 0
-    code, out, _ = sprint(*argv, "data.path=./prompts.txt", "data.caption_temperature=2", "data.workers=2")
+    code, out, _ = sprint(*argv, "data.path=./prompts.txt", "data.bad_share=0.5", "data.workers=2")
     assert code == 0 and "kept 1 shards" in out
     (here / "other.txt").write_text("a dot\na red circle\n")
     result = sprint(*argv, "data.path=other.txt")

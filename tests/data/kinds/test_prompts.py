@@ -1,12 +1,14 @@
 """Files of prompts: lines, blank lines, JSON lines, and what is wrong in them."""
 
+import os
+
 import pytest
 
 from sprint.base.errors import SprintError
 from sprint.data.batch import Prompt
 from sprint.data.captions import LONGEST
 from sprint.data.items import BadSample
-from sprint.data.kinds.prompts import LONGEST_LINE, PromptItems
+from sprint.data.kinds.prompts import LONGEST_LINE, PromptItems, read_prompts
 from sprint.data.source import open_source
 from sprint.data.tar.entries import File
 from sprint.recipe.schema import Data, DataKind
@@ -52,7 +54,7 @@ def test_a_prompt_keeps_its_own_position_in_every_epoch(tmp_path):
         ("a.txt", b"caf\xe9", "unreadable caption"),
         ("a.jsonl", b"{", "unreadable caption"),
         ("a.jsonl", b'{"prompt": 3}', "missing caption"),
-        ("a.jsonl", b'{"caption": "x"}', "missing caption"),
+        ("a.jsonl", b'{"captions": ["x", "y"]}', "missing caption"),
         ("a.jsonl", b'["x"]', "missing caption"),
         ("a.jsonl", b'{"prompt": " "}', "empty caption"),
         ("a.jsonl", b"[" * 100000, "unreadable caption"),
@@ -93,6 +95,51 @@ def test_files_without_prompts_are_refused(tmp_path):
     for content in (b"", b"\n \n", "\ufeff\n".encode()):
         with pytest.raises(SprintError, match=r"prompts.txt: no prompts there; write one on each line$"):
             items_of(tmp_path, content)
-    for path, problem in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(SprintError, match=rf"^{path}: {problem}.*; set data.path to a file of prompts$"):
+    for path, problem in ((tmp_path / "none", ": No such file"), (tmp_path, " is a folder")):
+        with pytest.raises(SprintError, match=rf"^{path}{problem}.*; set data.path to a file of prompts"):
             PromptItems(Data(path=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.jsonl", '{"text": "one"}\n{"text": "two"}'),
+        ("p.jsonl", '{"caption": "one"}\r\n"two"\r\n'),
+        ("p.ndjson", '\ufeff"one"\n\n"two"\n'),
+        ("p.txt", '{"prompt": "one", "tag": "x"}\n{"prompt": "two"}\n'),
+        ("p.csv", "id,Prompt\n1,one\n2,two\n"),
+        ("p.tsv", "Prompt\tCategory\none\tx\ntwo\ty\n"),
+        ("p.json", '["one", "two"]'),
+        ("p.json", '{"17": {"prompt": "one"}, "18": {"prompt": "two"}}'),
+    ],
+)
+def test_every_form_of_prompts(tmp_path, name, content):
+    assert all_of(items_of(tmp_path, content, name)) == [Prompt("one", 0), Prompt("two", 1)]
+    assert read_prompts(tmp_path / name, 1) == (["one"], 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.txt", "one\ntwo\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
+        ("p.txt", "one\ntwo\n".encode("utf-16-le"), "is UTF-16; save it as UTF-8"),
+        ("p.jsonl", '{"text": "one"}'.encode("utf-16"), "is UTF-16"),
+        ("p.csv", "text\none\n".encode("utf-16"), "is UTF-16"),
+        ("p.txt", b"\x89PNG\r\n\x1a\n\0\0\0", "is no text"),
+        (
+            "p.csv",
+            b"id,words\n1,one\n",
+            r"row 1: no prompt among id, words; expected a text, or one in captions,",
+        ),
+        ("p.json", b"{", "is not valid JSON"),
+    ],
+)
+def test_what_holds_no_prompts_is_named_for_what_it_is(tmp_path, name, content, message):
+    with pytest.raises(SprintError, match=message):
+        items_of(tmp_path, content, name)
+
+
+def test_a_pipe_is_no_file_of_prompts(tmp_path):
+    os.mkfifo(tmp_path / "p")
+    with pytest.raises(SprintError, match="is a pipe or a device, not a file"):
+        PromptItems(Data(path=str(tmp_path / "p")))

@@ -63,7 +63,9 @@ def cache(tmp_path, monkeypatch):
         ({"json": b'{"captions": ["no", "a cat"], "clip_scores": [0.1, 30.0]}'}, "a cat"),
         ({"txt": "\ufeffun été\n".encode()}, "un été"),
         ({"json": b'{"width": 8}', "txt": b"a cat"}, "a cat"),
-        ({"json": b'{"prompt": "a cat"}', "txt": b"no"}, "a cat"),
+        ({"json": b'{"prompt": "no"}', "txt": b"a cat", "caption": b"no"}, "a cat"),
+        ({"json": b'{"prompt": "no"}', "caption": b"a cat"}, "a cat"),
+        ({"json": b'["a cat"]'}, "a cat"),
     ],
 )
 def test_captions_come_from_json_or_text(members, expected, tmp_path):
@@ -83,12 +85,12 @@ def test_pictures_of_every_suffix(suffix, format, tmp_path):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ([plain("k.txt", b"a")], "s.tar: k: missing picture"),
-        ([plain("k.png", picture())], "s.tar: k: missing caption"),
+        ([plain("k.txt", b"a")], "s.tar: k: missing picture: there are txt"),
+        ([plain("k.png", picture())], "s.tar: k: missing caption: there are png"),
         ([plain("k.png", picture()), plain("k.txt", b" ")], "s.tar: k: empty caption"),
         (
             [plain("k.png", picture()), plain("k.txt", b"\xff\xfe")],
-            "s.tar: k: unreadable caption: 'utf-8' codec",
+            "s.tar: k: unreadable caption: it is UTF-16; save it as UTF-8",
         ),
         (
             [plain("k.png", picture()), plain("k.json", b'{"prompt": 3}')],
@@ -96,19 +98,19 @@ def test_pictures_of_every_suffix(suffix, format, tmp_path):
         ),
         (
             [plain("k.png", picture()), plain("k.json", b'{"prompt"')],
-            "s.tar: k: unreadable caption: Expecting",
+            "s.tar: k: unreadable caption: it is not valid JSON",
         ),
         (
-            [plain("k.png", picture()), plain("k.json", b'["a cat"]')],
-            "s.tar: k: unreadable caption: not a JSON obj",
+            [plain("k.png", picture()), plain("k.json", b'{"url": "x", "id": 3}')],
+            "s.tar: k: missing caption: has url, id; expected one of captions, prompt, caption",
         ),
         (
             [plain("k.png", picture()), plain("k.json", b"[" * 10**5)],
-            "s.tar: k: unreadable caption: maximum recurs",
+            "s.tar: k: unreadable caption: it is not valid JSON: recursion",
         ),
         (
             [plain("k.png", picture()), plain("k.json", b'{"prompt": "\\ud800"}')],
-            "s.tar: k: unreadable caption: 'utf-8' codec",
+            "s.tar: k: unreadable caption: it is not valid JSON: unexpected end of hex",
         ),
         ([plain("k.png", picture()[:45]), plain("k.txt", b"a")], "s.tar: k: unreadable picture"),
         ([plain("k.png", b"GIF89a"), plain("k.txt", b"a")], "s.tar: k: unreadable picture"),
@@ -145,7 +147,7 @@ def test_what_was_passed_over_stands_behind_the_samples(tmp_path):
 
 def test_shards_without_pictures_are_refused(tmp_path):
     write_tar(tmp_path / "s.tar", [plain("k.txt", b"a")])
-    with pytest.raises(SprintError, match=r"no pictures in these shards; expected KEY.jpg"):
+    with pytest.raises(SprintError, match=r"no pictures in these shards \(txt\); expected KEY.jpg"):
         WebDatasetItems(data(tmp_path))
     write_tar(tmp_path / "s.tar", [plain("k.npy", b"a")])
     with pytest.raises(SprintError, match=r"these hold latents: set data\.kind = cache"):

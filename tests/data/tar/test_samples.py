@@ -286,7 +286,7 @@ def test_hostile_entries_are_passed_over_and_counted(kind, tmp_path):
     assert everything(samples) == {"x.tar: good": {"txt": b"1"}, "x.tar: last": {"txt": b"2"}}
     (skipped,) = samples.skipped
     assert skipped.where.startswith("x.tar: byte ") and skipped.where.isprintable()
-    assert skipped.reason == "hostile entry"
+    assert skipped.reason == ("repeated entry" if kind == "twice" else "hostile entry")
     assert skipped.detail == DETAILS.get(kind, skipped.detail)
 
 
@@ -467,6 +467,12 @@ def test_a_damaged_index_is_made_again(folder, scans):
         {"key_ends": np.arange(7) + 1},
         {"file_number": np.full(12, -1)},
         {"offset": np.full(12, -512)},
+        {"offset": np.full(12, 2**63 - 1)},
+        {"offset": np.full(12, 2**64 - 512, np.uint64)},
+        {"size": np.full(12, 2**62)},
+        {"first": np.array([0, 0, 4, 6, 8, 10, 12])},
+        {"keys": np.full(6, 0xFF, np.uint8), "key_ends": np.arange(7)},
+        {"keys": np.frombuffer("ééé".encode(), np.uint8), "key_ends": np.arange(7)},
         {"size": np.full(12, 0.5)},
         {"size": np.zeros(13, np.int64)},
     ],
@@ -475,7 +481,7 @@ def test_an_index_that_does_not_agree_with_itself_or_the_shards_is_made_again(ch
     whole = TarSamples(folder)
     (index,) = folder.glob(".sprint-*.npz")
     with np.load(index) as stored:
-        fingerprint = str(stored["fingerprint"])
+        fingerprint = stored["fingerprint"].tobytes().decode()
     index.write_bytes(replace(whole._index, **change).to_bytes(fingerprint))
     assert everything(TarSamples(folder)) == everything(whole) and len(scans) == 2 * 2
 
@@ -508,6 +514,24 @@ def test_the_index_goes_to_the_users_cache_where_the_folder_is_not_ours(folder, 
 
 def _count(folder: Path, answers) -> None:
     answers.put(len(TarSamples(folder)))
+
+
+def test_a_shard_without_samples_leaves_nothing(folder, cache):
+    (folder.parent / "empty.tar").write_bytes(b"")
+    before = set(folder.parent.iterdir())
+    with pytest.raises(SprintError, match="no samples in 1 shards"):
+        TarSamples(folder.parent / "empty.tar")
+    assert set(folder.parent.iterdir()) == before and not list(cache.rglob("*.npz"))
+
+
+def test_an_index_packed_to_gigabytes_is_made_again(folder, scans):
+    TarSamples(folder)
+    (index,) = folder.glob(".sprint-*.npz")
+    with np.load(index) as stored:
+        arrays = dict(stored)
+    np.savez_compressed(index, **arrays | {"offset": np.zeros(2**24, np.int64)})
+    assert index.stat().st_size < 2**20 and len(TarSamples(folder)) == 6
+    assert len(scans) == 2 * 2
 
 
 def test_several_processes_may_make_the_index_at_once(folder):

@@ -73,7 +73,7 @@ def test_prompts_of_a_text_file(tmp_path):
     file.write_bytes(b"\xef\xbb\xbfa fox\n")
     assert named_prompts(str(file), None, 0).shots == [Shot("a fox", 0)]
     file.write_text("\n")
-    with pytest.raises(SprintError, match="no prompt in it"):
+    with pytest.raises(SprintError, match=r"^--prompts .*no prompts there"):
         named_prompts(str(file), None, 0)
     with pytest.raises(SprintError, match="no such file or folder; or say scenes"):
         named_prompts(str(tmp_path / "missing"), None, 0)

@@ -284,10 +284,14 @@ def test_a_damaged_part_is_made_anew(tmp_path, small_parts, content):
 def damaged(name: str) -> bytes:
     if name == "huge":
         return png_of_claimed_size(100_000, 100_000)
-    return {"torn": noise_bytes("PNG")[:200], "text": b"not a picture", "gif": noise_bytes("GIF")}[name]
+    return {
+        "torn": noise_bytes("PNG")[:200],
+        "text": b"not a picture",
+        "program": b"%!PS-Adobe-3.0 EPSF-3.0",
+    }[name]
 
 
-@pytest.mark.parametrize("kind", ["torn", "text", "gif", "huge"])
+@pytest.mark.parametrize("kind", ["torn", "text", "program", "huge"])
 def test_a_picture_that_cannot_be_read_is_named(tmp_path, small_parts, kind):
     files = write_pictures(tmp_path, 6)
     files[4].write_bytes(damaged(kind))

@@ -2,7 +2,7 @@
 
 from sprint.models.teacher import Teacher
 from tests.models.toy import blocks as network
-from tests.models.toy import encoders, pipelines
+from tests.models.toy import encoders, pipelines, positions, ranges
 from tests.models.toy import presets as config
 from tests.models.toy.costs import FOOTPRINTS
 from tests.models.toy.keys import KEYS
@@ -25,7 +25,9 @@ class Toy(Teacher):
     size_of = staticmethod(config.size_of)
     size_name = staticmethod(config.size_name)
     heads_from = staticmethod(config.heads_from)
+    check_config = staticmethod(ranges.check_config)
     config_from_shapes = staticmethod(config.config_from_shapes)
+    config_of_size = staticmethod(positions.config_of_size)
     sizes = staticmethod(config.sizes)
     is_student = staticmethod(config.is_student)
     has_qk_norm = staticmethod(config.has_qk_norm)

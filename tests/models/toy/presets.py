@@ -33,9 +33,7 @@ def heads_from(config: Mapping) -> str:
     return "nothing"
 
 
-def config_from_shapes(
-    shapes: Mapping[str, Shape], given: Mapping, heads: int | None, original: Mapping[str, Shape]
-) -> dict:
+def config_from_shapes(shapes: Mapping[str, Shape], given: Mapping, heads: int | None) -> dict:
     if heads is None:
         raise SprintError("give --cross-attention-heads")
     dim, channels, patch, _ = shapes["stem.weight"]

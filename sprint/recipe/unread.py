@@ -1,0 +1,37 @@
+"""Settings that a run does not read, as others of its recipe stand; who sets one on the command line meant more."""
+
+from collections.abc import Iterable, Iterator
+
+from sprint.base.errors import SprintError
+from sprint.recipe.schema import EngineKind, Recipe
+
+
+def check_read(recipe: Recipe, keys: Iterable[str]) -> None:
+    """Raises SprintError for the first of `keys`, groups or single settings, of which nothing is read."""
+    unread = list(_unread(recipe))
+    for key in keys:
+        for prefix, why in unread:
+            if key == prefix or key.startswith(f"{prefix}."):
+                raise SprintError(f"command line: {key} is set, and nothing reads it: {why}; leave it out")
+
+
+def _unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """(key or group, why nothing reads it)"""
+    adapt, distill = recipe.adapt, recipe.distill
+    consistency, adversarial = distill.consistency, distill.adversarial
+    if recipe.shard_teacher and recipe.engine is EngineKind.single:
+        yield "shard_teacher", "engine = single has nobody to share with"
+    if adapt.steps == 0:
+        for name in ("optimizer", "caption_dropout"):
+            yield f"adapt.{name}", "adapt.steps is 0"
+    if distill.steps == 0:
+        for name in ("optimizer", "adversarial.optimizer"):
+            yield f"distill.{name}", "distill.steps is 0"
+    if adversarial.weight == 0:
+        for name in ("taps", "time", "max_time_probability", "misaligned_pairs", "neighbours", "optimizer"):
+            yield f"distill.adversarial.{name}", "distill.adversarial.weight is 0"
+    if consistency.weight == 0:
+        for name in ("tangent_warmup_updates", "normalise_tangent", "tangent_normalisation"):
+            yield f"distill.consistency.{name}", "distill.consistency.weight is 0"
+    if not consistency.normalise_tangent:
+        yield "distill.consistency.tangent_normalisation", "distill.consistency.normalise_tangent is false"
