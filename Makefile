@@ -77,9 +77,17 @@ bench: $(READY) ## speed, memory, FLOPs and precision of the step and of samplin
 chaos: $(READY) ## kill, damage and starve runs in every way we know; nothing may be lost: some minutes
 	$(BIN)/python -m tools.chaos
 
+.PHONY: rehearsal
+rehearsal: $(READY) ## the evening before: RECIPE once at its real size, with random weights; time and memory beside the plan
+	$(BIN)/python -m tools.rehearsal $(RECIPE) $(ARGS)
+
 .PHONY: ablations
 ablations: $(READY) ## the paper's ablations on the tiny family, beside the paper: hours; ARGS=--quick for a first look
 	$(BIN)/python -m tools.ablations $(ARGS)
+
+.PHONY: spread
+spread: $(READY) ## how far runs of RECIPE lie apart: three seeds and other kernels, most of an hour; resumes
+	$(BIN)/python -m tools.spread $(RECIPE) $(ARGS)
 
 bench-convert: $(READY) ## speed and memory of `sprint convert` against `cp`
 	$(BIN)/python -m tools.bench.convert

@@ -20,6 +20,7 @@ from torch.distributed.run import get_args_parser
 
 import sprint as package
 from sprint.cli import main as command_line
+from sprint.lab.categories import category_title
 from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import Recipe
 from sprint.weights.export import export_student
@@ -332,3 +333,10 @@ def test_pages_are_short():
     first = lines["README.md"].index(SECOND_SCREEN)
     assert first <= 60 and len(lines["README.md"]) <= 120
     assert {name: len(text) for name, text in lines.items() if len(text) > 200} == {}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=label)
+def test_rows_of_tables_have_the_names_of_evaluations(page):
+    """A category is called by its title, whose one home is `sprint.lab.categories`, and by no tag of GenEval's."""
+    rows = re.findall(r"^ *\| *([\w ]+?) *\|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [row for row in rows if category_title(row) != row] == []

@@ -67,7 +67,8 @@ class Saver:
            None: one process, no torch.distributed
 
     `folder` is on a file system that all processes see. Every process makes one Saver and calls `save` and
-    `wait` alike. Each process keeps a copy in host memory of what it writes, for the next save to fill again.
+    `wait` alike. Each process keeps a copy in host memory of what it writes, for the next save to fill again, but
+    of a save that is waited for.
     """
 
     def __init__(self, folder: Path, keep: int = 2, group: Group = None):
@@ -76,16 +77,17 @@ class Saver:
         self._write: _Write | None = None
         self._copies: dict[MetadataIndex, Tensor] = {}
 
-    def save(self, name: str, tensors: dict[str, Tensor], facts: dict) -> None:
+    def save(self, name: str, tensors: dict[str, Tensor], facts: dict, wait: bool = False) -> None:
         """Start a checkpoint. Returns once the tensors are copied and may change again.
 
         name     for people: "distill-400"; order comes from the serial number before it
         tensors  plain ones, equal on all processes that have them (one of which writes), or DTensors, of which
                  each process writes its shard
         facts    nested dicts (with str keys) and lists of int, float, bool, str and None, of the main process
+        wait     return once it is safe on disk, for which nothing is copied, and let earlier copies go
 
-        Raises SprintError if the checkpoint before this one failed; TypeError for what could not be read
-        back, naming its key.
+        Raises SprintError if the checkpoint before this one failed, or this one that is waited for; TypeError for
+        what could not be read back, naming its key.
         """
         self.wait()
         for key, tensor in tensors.items():
@@ -93,9 +95,11 @@ class Saver:
                 raise TypeError(f"tensors[{key!r}] is a {type(tensor).__name__}: put it into facts")
         _require_plain(facts, "facts")
         tensors = {key: tensor.detach() for key, tensor in tensors.items()}
-        self._write = _Write(self, name, tensors, json.dumps(facts))
+        self._write = _Write(self, name, tensors, json.dumps(facts), still=wait)
         self._write.start()
         self._write.copied.wait()
+        if wait:
+            self.wait()
 
     @property
     def troubled(self) -> bool:
@@ -124,14 +128,14 @@ class _Write(threading.Thread):
     A daemon, which DCP's own `async_save` has no way to be: a process whose peer has died must be able to end.
     """
 
-    def __init__(self, saver: Saver, title: str, tensors: dict[str, Tensor], facts: str):
+    def __init__(self, saver: Saver, title: str, tensors: dict[str, Tensor], facts: str, still: bool):
         super().__init__(name=f"checkpoint {title}", daemon=True)
         self.title, self.folder, self.failure = title, saver.folder, None
         self.copied = threading.Event()  # or failed before that
         self._keep, self._group = saver.keep, saver.group
         self._rank = 0 if saver.group is None else dist.get_rank(saver.group)
         self._tensors, self._facts = tensors, facts
-        self._planner = CopyingPlanner(saver._copies, self.copied)
+        self._planner = CopyingPlanner(saver._copies, self.copied, still)
 
     def run(self) -> None:
         try:

@@ -35,16 +35,20 @@ class CopyingPlanner(DefaultSavePlanner):
 
     copies  by place in the checkpoint: filled again where they fit, replaced where they do not
     copied  set once the tensors may change again
+    still   they do not change before all is written, so that nothing is copied, but from a GPU one at a time
     """
 
-    def __init__(self, copies: dict[MetadataIndex, Tensor], copied: threading.Event):
+    def __init__(self, copies: dict[MetadataIndex, Tensor], copied: threading.Event, still: bool = False):
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self._copies, self._copied = copies, copied
+        self._copies, self._copied, self._still = copies, copied, still
         # The maker's stream: the library may call from another thread, which has a stream of its own.
         self._stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
 
     def finish_plan(self, new_plan: SavePlan) -> SavePlan:
         plan = super().finish_plan(new_plan)
+        if self._still:
+            self._copies.clear()
+            return plan
         with torch.cuda.stream(self._stream):
             copies = {item.index: self._copy(item) for item in plan.items}
         if self._stream is not None:
@@ -62,7 +66,10 @@ class CopyingPlanner(DefaultSavePlanner):
         return copy.copy_(source, non_blocking=True)
 
     def resolve_data(self, write_item: WriteItem) -> Tensor:
-        return self._copies[write_item.index]
+        if not self._still:
+            return self._copies[write_item.index]
+        with torch.cuda.stream(self._stream):
+            return self.lookup_object(write_item.index).cpu()
 
 
 class Writer(FileSystemWriter):

@@ -10,17 +10,20 @@ from pathlib import Path
 
 from sprint.base.errors import NotHereError, SprintError
 from sprint.evaluate.metrics.clip import ClipScore
+from sprint.evaluate.metrics.diversity import SeedDiversity
 from sprint.evaluate.metrics.fid import FrechetDistance
 from sprint.evaluate.metrics.geneval import GenEvalScore
 from sprint.evaluate.metrics.metric import Choices, Meter, Metric, Usual
 from sprint.evaluate.metrics.pace import Pace
-from sprint.evaluate.metrics.registry import METRICS
+from sprint.evaluate.metrics.registry import METRICS, TEACHER_FID
 from sprint.evaluate.metrics.scenes import SceneScore
-from sprint.evaluate.models import Model
+from sprint.evaluate.metrics.teacher_fid import TeacherDistance
+from sprint.evaluate.models import TEACHER, Model
 from sprint.evaluate.prompts import SCENES, Prompts, named_prompts, no_prompts, reference_prompts
 from sprint.recipe.schema import Evaluate
 
-METERS = (SceneScore, FrechetDistance, ClipScore, GenEvalScore, Pace)  # of all metrics that look at pictures
+# of all metrics that look at pictures
+METERS = (SceneScore, FrechetDistance, TeacherDistance, SeedDiversity, ClipScore, GenEvalScore, Pace)
 GUIDANCE = 4.5
 SMALL_BATCH, LARGE_BATCH = 50, 10  # pictures drawn together: as small as scenes, and others
 FEATURE_CACHE, REAL_FEATURE_CACHE = "features", ".reference"  # folders: beside result.json, and beside OUT
@@ -66,12 +69,22 @@ def completed(options: Options, models: Sequence[Model], own: Evaluate | None) -
 
 
 def chosen_metrics(names: Sequence[str], models: Sequence[Model]) -> list[Metric]:
-    """Those that are named, or those that fit the models, in the order of the table."""
+    """Those that are named, or those that fit the models, in the order of the table.
+
+    Raises SprintError for a name of none, and for one that compares with a teacher where there is none.
+    """
     for name in names:
         if name not in METRICS:
             raise SprintError(f"--metrics {name}: no such metric; there are {', '.join(METRICS)}")
+    beside_teacher = len(models) > 1 and any(model.role == TEACHER for model in models)
+    if TEACHER_FID.name in names and not beside_teacher:
+        raise SprintError(
+            f"--metrics {TEACHER_FID.name}: compares with a teacher, and there is one model; give --teacher"
+        )
     small = all(model.small for model in models)
     fitting = {Usual.all, Usual.scenes if small else Usual.others}
+    if beside_teacher:
+        fitting.add(Usual.beside_teacher)
     usual = [metric.name for metric in METRICS.values() if metric.usual in fitting]
     return [metric for metric in METRICS.values() if metric.name in (names or usual)]
 

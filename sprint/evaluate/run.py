@@ -26,7 +26,7 @@ from sprint.evaluate.earlier import open_out
 from sprint.evaluate.metrics.latency import Timing, time_columns
 from sprint.evaluate.metrics.metric import Drawn, Meter
 from sprint.evaluate.metrics.registry import LATENCY
-from sprint.evaluate.models import Model, find_models, own_evaluation, recipe_of
+from sprint.evaluate.models import TEACHER, Model, find_models, own_evaluation, recipe_of
 from sprint.evaluate.prompts import Prompts, scene_prompts
 from sprint.evaluate.record import SKIPPED, Evaluation
 from sprint.evaluate.result import Column, Result
@@ -171,6 +171,7 @@ def _measure(evaluation: Evaluation, drawn: Sequence[DrawnColumn]) -> list[Colum
         for prompts in evaluation.sets.values():
             wait_for(store, prompts.shots)
     columns = [column for column, _ in drawn]
+    teacher = next((store for column, store in reversed(drawn) if column.role == TEACHER), None)
     for meter in evaluation.meters:
         name = meter.metric.name
         if found := evaluation.measured_before(meter, columns):
@@ -178,7 +179,7 @@ def _measure(evaluation: Evaluation, drawn: Sequence[DrawnColumn]) -> list[Colum
         else:
             try:
                 prompts = evaluation.wanted[name]
-                found = [meter.measure(Drawn(prompts, store, column.title)) for column, store in drawn]
+                found = [meter.measure(Drawn(prompts, store, c.title, teacher)) for c, store in drawn]
             except SprintError as error:
                 evaluation.leave_out(name, error)
                 continue

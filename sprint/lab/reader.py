@@ -1,8 +1,9 @@
 """Does a picture show what its caption says? Read from pixels alone, scored in GenEval's six categories.
 
-`read` finds the objects; `holds` checks a `Claim` of `sprint.data.scenes` against them. The rules are
-GenEval's (arXiv 2310.11513): an object the caption does not mention never counts against a picture,
-except one more of a counted shape. Scribbles that are no shape are seen, but satisfy nothing.
+`read` finds the objects; `holds` checks a `Claim` of `sprint.lab.scenes` against them. The rules are GenEval's
+(arXiv 2310.11513), but for one that is stricter: our captions name every object of their scene, so a picture with
+more objects than its caption names is wrong, or one picture that shows everything would suit most captions.
+Scribbles that are no shape are seen and count as objects, but satisfy nothing.
 """
 
 from collections.abc import Iterable
@@ -30,6 +31,7 @@ try:
 except ImportError as error:
     raise SprintError("scoring pictures needs scipy: pip install 'sprint-distill[eval]'") from error
 
+RULES = "shapes and colours from pixels, by GenEval's rules; more objects than the caption names fail"
 MIN_AREA = 16  # pixels; a core smaller than this is a speck
 MIN_RADIUS = 5.0  # pixels; an object smaller than this is too small to have a shape
 HALO = 2.5  # pixels from an object's core in which its soft edge lies
@@ -77,18 +79,20 @@ def true_of(things: Iterable[Thing], claim: Claim) -> bool:
 
 
 def check(seen: list[Seen], claim: Claim) -> bool:
-    """Whether the claim holds of these objects.
+    """Whether the claim holds of these objects, and there is nothing else.
 
-    counting: exactly that many of the shape. All others: every noun has an object of its shape, its colour
-    and its size where they are named; where a relation is, some pair of such objects stands in it.
+    Every noun has as many objects as it counts, of its shape, and of its colour and its size where they are named;
+    where a relation is, some pair of such objects stands in it.
     """
+    if len(seen) > sum(noun.count for noun in claim.nouns):
+        return False
     matches = [[s for s in seen if _is(s, noun)] for noun in claim.nouns]
-    if claim.category == "counting":
-        return len(matches[0]) == claim.nouns[0].count
+    if any(len(found) < noun.count for found, noun in zip(matches, claim.nouns, strict=True)):
+        return False
     if claim.relation:
         first, second = matches
         return any(claim.relation in _relations(a, b) for a in first for b in second)
-    return all(matches)
+    return True
 
 
 def score(pictures: Iterable[np.ndarray], claims: Iterable[Claim]) -> dict:

@@ -5,8 +5,10 @@ Axes: B samples, N tokens, C channels, R = N + 8 tokens of a ring with its ends 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from sprint.base.errors import SprintError
+from sprint.recipe.schema import NormGroups
 
 SLOPE = 0.2
 REACH = 4  # tokens that the wide convolution sees on either side
@@ -159,6 +162,34 @@ def interleave(*batches: Tensor) -> Tensor:
 def deinterleave(batch: Tensor, kinds: int) -> tuple[Tensor, ...]:
     """[K·B, ...] -> K views [B, ...]: the inverse of `interleave`."""
     return batch.unflatten(0, (-1, kinds)).unbind(dim=1)
+
+
+def one_after_another(*batches: Tensor) -> Tensor:
+    """K batches [B, ...] of equal size -> [K·B, ...]: all of a, all of b, ... `parted` takes them apart again."""
+    return torch.cat(batches)
+
+
+def parted(batch: Tensor, kinds: int) -> tuple[Tensor, ...]:
+    """[K·B, ...] -> K views [B, ...]: the inverse of `one_after_another`."""
+    return batch.chunk(kinds)
+
+
+class Arrangement(NamedTuple):
+    """How kinds of samples lie in the batch that the heads see, and so which of them share batch-norm statistics.
+
+    join    K batches [B, ...] -> [K·B, ...];  part: back again, given K
+    group   samples in a group, given `neighbours` and K
+    """
+
+    join: Callable[..., Tensor]
+    part: Callable[[Tensor, int], tuple[Tensor, ...]]
+    group: Callable[[int, int], int]
+
+
+ARRANGEMENTS = {
+    NormGroups.mixed: Arrangement(interleave, deinterleave, operator.mul),
+    NormGroups.separate: Arrangement(one_after_another, parted, lambda neighbours, kinds: neighbours),
+}
 
 
 def swapped(x: Tensor, neighbours: int) -> Tensor:

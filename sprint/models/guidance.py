@@ -10,7 +10,7 @@ from sprint.models.view import TrigFlowView
 
 
 class GuidedText(NamedTuple):
-    """The prompts of a batch of B, then the null prompt B times, each with its own mask.
+    """The prompts of a batch of B, then the null prompt B times, each with its mask.
 
     text [2B, T, D]; mask [2B, T]
     """
@@ -26,6 +26,13 @@ def with_null(text: Tensor, mask: Tensor, null_text: Tensor, null_mask: Tensor) 
     return GuidedText(
         torch.cat([text, null_text.expand(batch, -1, -1)]), torch.cat([mask, null_mask.expand(batch, -1)])
     )
+
+
+def with_null_under_prompts_mask(
+    text: Tensor, mask: Tensor, null_text: Tensor, null_mask: Tensor
+) -> GuidedText:
+    """As `with_null`, but a null prompt shows as many tokens as the prompt beside it, those behind its end included."""
+    return GuidedText(with_null(text, mask, null_text, null_mask).text, torch.cat([mask, mask]))
 
 
 def guided_velocity(

@@ -67,8 +67,8 @@ def recipe_text(recipe: Recipe) -> str:
 def recipe_hash(recipe: Recipe) -> str:
     """Twelve hex digits of SHA-256 over every setting that decides the result (see `setting`)."""
     settings = OmegaConf.to_container(OmegaConf.structured(recipe), resolve=True, enum_to_str=True)
-    for key, field, _ in each_setting(recipe):
-        if not decides(field):
+    for key, field, value in each_setting(recipe):
+        if not decides(field, value):
             *groups, name = key.split(".")
             del reduce(dict.__getitem__, groups, settings)[name]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

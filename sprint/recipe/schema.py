@@ -64,6 +64,27 @@ class Precision(str, Enum):
     bf16 = "bf16"
 
 
+class NormGroups(str, Enum):
+    # real, generated and misaligned samples share batch-norm statistics
+    mixed = "mixed"
+    # each kind has its own, and the generator's update looks at generated ones alone, as the public trainer
+    separate = "separate"
+
+
+class Renoising(str, Enum):
+    # one time and one noise for a real sample and what is compared with it
+    shared = "shared"
+    # each kind draws its own, as the public trainer
+    separate = "separate"
+
+
+class NullMask(str, Enum):
+    # the null prompt's own tokens
+    own = "own"
+    # as many tokens as the prompt beside it has, as the public trainer
+    prompts = "prompts"
+
+
 @dataclass
 class Optimizer:
     # CAME as in the paper; AdamW for small runs
@@ -158,8 +179,12 @@ class Adversarial:
     max_time_probability: float = setting(0.5, SHARE)
     # a neighbour's latent under an unshifted prompt counts as fake
     misaligned_pairs: bool = True
-    # samples that share batch-norm statistics and swap prompts; divides every micro-batch
+    # samples of a kind that share batch-norm statistics, and swap prompts; divides every micro-batch
     neighbours: int = setting(4, at_least(1))
+    # whether kinds of samples share the statistics too
+    norm_groups: NormGroups = setting(NormGroups.mixed, later=True)
+    # whether kinds of samples share noise and time before the teacher's features are taken
+    renoising: Renoising = setting(Renoising.shared, later=True)
     optimizer: Optimizer = field(default_factory=Optimizer)
 
 
@@ -184,6 +209,8 @@ class Distill:
     batch_size: int = setting(512, at_least(1))
     # one is drawn for each sample, all equally likely
     guidance_scales: tuple[float, ...] = (4.0, 4.5, 5.0)
+    # which tokens the guided teacher's unconditional branch sees
+    null_mask: NullMask = setting(NullMask.own, later=True)
     consistency: Consistency = field(default_factory=Consistency)
     adversarial: Adversarial = field(default_factory=Adversarial)
     # weight of the term that straightens paths; not in the paper

@@ -34,7 +34,11 @@ GUIDANCE = Range("from 0 to 1,000", lambda v: 0 <= v <= 1000)
 
 
 def setting(
-    default: Value, takes: Range | None = None, decides: bool = True, kinds: tuple[str, ...] = ()
+    default: Value,
+    takes: Range | None = None,
+    decides: bool = True,
+    kinds: tuple[str, ...] = (),
+    later: bool = False,
 ) -> Value:
     """A field of a recipe's group, with more to say than its type and default.
 
@@ -42,18 +46,23 @@ def setting(
     decides  whether another value makes another result. `recipe_hash` leaves the rest out, and a run goes on
              with another value of it.
     kinds    of data that read it; none: all do
+    later    whether it came when there were runs already: its default is what they did, and changes no hash
 
         timeout: int = setting(600, at_least(1), decides=False)
     """
-    return field(default=default, metadata={"takes": takes, "decides": decides, "kinds": kinds})
+    return field(
+        default=default, metadata={"takes": takes, "decides": decides, "kinds": kinds, "later": later}
+    )
 
 
 def takes(one: Field) -> Range | None:
     return one.metadata.get("takes")
 
 
-def decides(one: Field) -> bool:
-    return one.metadata.get("decides", True)
+def decides(one: Field, value: Any) -> bool:
+    """Whether the hash of a recipe that has this value counts it."""
+    as_before = one.metadata.get("later", False) and value == one.default
+    return one.metadata.get("decides", True) and not as_before
 
 
 def kinds(one: Field) -> tuple[str, ...]:

@@ -28,10 +28,12 @@ def _unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
         for name in ("optimizer", "adversarial.optimizer"):
             yield f"distill.{name}", "distill.steps is 0"
     if adversarial.weight == 0:
-        for name in ("taps", "time", "max_time_probability", "misaligned_pairs", "neighbours", "optimizer"):
+        looks = ("taps", "time", "max_time_probability", "misaligned_pairs")
+        for name in (*looks, "neighbours", "norm_groups", "renoising", "optimizer"):
             yield f"distill.adversarial.{name}", "distill.adversarial.weight is 0"
     if consistency.weight == 0:
         for name in ("tangent_warmup_updates", "normalise_tangent", "tangent_normalisation"):
             yield f"distill.consistency.{name}", "distill.consistency.weight is 0"
+        yield "distill.null_mask", "distill.consistency.weight is 0"
     if not consistency.normalise_tangent:
         yield "distill.consistency.tangent_normalisation", "distill.consistency.normalise_tangent is false"

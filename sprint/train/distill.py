@@ -23,12 +23,12 @@ from sprint.engine.held import Read, Tensors
 from sprint.maths import losses
 from sprint.maths.schedule import lognormal_trig_times
 from sprint.models.discriminator import DiscriminatorHeads
-from sprint.models.guidance import GuidedText, with_null
+from sprint.models.guidance import GuidedText, with_null, with_null_under_prompts_mask
 from sprint.models.student import Student, TrainedStudent, from_adapted
 from sprint.models.taps import TappedTeacher
 from sprint.models.teacher import DENSE_TIME
 from sprint.models.view import TrigFlowView
-from sprint.recipe.schema import Recipe
+from sprint.recipe.schema import NullMask, Recipe
 from sprint.recipe.shares import check_shares
 from sprint.train.draws import Draws, draw
 from sprint.train.stage import Stage, Term
@@ -37,6 +37,7 @@ from sprint.train.update import Means, Updater, prefixed
 from sprint.weights.load import empty_like
 
 GENERATOR, DISCRIMINATOR = "G", "D"
+WITH_NULL = {NullMask.own: with_null, NullMask.prompts: with_null_under_prompts_mask}
 
 
 class DistillStage(Stage):
@@ -149,7 +150,8 @@ class DistillStage(Stage):
 
     def with_null(self, batch: Batch) -> GuidedText:
         """The prompts and as many null prompts, in the dtype of the frozen teacher."""
-        return with_null(batch.text.to(self.null[0].dtype), batch.mask, *self.null)
+        beside = WITH_NULL[self.settings.null_mask]
+        return beside(batch.text.to(self.null[0].dtype), batch.mask, *self.null)
 
     @contextmanager
     def _guided(self, batch: Batch, first: bool) -> Iterator[tuple[Batch, GuidedText]]:

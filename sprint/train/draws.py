@@ -7,8 +7,10 @@ from torch import Tensor
 
 from sprint.base.random import step_generator
 from sprint.maths.schedule import lognormal_trig_times, with_max_time
-from sprint.recipe.schema import Recipe
+from sprint.recipe.schema import Recipe, Renoising
 
+# draws for the kinds of samples: one for all, or real, generated, misaligned
+RENOISED = {Renoising.shared: 1, Renoising.separate: 3}
 SECOND_STEP = (0.3, 0.7)  # where it starts, as a share of the time of the first
 
 
@@ -18,7 +20,7 @@ class Draws(NamedTuple):
     guidance                  [B], the scale the student is told
     t, noise                  where sCM looks (generator only)
     start_t, start_noise      where the student starts its one-step sample, π/2 for some
-    renoise_t, renoise_noise  where the discriminator looks at it
+    renoise_t, renoise_noise  where the discriminator looks at it: [B, K], for each of K kinds of samples or for all
     second_t                  where a second step, with the noise of the first, starts from that sample
     """
 
@@ -38,10 +40,10 @@ def draw(recipe: Recipe, step: int, latent_shape: tuple) -> Draws:
     batch, adversarial = settings.batch_size, settings.adversarial
     generator = step_generator(recipe.seed, "distill", step)
     scales = torch.tensor(settings.guidance_scales, dtype=torch.float32)
-    shape = (batch, *latent_shape)
+    shape, kinds = (batch, *latent_shape), RENOISED[adversarial.renoising]
 
-    def times(density):
-        return lognormal_trig_times(batch, density.mean, density.std, generator)
+    def times(density, count=batch):
+        return lognormal_trig_times(count, density.mean, density.std, generator)
 
     draws = Draws(
         guidance=scales[torch.randint(len(scales), (batch,), generator=generator)],
@@ -49,8 +51,8 @@ def draw(recipe: Recipe, step: int, latent_shape: tuple) -> Draws:
         noise=torch.randn(shape, generator=generator),
         start_t=with_max_time(times(settings.consistency.time), adversarial.max_time_probability, generator),
         start_noise=torch.randn(shape, generator=generator),
-        renoise_t=times(adversarial.time),
-        renoise_noise=torch.randn(shape, generator=generator),
+        renoise_t=times(adversarial.time, batch * kinds).view(batch, kinds),
+        renoise_noise=torch.randn((batch, kinds, *latent_shape), generator=generator),
         second_t=torch.rand(batch, generator=generator),
     )
     low, high = SECOND_STEP

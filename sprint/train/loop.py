@@ -71,10 +71,11 @@ def train(
     def read(step: int) -> list[Item]:
         return source.samples(batch_positions(step, stage.batch_size, engine.rank, engine.processes))
 
-    def save(step: int) -> None:
+    def save(step: int, wait: bool) -> None:
         _good(stage.check, engine, saver)
+        stage.drop_gradients()  # on a CPU what is written is copied into their place
         facts = {"step": step, "seconds": time.monotonic() - began, "stage": stage.facts()}
-        saver.save(f"{stage.name}-{step}", stage.tensors(), facts)
+        saver.save(f"{stage.name}-{step}", stage.tensors(), facts, wait)
 
     with stop_requests() as stop, closing(prefetch(read, done, stage.steps, rhythm.workers)) as batches:
         for step in range(done, stage.steps):
@@ -95,9 +96,8 @@ def train(
             if last:
                 _good(stage.check_moved, engine, saver)
             if word == STOP or last or (step + 1) % rhythm.save_every == 0:
-                save(step + 1)
+                save(step + 1, wait=word == STOP or last)
             if word == STOP:
-                saver.wait()
                 raise Interrupted(f"saved {stage.name} step {step + 1} in {folder}")
         saver.wait()
         # it came while the last checkpoint was written

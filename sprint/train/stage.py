@@ -105,6 +105,11 @@ class Stage:
         means.note_update(norm, updater)
         return means, moved
 
+    def drop_gradients(self) -> None:
+        """Between two updates nobody reads them; the next makes its own."""
+        for updater in self.updaters().values():
+            updater.trained.zero_grad()
+
     # ---- what comes of it -------------------------------------------------------------------------------
 
     def rebuilt(

@@ -22,12 +22,13 @@ from sprint.data.batch import Batch
 from sprint.maths import losses
 from sprint.maths.dual import value_and_tangent
 from sprint.maths.trigflow import SIGMA_DATA, data_estimate, diffuse, noise_estimate
-from sprint.models.discriminator import deinterleave, interleave, swapped
+from sprint.models.discriminator import ARRANGEMENTS, swapped
 from sprint.models.guidance import GuidedText, guided_velocity
-from sprint.recipe.schema import Adversarial, Consistency, Distill
+from sprint.recipe.schema import Adversarial, Consistency, Distill, NormGroups
 from sprint.train.draws import Draws
 
 Logged = dict[str, Tensor]
+REAL, GENERATED, MISALIGNED = range(3)  # kinds of samples
 
 
 # ---- sCM --------------------------------------------------------------------------------------------
@@ -108,10 +109,12 @@ def second_step(student: Callable, sample: Sample, batch: Batch, draws: Draws) -
 # ---- LADD -------------------------------------------------------------------------------------------
 
 
-def renoised_features(tapped: Callable, x_0: Tensor, draws: Draws, batch: Batch) -> list[Tensor]:
-    """What the frozen teacher sees of x_0 at the discriminator's own noise level."""
-    x_t = diffuse(x_0, draws.renoise_noise, draws.renoise_t)
-    return tapped(x_t / SIGMA_DATA, draws.renoise_t, batch.text, batch.mask)
+def renoised_features(tapped: Callable, x_0: Tensor, draws: Draws, batch: Batch, kind: int) -> list[Tensor]:
+    """What the frozen teacher sees of x_0 at the discriminator's own noise level: its kind's, or that of all kinds."""
+    own = kind if draws.renoise_t.shape[1] > 1 else 0
+    t = draws.renoise_t[:, own]
+    x_t = diffuse(x_0, draws.renoise_noise[:, own], t)
+    return tapped(x_t / SIGMA_DATA, t, batch.text, batch.mask)
 
 
 def sample_term(
@@ -129,9 +132,9 @@ def sample_term(
         sample = one_step_sample(student, batch, draws)
         if settings.self_consistency > 0:
             target = second_step(student, sample, batch, draws)
-    adversarial = adversarial_loss(
-        tapped, heads, batch, draws, sample.x_0, settings.adversarial.neighbours, clock
-    )
+    generated_logits = GENERATED_LOGITS[settings.adversarial.norm_groups]
+    logits = generated_logits(tapped, heads, batch, draws, sample.x_0, settings.adversarial.neighbours, clock)
+    adversarial = losses.generator_adversarial_loss(logits)
     # + 0 · logvar: every weight gets a gradient, or DDP would wait for those that have none
     loss = settings.adversarial.weight * adversarial + 0.0 * sample.logvar.sum()
     if target is None:
@@ -140,23 +143,36 @@ def sample_term(
     return loss + settings.self_consistency * distance, {"loss_adv": adversarial, "loss_self": distance}
 
 
-def adversarial_loss(
+def logits_beside_real(
     tapped: Callable, heads: Callable, batch: Batch, draws: Draws, x_0: Tensor, neighbours: int, clock: Clock
 ) -> Tensor:
-    """L_adv of generated x_0.  (Algorithm 1; Eq. 10)
+    """Of generated x_0, for L_adv.  (Algorithm 1; Eq. 10)
 
     The heads see real and generated side by side, so that local batch norm cannot hide the difference.
     """
+    arranged = ARRANGEMENTS[NormGroups.mixed]
     with clock.part("features"), torch.no_grad():
-        real = renoised_features(tapped, SIGMA_DATA * batch.latent, draws, batch)
+        real = renoised_features(tapped, SIGMA_DATA * batch.latent, draws, batch, REAL)
     with clock.part("features"):
-        fake = renoised_features(tapped, x_0, draws, batch)
-        mixed = [interleave(*kinds) for kinds in zip(real, fake, strict=True)]
+        fake = renoised_features(tapped, x_0, draws, batch, GENERATED)
+        mixed = [arranged.join(*kinds) for kinds in zip(real, fake, strict=True)]
         del real, fake
     with clock.part("heads"):
-        logits = heads(mixed, 2 * neighbours).float()
-    _, fake_logits = deinterleave(logits, 2)
-    return losses.generator_adversarial_loss(fake_logits)
+        logits = heads(mixed, arranged.group(neighbours, 2)).float()
+    return arranged.part(logits, 2)[GENERATED]
+
+
+def logits_alone(
+    tapped: Callable, heads: Callable, batch: Batch, draws: Draws, x_0: Tensor, neighbours: int, clock: Clock
+) -> Tensor:
+    """The same where the heads see generated samples only: a forward of the teacher less."""
+    with clock.part("features"):
+        fake = renoised_features(tapped, x_0, draws, batch, GENERATED)
+    with clock.part("heads"):
+        return heads(fake, neighbours).float()
+
+
+GENERATED_LOGITS = {NormGroups.mixed: logits_beside_real, NormGroups.separate: logits_alone}
 
 
 def discriminator_term(
@@ -172,6 +188,7 @@ def discriminator_term(
 
     (Algorithm 1; Eq. 11)
     """
+    arranged = ARRANGEMENTS[settings.norm_groups]
     with torch.no_grad():
         real = SIGMA_DATA * batch.latent
         with clock.part("student"):
@@ -179,11 +196,11 @@ def discriminator_term(
         if settings.misaligned_pairs:
             pictures.append(swapped(real, settings.neighbours))
         with clock.part("features"):
-            features = [renoised_features(tapped, x_0, draws, batch) for x_0 in pictures]
-            mixed = [interleave(*kinds) for kinds in zip(*features, strict=True)]
+            features = [renoised_features(tapped, x_0, draws, batch, k) for k, x_0 in enumerate(pictures)]
+            joined = [arranged.join(*kinds) for kinds in zip(*features, strict=True)]
             del features
     with clock.part("heads"):
-        logits = heads(mixed, len(pictures) * settings.neighbours).float()
-    real_logits, *fake_logits = deinterleave(logits, len(pictures))
+        logits = heads(joined, arranged.group(settings.neighbours, len(pictures))).float()
+    real_logits, *fake_logits = arranged.part(logits, len(pictures))
     loss = losses.discriminator_hinge_loss(real_logits, torch.cat(fake_logits))
     return loss, {"logit_real": real_logits.mean(), "logit_fake": fake_logits[0].mean()}

@@ -32,6 +32,7 @@ class Facts(TypedDict, total=False):
     prompt: str  # an example for the card
     times: Sequence[Sequence[float]]  # a student's own step lists, at most one for a number of steps
     scores: dict[str, dict[str, float]]  # row ("student, 1 step") -> column ("scene score") -> number
+    spread: str  # what another run would change of them, in words
 
 
 def write_card(folder: Path, facts: Facts, name: str = "") -> Path:
@@ -142,4 +143,5 @@ def _score_table(facts: Facts) -> str:
             [escaped(label), *(f"{row[column]:.3g}" if column in row else "–" for column in columns)]
         )
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"## Scores\n\n{table}\n\n"
+    spread = f"{facts['spread']}\n\n" if facts.get("spread") else ""
+    return f"## Scores\n\n{table}\n\n{spread}"

@@ -41,7 +41,7 @@ LOOKS = (
         "FLUX or a relative, which is of another family",
     ),
     (
-        r"joint_blocks\.|transformer_blocks\.\d+\.attn\.add_[qkv]_proj",
+        r"joint_blocks\.|\.attn\.add_[qkv]_proj",
         "Stable Diffusion 3 or a relative, of another family",
     ),
     (
@@ -49,7 +49,7 @@ LOOKS = (
         "an autoencoder (VAE): give the transformer beside it",
     ),
     (
-        r"(input|output)_blocks\.\d|(down|up)_blocks\.\d+\.(attentions|resnets)|mid_block\.attentions.*transformer_blocks",
+        r"(input|output)_blocks\.\d|(down|up)_blocks\.\d+\.(attentions|resnets)|mid_block\.attentions\.\d+\.proj_in",
         "a UNet of Stable Diffusion, of another family",
     ),
     (

@@ -48,7 +48,7 @@ def test_what_is_not_there(refusal, here):
 
 def test_what_cannot_be_read(refusal, here):
     Path("mine.yaml").write_bytes(b"name: \xff")
-    assert "mine.yaml: not a readable recipe: 'utf-8' codec" in refusal("recipes", "mine.yaml")
+    assert "mine.yaml is not UTF-8 text" in refusal("recipes", "mine.yaml")
 
 
 def test_listing_is_quick(here):

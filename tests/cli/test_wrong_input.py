@@ -27,7 +27,7 @@ pytest_plugins = "tests.cli.fixtures"
         (["sample", "empty", "--prompt", "a dot"], "no model in folder empty"),
         (["convert", "missing.safetensors"], "no file or folder missing.safetensors"),
         (["convert", "empty"], "no model in folder empty"),
-        (["convert", "notes.txt"], "notes.txt is not a checkpoint"),
+        (["convert", "notes.txt"], "notes.txt is truncated or not a checkpoint: it is text"),
         (["sample", "empty", "--prompt", "a dot", "--out", "notes.txt"], "--out notes.txt is not a folder"),
     ],
 )

@@ -102,6 +102,25 @@ def test_copies_are_filled_again_and_hold_no_more_than_is_written(tmp_path):
     assert [(index.fqn, copy.shape) for index, copy in saver._copies.items()] == [("weight", (2, 2))]
 
 
+def test_a_save_that_is_waited_for_is_on_disk_and_copies_nothing(tmp_path, monkeypatch):
+    saver = Saver(tmp_path)
+    saver.save("a", tensors(1.0), {})
+    state = tensors(2.0) | {"transposed": torch.arange(6.0).reshape(2, 3).T}
+    written = []
+    resolve = dcp.CopyingPlanner.resolve_data
+    monkeypatch.setattr(
+        dcp.CopyingPlanner,
+        "resolve_data",
+        lambda self, item: written.append(resolve(self, item)) or written[-1],
+    )
+    saver.save("b", state, {"name": "b"}, wait=True)
+    assert {tensor.data_ptr() for tensor in written} == {tensor.data_ptr() for tensor in state.values()}
+    assert not saver._copies and read_facts(tmp_path / "000002-b") == {"name": "b"}
+    found = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
+    read_tensors(tmp_path / "000002-b", found)
+    assert all(torch.equal(found[key], tensor) for key, tensor in state.items())
+
+
 def test_facts_come_back_bit_for_bit(tmp_path):
     floats = [0.1, -0.0, 5e-324, 1.7976931348623157e308, 1 / 3, float("inf"), float("nan")]
     facts = {

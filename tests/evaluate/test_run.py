@@ -97,8 +97,8 @@ def test_scenes_need_pictures_of_their_size(run_folder, tmp_path):
         run.evaluate(options(copy, tmp_path, metrics=["scenes"]))
     small, large = (find_models(str(model)) for model in (run_folder / "student", copy))
     usual = options(copy, tmp_path)
-    assert [m.name for m in chosen_metrics((), small)] == ["scenes", "fid", "clip", "latency"]
-    assert [m.name for m in chosen_metrics((), large)] == ["fid", "clip", "geneval", "latency"]
+    assert [m.name for m in chosen_metrics((), small)] == ["scenes", "fid", "diversity", "clip", "latency"]
+    assert [m.name for m in chosen_metrics((), large)] == ["fid", "diversity", "clip", "geneval", "latency"]
     assert main_prompts(usual, small).name == "scenes"
     assert isinstance(main_prompts(usual, large), NotHereError)
 
@@ -123,7 +123,7 @@ def test_a_broken_recipe_is_told_before_anything_is_drawn(run_folder, tmp_path, 
     folder = shutil.copytree(run_folder, tmp_path / "broken")
     (folder / "recipe.yaml").write_bytes(b"\xff")
     fakes(Fake("clip"))
-    with pytest.raises(SprintError, match="cannot be read as UTF-8"):
+    with pytest.raises(SprintError, match="is not UTF-8 text"):
         run.evaluate(options(folder, tmp_path, metrics=["clip"], steps=[1]))
     assert not (tmp_path / "out").exists()
 

@@ -43,7 +43,7 @@ def test_help_tells_every_metric_and_where_a_result_lies(sprint):
     out = sprint("evaluate", "--help").out
     for metric in METRICS.values():
         better = "higher" if metric.higher else "lower"
-        assert f"  {metric.name:9}{metric.about}; {better} is better" in out
+        assert f"  {metric.name:12}{metric.about}; {better} is better" in out
     assert "RUN/evaluation" in out and "evaluations/NAME" in out
 
 
@@ -86,7 +86,8 @@ def test_what_a_run_drew_is_not_drawn_again(sprint, here, run_folder, monkeypatc
     assert [column.title for column in at_the_end.columns] == [
         "student, 1 step", "student, 2 steps", "teacher, 2 steps", "undistilled, 1 step",
     ]  # fmt: skip
-    assert list(at_the_end.protocols) == ["scenes", "fid", "pace"] and at_the_end.settings["guidance"] == "4"
+    assert list(at_the_end.protocols) == ["scenes", "fid", "teacher-fid", "diversity", "pace"]
+    assert at_the_end.settings["guidance"] == "4"
     written = read_result(run / "evaluation").columns
     monkeypatch.setattr("sprint.sample.generate.Generator.pictures", lambda *_: pytest.fail("drawn again"))
     code, out, err = sprint("evaluate", "mini", "--metrics", "scenes")
@@ -94,7 +95,8 @@ def test_what_a_run_drew_is_not_drawn_again(sprint, here, run_folder, monkeypatc
     again = read_result(run / "evaluation")
     assert again.columns == written  # figures of the run's other metrics stay
     assert again.command.splitlines() == ["sprint distill mini", "sprint evaluate mini --metrics scenes"]
-    assert len(list((run / "evaluation" / "pictures").rglob("*.png"))) == 4 * 3
+    drawn = len(list((run / "evaluation" / "pictures").rglob("*.png")))
+    assert drawn == 4 * (3 + 3)  # and three more seeds of one prompt
 
 
 def test_only_what_is_not_here(refusal, here, run_folder, no_clip):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from sprint.base.errors import SprintError
 from sprint.data.batch import parts
 from sprint.models.discriminator import (
+    ARRANGEMENTS,
     BatchNormLocal,
     DiscriminatorHead,
     DiscriminatorHeads,
@@ -14,6 +15,7 @@ from sprint.models.discriminator import (
     interleave,
     swapped,
 )
+from sprint.recipe.schema import NormGroups
 from tests.tolerance import assert_all_close, assert_close, near, of_autocast, of_network, rounding
 
 NEIGHBOURS = 4
@@ -222,6 +224,17 @@ def test_neighbours_swap_within_their_group_whatever_else_is_in_the_batch():
         assert torch.equal(torch.cat([swapped(x[part], 4) for part in parts(10, size)]), swapped(x, 4))
     rows = torch.randn(6, 2, 3)
     assert torch.equal(swapped(rows, 3), rows[[2, 0, 1, 5, 3, 4]])
+
+
+@pytest.mark.parametrize("groups", NormGroups)
+def test_local_batch_norm_of_two_kinds(groups):
+    """Kinds that are constant, 1 and −1: in mixed groups they stay apart, in their own they vanish."""
+    arranged, norm = ARRANGEMENTS[groups], BatchNormLocal(1)
+    real, fake = torch.ones(8, 3, 1), -torch.ones(8, 3, 1)
+    on_real, on_fake = arranged.part(norm(arranged.join(real, fake), arranged.group(4, 2)), 2)
+    expected = 1 / math.sqrt(1 + norm.eps) if groups is NormGroups.mixed else 0.0
+    assert_close(on_real, expected * real, rounding(torch.float32, terms=24))
+    assert_close(on_fake, expected * fake, rounding(torch.float32, terms=24))
 
 
 def test_interleave_and_back():

@@ -307,6 +307,8 @@ def test_relations_between_keys(small):
             ["distill.consistency.normalise_tangent=false", "distill.consistency.tangent_normalisation=1"],
             "distill.consistency.normalise_tangent is false",
         ),
+        (["distill.adversarial={weight: 0, renoising: separate}"], "distill.adversarial.weight is 0"),
+        (["distill.consistency.weight=0", "distill.null_mask=prompts"], "distill.consistency.weight is 0"),
         (["shard_teacher=true"], "engine = single has nobody to share with"),
     ],
 )
@@ -404,6 +406,20 @@ HASHES = [
 @pytest.mark.parametrize(("name", "overrides", "expected"), HASHES)
 def test_hash_of_a_run_made_before(name, overrides, expected):
     assert recipe_hash(load_recipe(name, overrides)) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "as_before"),
+    [
+        ("distill.adversarial.norm_groups", "separate", "mixed"),
+        ("distill.adversarial.renoising", "separate", "shared"),
+        ("distill.null_mask", "prompts", "own"),
+    ],
+)
+def test_a_setting_that_came_later_counts_where_it_changes_something(key, value, as_before):
+    plain = recipe_hash(load_recipe("tiny"))
+    assert recipe_hash(load_recipe("tiny", [f"{key}={as_before}"])) == plain
+    assert recipe_hash(load_recipe("tiny", [f"{key}={value}"])) != plain
 
 
 def test_every_number_has_a_range():

@@ -153,7 +153,7 @@ def test_own_list_of_times(student):
 
 @pytest.mark.parametrize("steps", [0, 5, -1])
 def test_student_steps_outside_one_to_four(student, steps):
-    with pytest.raises(SprintError, match=f"steps {steps}: a student takes 1 to 4; .*--times"):
+    with pytest.raises(SprintError, match=f"steps {steps}: a student takes 1 to 4; .*list of times"):
         student.pictures(PROMPTS, SEEDS, steps)
 
 

@@ -7,6 +7,7 @@ import torch
 from sprint.base.errors import SprintError
 from sprint.maths import losses
 from sprint.maths.trigflow import HALF_PI, SIGMA_DATA, diffuse
+from sprint.recipe.schema import NormGroups, NullMask, Renoising
 from sprint.train import terms
 from sprint.train.distill import DISCRIMINATOR, GENERATOR, DistillStage
 from sprint.train.draws import draw
@@ -63,7 +64,7 @@ def assert_moments(z: torch.Tensor, mean: float, std: float) -> None:
 
 def test_draws_have_the_densities_of_the_recipe():
     draws = draw(make_recipe(batch_size=20_000), 0, (1, 1, 1))
-    for t, mean, std in ((draws.t, 0.2, 1.6), (draws.renoise_t, -0.6, 1.0)):
+    for t, mean, std in ((draws.t, 0.2, 1.6), (draws.renoise_t[:, 0], -0.6, 1.0)):
         z = torch.log(SIGMA_DATA * torch.tan(t.double()))
         assert_moments(z, mean, std)
     at_max = draws.start_t == torch.tensor(HALF_PI)
@@ -78,8 +79,38 @@ def test_draws_have_the_densities_of_the_recipe():
             1 / 3, sampling(math.sqrt(2) / 3, 20_000), scale=1
         )
     assert draws.guidance.unique().numel() == 3
-    noises = torch.stack([draws.noise, draws.start_noise, draws.renoise_noise]).flatten(1)
+    noises = torch.stack([draws.noise, draws.start_noise, draws.renoise_noise[:, 0]]).flatten(1)
     assert torch.corrcoef(noises).sub(torch.eye(3)).abs().max() < sampling(1, 20_000)
+
+
+def test_separate_renoising_draws_for_each_kind(stage):
+    """What came before is drawn as with shared renoising."""
+    recipe = make_recipe(batch_size=20_000)
+    shared = draw(recipe, 0, (1, 1, 1))
+    recipe.distill.adversarial.renoising = Renoising.separate
+    draws = draw(recipe, 0, (1, 1, 1))
+    assert all(torch.equal(a, b) for a, b in zip(draws[:5], shared[:5], strict=True))
+    assert shared.renoise_t.shape == (20_000, 1) and draws.renoise_t.shape == (20_000, 3)
+    z = torch.log(SIGMA_DATA * torch.tan(draws.renoise_t.double()))
+    for kind in range(3):
+        assert_moments(z[:, kind], -0.6, 1.0)
+    both = torch.cat([z.T.float(), draws.renoise_noise.flatten(1).T])
+    assert torch.corrcoef(both).sub(torch.eye(6)).abs().max() < sampling(1, 20_000)
+
+
+@pytest.mark.parametrize("renoising", Renoising)
+def test_each_kind_is_renoised_with_its_own_draw_or_with_the_only_one(renoising):
+    recipe, batch = make_recipe(), tiny_batch()
+    recipe.distill.adversarial.renoising = renoising
+    draws = draw(recipe, 0, LATENT)
+    for kind in (terms.REAL, terms.GENERATED, terms.MISALIGNED):
+        own = kind if renoising is Renoising.separate else 0
+        t = draws.renoise_t[:, own]
+        c, s = (f(t)[:, None, None, None] for f in (torch.cos, torch.sin))
+        x_hat, told, *_ = terms.renoised_features(lambda *given: given, batch.latent, draws, batch, kind)
+        by_hand = (c * batch.latent + s * SIGMA_DATA * draws.renoise_noise[:, own]) / SIGMA_DATA
+        assert torch.equal(told, t)
+        assert_close(x_hat, by_hand, rounding(torch.float32, terms=4))
 
 
 # ---- pieces -------------------------------------------------------------------------------------------
@@ -95,6 +126,18 @@ def test_the_teachers_velocity_is_guided_with_the_drawn_scale(stage):
     expected = SIGMA_DATA * (F_u + w * (F_c - F_u))
     guided = (2 * w.max().item() + 1) * of_network(stage.teacher)  # w F_c and (1 − w) F_u err apart
     assert_close(teacher_velocity(stage.teacher, x_t, draws, stage.with_null(batch)), expected, guided)
+
+
+@torch.no_grad()
+def test_the_null_prompt_may_show_as_many_tokens_as_its_prompt(stage):
+    """Its mask is then the prompt's in the unconditional branch, and its text is the null prompt's still."""
+    batch, (null_text, _) = tiny_batch(), stage.null
+    stage.settings.null_mask = NullMask.prompts
+    guided = stage.with_null(batch)
+    assert torch.equal(guided.mask, torch.cat([batch.mask, batch.mask]))
+    assert torch.equal(guided.text, torch.cat([batch.text, null_text.expand(8, -1, -1)]))
+    stage.settings.null_mask = NullMask.own
+    assert torch.equal(stage.with_null(batch).mask[8:], stage.null[1].expand(8, -1))
 
 
 @torch.no_grad()
@@ -149,9 +192,10 @@ def test_the_hinge_sees_each_kind_once(stage, monkeypatch):
     """Real pictures under their prompts are not doubled by the misaligned ones."""
     seen = []
 
-    def features(tapped, x_0, draws, batch):
+    def features(tapped, x_0, draws, batch, kind):
         seen.append((x_0, batch.text))
-        return original(tapped, x_0, draws, batch)
+        assert kind == len(seen) - 1
+        return original(tapped, x_0, draws, batch, kind)
 
     original = terms.renoised_features
     monkeypatch.setattr(terms, "renoised_features", features)
@@ -183,6 +227,64 @@ def test_without_misaligned_pairs_fakes_are_the_generated_ones(engine, monkeypat
     )
     stage.heads_term(tiny_batch(), draw(stage.recipe, D, LATENT))
     assert shapes == [(8, 8)]
+
+
+def heads_that_tell(calls):
+    """Logits that are what a group's mean is: [B, 1]."""
+
+    def heads(features, group):
+        calls.append((len(features[0]), group))
+        (x,) = features
+        return torch.cat([part - part.mean(0) for part in x.split(group)])
+
+    return heads
+
+
+def tapped_as_it_is(x_hat, t, text, mask):
+    return [x_hat.flatten(1).mean(1, keepdim=True)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("groups", NormGroups)
+def test_who_shares_a_group_of_the_heads(stage, groups, monkeypatch):
+    """Heads that take a group's mean away: of mixed kinds it tells them apart, of each kind alone it cannot."""
+    settings, batch, calls = stage.settings, tiny_batch(), []
+    settings.adversarial.norm_groups = groups
+    clean = draw(stage.recipe, D, LATENT)
+    clean = clean._replace(renoise_t=torch.zeros_like(clean.renoise_t))  # no noise: features tell x_0
+    monkeypatch.setattr(terms, "swapped", lambda x, neighbours: torch.full_like(x, -2 * SIGMA_DATA))
+    monkeypatch.setattr(
+        terms, "one_step_sample", lambda *_: terms.Sample(-torch.ones(8, *LATENT), *[torch.zeros(8)] * 3)
+    )
+    batch = batch._replace(
+        latent=torch.ones_like(batch.latent)
+    )  # features: real 1, generated and misaligned −2
+    _, seen = terms.discriminator_term(
+        None, tapped_as_it_is, heads_that_tell(calls), batch, clean, settings.adversarial, stage.clock
+    )
+    _, generator = terms.sample_term(
+        None, tapped_as_it_is, heads_that_tell(calls), batch, clean, settings, stage.clock
+    )
+    if groups is NormGroups.mixed:  # means −1 of three kinds, −1/2 of two
+        assert calls == [(24, 12), (16, 8)]
+        assert (seen["logit_real"].item(), seen["logit_fake"].item()) == pytest.approx((2, -1), rel=1e-6)
+        assert generator["loss_adv"].item() == pytest.approx(1.5, rel=1e-6)
+    else:
+        assert calls == [(24, 4), (8, 4)]
+        assert (seen["logit_real"].item(), seen["logit_fake"].item()) == (0, 0)
+        assert generator["loss_adv"].item() == 0
+
+
+@pytest.mark.parametrize("step", [G, D])
+@pytest.mark.parametrize(
+    "setting", [{"norm_groups": NormGroups.separate}, {"renoising": Renoising.separate}], ids=str
+)
+def test_a_stage_trains_with_each_choice_and_differs(engine, step, setting):
+    plain, other = make_stage(engine), make_stage(engine)
+    for name, value in setting.items():
+        setattr(other.settings.adversarial, name, value)
+    losses_of = [stage.update(step, tiny_batch()).read(engine)["loss"] for stage in (plain, other)]
+    assert all(map(math.isfinite, losses_of)) and losses_of[0] != losses_of[1]
 
 
 # ---- phases -------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from sprint.models.teacher import DENSE_TIME, SPARSE_TIME
 from sprint.train import terms
 from sprint.train.distill import DistillStage
 from sprint.train.draws import draw
-from sprint.train.terms import adversarial_loss, one_step_sample, second_step, teacher_velocity
+from sprint.train.terms import logits_beside_real, one_step_sample, second_step, teacher_velocity
 from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null
 from tests.tolerance import assert_all_close, assert_close, near, of_network, rounding
 from tests.train.test_distill import (
@@ -128,10 +128,8 @@ def test_self_consistency_is_added_with_its_weight_and_its_target_is_fixed(engin
     found = {name: gradient.clone() for name, gradient in gradients(with_it.student).items()}
     with_it.generator.trained.zero_grad()
     with with_it.heads.frozen():
-        adversarial = adversarial_loss(
-            with_it.tapped, with_it.heads, batch, draws, sample.x_0, 4, with_it.clock
-        )
-    by_hand = 0.5 * adversarial
+        logits = logits_beside_real(with_it.tapped, with_it.heads, batch, draws, sample.x_0, 4, with_it.clock)
+    by_hand = 0.5 * losses.generator_adversarial_loss(logits)
     (by_hand + 3.0 * ((sample.x_0 - target.detach()) / SIGMA_DATA).square().mean()).backward()
     expected = {
         name: gradient for name, gradient in gradients(with_it.student).items() if gradient is not None

@@ -28,7 +28,7 @@ from pathlib import Path
 from sprint.train.folder import claim
 from sprint.base.errors import SprintError
 try:
-    claim(Path(sys.argv[1]), "hash")
+    claim(Path(sys.argv[1]), "0123456789ab")
     print("claimed")
     sys.stdin.read()
 except SprintError as error:

@@ -6,7 +6,8 @@
 
 Runs lie in runs/ablations/, each in a folder named by its recipe's hash, and several rows may share one. What has a
 result.json is done; the same command goes on with the rest, inside a run too. To repeat a run delete its folder. A
-run scored with another feature network is scored anew; one made with other settings has to be deleted first.
+run scored with another reader or feature network is scored anew; one made with other settings has to be deleted
+first.
 """
 
 import argparse

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from sprint.base.errors import SprintError
+from sprint.lab.reader import RULES
 from sprint.recipe.load import load_recipe, recipe_text
 from sprint.recipe.schema import Recipe
 from sprint.train.log import METRICS, read_metrics
@@ -147,13 +148,13 @@ def plan(groups: Sequence[Group], settings: Settings) -> dict[str, Job]:
 
 
 def is_done(job: Job, root: Path) -> bool:
-    """Whether its result is there, of these settings, and of this feature network where it has scores."""
+    """Whether its result is there, of these settings, and of this reader and feature network where it has scores."""
     file = root / job.key / RESULT
     if not file.exists() or other_settings(job, file.parent):
         return False
     found = json.loads(file.read_text(encoding="utf-8"))
-    recorded = found.get("network")
-    return not found.get("scores") or recorded is None or recorded == feature_network()
+    network, rules = found.get("network"), found.get("reader")
+    return not found.get("scores") or (rules == RULES and network in (None, feature_network()))
 
 
 def other_settings(job: Job, folder: Path) -> list[str]:

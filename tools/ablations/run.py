@@ -23,7 +23,7 @@ from sprint.evaluate.metrics.real_scenes import real_statistics as statistics_of
 from sprint.evaluate.result import share
 from sprint.evaluate.store import in_batches
 from sprint.lab.features import scene_features
-from sprint.lab.reader import score
+from sprint.lab.reader import RULES, score
 from sprint.lab.series import REFERENCE_SEED, SHOWN, held_out_scenes
 from sprint.models.teacher import SPARSE_TIME
 from sprint.models.view import TrigFlowView
@@ -83,6 +83,7 @@ def work(job: Job, root: Path) -> int:
         "norms": norms(rows),
         "seconds": round(seconds, 1),  # of training and scoring, breaks left out
         "network": feature_network(),
+        "reader": RULES,
         "made_by": made_by(),
     }
     write_whole(folder / RESULT, json.dumps(result, indent=1) + "\n")

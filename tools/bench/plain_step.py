@@ -219,7 +219,8 @@ class PlainStep:
 
     def features(self, x_0: Tensor, batch: Batch, draws: Draws) -> list[Tensor]:
         """Outputs of the tapped blocks of the whole frozen network on renoised x_0, [B, N, C] each."""
-        x_t = diffuse(x_0, draws.renoise_noise, draws.renoise_t)
+        t = draws.renoise_t[:, 0]  # one for all kinds, as `Renoising.shared` draws
+        x_t = diffuse(x_0, draws.renoise_noise[:, 0], t)
         blocks, taken = self.teacher.network.transformer_blocks, {}
 
         def keep(tap: int):
@@ -227,7 +228,7 @@ class PlainStep:
 
         taps = self.settings.adversarial.taps
         handles = [blocks[tap].register_forward_hook(keep(tap)) for tap in taps]
-        self.teacher(x_t / SIGMA_DATA, draws.renoise_t, batch.text, batch.mask)
+        self.teacher(x_t / SIGMA_DATA, t, batch.text, batch.mask)
         for handle in handles:
             handle.remove()
         dtype = torch.promote_types(x_0.dtype, torch.float32)

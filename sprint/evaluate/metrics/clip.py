@@ -159,6 +159,17 @@ class ClipScorer:
         return 100 * (embed_pictures(self.clip, pictures) * embed_texts(self.clip, prompts)).sum(-1)
 
 
+def wanted_clip(choices: Choices) -> str:
+    """Which CLIP. Raises NotHereError where it is not on this machine and the hub is not to be asked."""
+    name = choices.clip_model or VIT_L_14
+    here = Path(name).exists() or isinstance(try_to_load_from_cache(name, "config.json"), str)
+    if not here and not choices.fetch:
+        raise NotHereError(
+            f"no CLIP here; fetch it with `hf download {name}`, or ask for it with --metrics clip"
+        )
+    return name
+
+
 class ClipScore:
     """100 · cosine between CLIP's embeddings of picture and prompt."""
 
@@ -171,13 +182,7 @@ class ClipScore:
         return needed(self.prompts)
 
     def open(self) -> None:
-        name = self.choices.clip_model or VIT_L_14
-        here = Path(name).exists() or isinstance(try_to_load_from_cache(name, "config.json"), str)
-        if not here and not self.choices.fetch:
-            raise NotHereError(
-                f"no CLIP here; fetch it with `hf download {name}`, or ask for it with --metrics clip"
-            )
-        self.scorer = ClipScorer(name, self.choices.device)
+        self.scorer = ClipScorer(wanted_clip(self.choices), self.choices.device)
 
     def protocol(self) -> dict[str, str]:
         return {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sprint.base.errors import NotHereError
 from sprint.evaluate.metrics.gaussian import GaussianStatistics, fid
-from sprint.evaluate.metrics.inception import inception
+from sprint.evaluate.metrics.inception import FeatureNetwork, inception
 from sprint.evaluate.metrics.kid import kid
 from sprint.evaluate.metrics.metric import Choices, Drawn
 from sprint.evaluate.metrics.real import RealStatistics, features_of, open_reference, save_statistics
@@ -25,6 +25,18 @@ KID_SUBSET = 1000  # pictures, or as many as there are
 KID_SUBSETS = 100
 MJHQ_SIZE = 256  # pixels: pictures of both sets are brought to this first
 STATISTICS = "statistics.safetensors"  # beside the features of real pictures: fit for --reference
+
+
+def picture_network(choices: Choices, scenes: bool) -> FeatureNetwork:
+    """What sees pictures: scenes a network of our own, all others Inception. Raises NotHereError without weights."""
+    return scene_features(choices.device) if scenes else inception(choices.inception_weights, choices.device)
+
+
+def drawn_features(network: FeatureNetwork, drawn: Drawn, scenes: bool, kept: Path) -> Tensor:
+    """What it sees of a set, [N, D]; of other pictures than scenes it is kept in a folder below `kept`."""
+    if scenes:
+        return torch.cat([network(batch) for batch in drawn.batches("FID")])
+    return features_of(drawn.files, network, MJHQ_SIZE, kept / drawn.store.folder.name)
 
 
 class FrechetDistance:
@@ -49,10 +61,9 @@ class FrechetDistance:
         return needed(self.prompts)
 
     def open(self) -> None:
+        self.network = picture_network(self.choices, self.scenes)
         if self.scenes:
-            self.network = scene_features(self.choices.device)
             return
-        self.network = inception(self.choices.inception_weights, self.choices.device)
         found = open_reference(self.choices.reference)
         if isinstance(found, RealStatistics):
             found.check(self.network.name, MJHQ_SIZE)
@@ -98,7 +109,7 @@ class FrechetDistance:
         return self._subset == len(self.prompts.shots) == self._real_count
 
     def measure(self, drawn: Drawn) -> Measured:
-        features = self._features(drawn)
+        features = drawn_features(self.network, drawn, self.scenes, self.choices.kept)
         ours = GaussianStatistics.of(features)
         if isinstance(self.reference, RealStatistics):
             return Measured({"FID": self.metric.figure(fid(ours, self.reference))})
@@ -117,11 +128,6 @@ class FrechetDistance:
                 name: Figure(scale * distance.mean, error, self.metric.higher, spec),
             }
         )
-
-    def _features(self, drawn: Drawn) -> Tensor:
-        if self.scenes:
-            return torch.cat([self.network(batch) for batch in drawn.batches("FID")])
-        return features_of(drawn.files, self.network, MJHQ_SIZE, self.choices.kept / drawn.store.folder.name)
 
     def _real_features(self) -> Tensor:
         """Of every model's evaluation the same, so they are kept in one place, with their statistics."""

@@ -104,7 +104,7 @@ def judge(
 ) -> Verdict:
     """Does a picture show what its prompt says?
 
-    detections       every object found, by class name; scores and order do not matter
+    detections       every object found, by class name, in the detector's order, which decides between equal scores
     classify_colors  is asked only about objects whose colour matters
 
     As in the official program: colour and position are looked at on the `count` most confident objects of a
@@ -129,8 +129,9 @@ def judge(
 
 
 def _most_confident(found: Sequence[Detection], limit: float) -> list[Detection]:
+    """Best first; of equal ones the later first, since the official program turns a rising order round."""
     kept = [d for d in found if d.score > limit]
-    return sorted(kept, key=lambda d: d.score, reverse=True)[:MAX_OBJECTS]
+    return sorted(kept, key=lambda d: d.score)[: -MAX_OBJECTS - 1 : -1]
 
 
 def _check(

@@ -38,6 +38,7 @@ class Usual(Enum):
     all = "all"
     scenes = "those that draw the built-in scenes"
     others = "those that draw anything else"
+    beside_teacher = "those with a teacher beside them"
     none = "none"
 
 
@@ -104,11 +105,16 @@ class Choices:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A set as one model drew it. `title`: of the column, for progress bars."""
+    """A set as one model drew it.
+
+    title     of the column, for progress bars
+    teacher   the same set as the teacher drew it at its own steps; None where no teacher is looked at
+    """
 
     prompts: Prompts
     store: PictureStore
     title: str
+    teacher: PictureStore | None = None
 
     @property
     def files(self) -> list[Path]:

@@ -30,6 +30,23 @@ FID = Metric(
     reading="FID and KID are distances to real pictures: lower is better.",
     needs="for --reference: pip install 'sprint-distill[inception]' and its weights",
 )
+TEACHER_FID = Metric(
+    name="teacher-fid",
+    title="FID against the teacher",
+    about="distance to the teacher's own pictures of the same prompts",
+    higher=False,
+    reading="FID against the teacher is a distance to its pictures: lower is nearer, whether or not that is better.",
+    usual=Usual.beside_teacher,
+)
+DIVERSITY = Metric(
+    name="diversity",
+    title="Diversity over seeds",
+    about="distance between pictures of one prompt and several seeds",
+    higher=True,
+    error=Error.standard,
+    needs="CLIP's weights, for other pictures than scenes",
+    reading="Diversity over seeds is a distance too: mistakes raise it as variety does, so read it beside FID.",
+)
 CLIP = Metric(
     name="clip",
     title="CLIP score",
@@ -73,7 +90,9 @@ LATENCY = Metric(
     error=Error.spread,
     pictures=False,
 )
-METRICS = {metric.name: metric for metric in (SCENES, FID, CLIP, GENEVAL, PACE, LATENCY)}
+METRICS = {
+    metric.name: metric for metric in (SCENES, FID, TEACHER_FID, DIVERSITY, CLIP, GENEVAL, PACE, LATENCY)
+}
 
 
 def metric_of(name: str) -> Metric:
@@ -87,5 +106,5 @@ def described() -> str:
     for metric in METRICS.values():
         better = "higher" if metric.higher else "lower"
         needs = f"; needs {metric.needs}" if metric.needs else ""
-        lines.append(f"  {metric.name:9}{metric.about}; {better} is better{needs}")
+        lines.append(f"  {metric.name:12}{metric.about}; {better} is better{needs}")
     return "\n".join(lines)

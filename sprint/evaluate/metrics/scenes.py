@@ -30,9 +30,11 @@ class SceneScore:
             raise NotHereError(str(error)) from error
 
     def protocol(self) -> dict[str, str]:
+        from sprint.lab.reader import RULES
+
         return {
             "pictures": self.prompts.words,
-            "reader": "shapes and colours from pixels, by GenEval's rules",
+            "reader": RULES,
             "error": BINOMIAL,
         }
 

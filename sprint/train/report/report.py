@@ -32,9 +32,8 @@ from sprint.pages import html
 from sprint.pages.grid import picture_grid
 from sprint.pages.png import read_png
 from sprint.train.report.curves import Curve, in_order
+from sprint.train.report.spread import GENERAL
 from sprint.train.report.verdict import Goal, column_data, headline, in_reading_order, key_figures
-
-SPREAD = "± is over prompts alone: another seed or another processor gives another run, and its figures differ too."
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ class Report:
     command: str = ""  # that makes this run again
     environment: Mapping[str, str] = field(default_factory=dict)  # {"torch": "2.11.0", "CPU": "…"}
     notes: Sequence[str] = ()  # whatever a reader must know; set under the scores
+    spread: str = GENERAL  # what another seed or another processor would change, in words
 
 
 # ---- writing ----------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def _key_figures(report: Report) -> str:
 def _evaluated(folder: Path, report: Report, result: Result) -> list[str]:
     """What the evaluation found: pictures, figures, goals, and how they were taken."""
     prompts = max((len(shots) for shots in result.sets.values()), default=0)
-    words = reading(result, f"{SPREAD} All on {prompts} held-out prompts.")
+    words = reading(result, f"± is over prompts alone. {report.spread} All on {prompts} held-out prompts.")
     goals = html.checklist([(g.text, g.goal, g.value, g.met) for g in report.goals])
     return [
         *left_out_notes(result),

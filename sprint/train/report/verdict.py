@@ -17,10 +17,18 @@ READING_ORDER = (TEACHER, UNDISTILLED, STUDENT)  # roles, from left to right
 class Goal:
     """What was wanted and what came out, in words, and whether it is enough."""
 
-    text: str
+    text: str  # what, ÷ teacher's, and at how many steps
     goal: str
     value: str
     met: bool
+
+    @property
+    def what(self) -> str:
+        return self.text.partition(" ÷ ")[0]
+
+    @property
+    def at(self) -> str:
+        return self.text.rpartition(", ")[2]
 
 
 # ---- columns and their figures ----------------------------------------------------------------------
@@ -121,13 +129,11 @@ def best_student(result: Result) -> Column | None:
 
 
 def headline(result: Result | None, goals: Sequence[Goal]) -> str:
-    """What the run is good for, of what was measured only: the best column first, the goals after."""
+    """What the run is good for, of what was measured only: the best column first, then what falls short."""
     best = best_student(result) if result else None
     if best is None:
         return "Trained; no pictures were drawn."
-    met = sum(goal.met for goal in goals)
-    verdict = f" {met} of {len(goals)} goals are met." if met < len(goals) else " Every goal is met." * met
-    return f"{_what_is_kept(result, best)}.{verdict}"
+    return f"{_what_is_kept(result, best)}.{_what_falls_short(goals)}"
 
 
 def _what_is_kept(result: Result, best: Column) -> str:
@@ -142,6 +148,18 @@ def _what_is_kept(result: Result, best: Column) -> str:
     if fewest is not best:
         text += f"; {_subject(fewest)} {ratio(scene_score(fewest), scene_score(teacher)):.0%}"
     return text
+
+
+def _what_falls_short(goals: Sequence[Goal]) -> str:
+    """ " 4 of 8 goals are met; short of them fall FID, colors at 1 step." """
+    missed = [goal for goal in goals if not goal.met]
+    if not missed:
+        return " Every goal is met." if goals else ""
+    by_steps: dict[str, list[str]] = {}
+    for goal in missed:
+        by_steps.setdefault(goal.at, []).append(goal.what)
+    short = "; ".join(f"{', '.join(names)} at {at}" for at, names in by_steps.items())
+    return f" {len(goals) - len(missed)} of {len(goals)} goals are met; short of them fall {short}."
 
 
 def _students(result: Result) -> list[Column]:

@@ -12,7 +12,7 @@ from sprint.base.environment import environment
 from sprint.base.place import Place
 from sprint.evaluate.choices import FEATURE_CACHE, REAL_FEATURE_CACHE, Options
 from sprint.evaluate.metrics.metric import Choices
-from sprint.evaluate.metrics.registry import FID, PACE, SCENES
+from sprint.evaluate.metrics.registry import DIVERSITY, FID, PACE, SCENES, TEACHER_FID
 from sprint.evaluate.models import EVALUATIONS, OF_A_RUN
 from sprint.evaluate.page import column_title
 from sprint.evaluate.result import Result
@@ -23,7 +23,8 @@ from sprint.train.costs import note_cost, read_costs
 from sprint.train.log import METRICS, read_metrics
 from sprint.train.report.curves import training_curves, update_times
 from sprint.train.report.report import Report, write_report
-from sprint.train.report.verdict import distillation_goals, fid, in_reading_order, scene_score
+from sprint.train.report.spread import GENERAL, read_spread, spread_words
+from sprint.train.report.verdict import best_student, distillation_goals, fid, in_reading_order, scene_score
 from sprint.weights.card import Facts, write_card
 
 TITLES = {"adapt": "Stage 1: adapt", "distill": "Stage 2: sCM + LADD", "evaluate": "Evaluation"}
@@ -48,7 +49,7 @@ def evaluate_run(folder: Path, command: str) -> Result:
     this process alone. What is there already is not drawn again."""
     out, device = folder / OF_A_RUN, "cuda" if torch.cuda.is_available() else "cpu"
     choices = Choices(out / FEATURE_CACHE, EVALUATIONS / REAL_FEATURE_CACHE, device=device)
-    names = [metric.name for metric in (SCENES, FID, PACE)]
+    names = [metric.name for metric in (SCENES, FID, TEACHER_FID, DIVERSITY, PACE)]
     result = evaluate(Options(str(folder), out, choices, metrics=names, command=command), place=Place())
     assert result  # the only process writes
     return result
@@ -65,7 +66,14 @@ def model_facts(recipe: Recipe, result: Result | None = None) -> Facts:
             for c in columns
             if c.hash and None not in (scene_score(c), fid(c))
         }
+        facts["spread"] = of_other_runs(recipe, result)
     return facts
+
+
+def of_other_runs(recipe: Recipe, result: Result) -> str:
+    """What another run of the recipe would change of its best column, in words."""
+    best = best_student(result)
+    return spread_words(recipe, best.role, best.steps, read_spread()) if best else GENERAL
 
 
 def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
@@ -89,6 +97,7 @@ def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
         recipe=recipe_text(recipe),
         command=command,
         environment=environment(),
+        spread=of_other_runs(recipe, result) if result else GENERAL,
         notes=list(filter(None, [beside_the_paper(recipe.distill)])),
     )
     return write_report(folder, report)

@@ -135,6 +135,29 @@ def test_the_colour_of_the_most_confident_object_counts():
     ).correct
 
 
+def test_of_equally_confident_objects_the_later_is_first():
+    """The official program turns numpy's rising order round."""
+    red, blue = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0)
+    cats = {"cat": [Detection(red, 0.9), Detection(blue, 0.9)]}
+    by_place = {red: "red", blue: "blue"}
+
+    def color(name, objects):
+        return [by_place[d.box] for d in objects]
+
+    assert not verdict(task("colors", Requirement("cat", 1, "red")), cats, color).correct
+    assert verdict(task("colors", Requirement("cat", 1, "blue")), cats, color).correct
+    scores = np.array([0.5, 0.9, 0.9, 0.7, 0.9, 0.2])
+    official = [i for i in np.argsort(scores, kind="stable")[::-1] if scores[i] > 0.3]
+    seen = []
+    many = {"cat": [Detection((float(i), 0, 1, 1), float(score)) for i, score in enumerate(scores)]}
+    judge(
+        task("colors", Requirement("cat", 5, "red")),
+        many,
+        lambda name, objects: seen.extend(int(d.box[0]) for d in objects) or ["red"] * len(objects),
+    )
+    assert seen == official == [4, 2, 1, 3, 0]
+
+
 def test_every_one_of_several_has_the_colour():
     two_red = task("colors", Requirement("car", 2, "red"))
     result = verdict(two_red, {"car": found(0.9, 0.8, 0.7)}, by_score({0.9: "red", 0.8: "green", 0.7: "red"}))

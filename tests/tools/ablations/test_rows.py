@@ -343,9 +343,13 @@ def test_a_run_from_stage_1_to_its_scores(few, monkeypatch, fresh_engine):
         assert pictures["2"].shape == (6, 64, 64, 3)
     assert found["network"].startswith("scene network ") and found["made_by"]["versions"]["torch"]
 
-    with monkeypatch.context() as patched:  # the same student, looked at through another network
+    with (
+        monkeypatch.context() as patched
+    ):  # the same student, looked at by another rule or through another network
         patched.setattr(Run, "distill", stop_by(AssertionError("trained again")))
         result = few.root / job.key / ablation_jobs.RESULT
+        result.write_text(json.dumps(found | {"reader": "another"}))
+        assert not is_done(job, few.root)
         result.write_text(json.dumps(found | {"network": "another", "scores": {"2": {}}}))
         assert not is_done(job, few.root) and ablation_run.work(job, few.root) == 0
     assert read(few, job)["scores"] == found["scores"] and read(few, job)["network"] == found["network"]

@@ -163,7 +163,7 @@ def test_the_page_holds_the_numbers(written):
         "sprint distill recipes/tiny.yaml",
         "Made up for a test.",
         "2 held-out prompts",
-        "another seed or another processor",
+        "Another seed or another processor",
         "Read it together with FID",
         "floor: as many real scenes again",
     ):

@@ -38,7 +38,7 @@ def test_the_page_opens_with_the_column_that_one_would_use():
     found = result(WEAK, STRONG, TEACHER)
     assert headline(found, distillation_goals(found)) == (
         "4 steps keep 93% of the 20-step teacher's scene score at 5.0× its speed; 1 step keeps 30%. "
-        "4 of 8 goals are met."
+        "4 of 8 goals are met; short of them fall FID, Colors, Counting, Scene score at 1 step."
     )
 
 
@@ -46,6 +46,14 @@ def test_one_step_that_is_best_stands_alone():
     found = full_result()
     assert headline(found, []) == "1 step keeps 90% of the 20-step teacher's scene score at 16.0× its speed."
     assert headline(found, [Goal("a", "b", "c", True)]).endswith(" speed. Every goal is met.")
+    missed = [
+        Goal(f"{what} ÷ teacher's, {at}", "", "", False)
+        for what in ("FID", "Colors")
+        for at in ("1 step", "4 steps")
+    ]
+    assert headline(found, missed).endswith(
+        " 0 of 4 goals are met; short of them fall FID, Colors at 1 step; FID, Colors at 4 steps."
+    )
 
 
 def test_of_equal_columns_the_fastest_is_best():

@@ -1,0 +1,1 @@
+"""How far runs of one recipe lie apart."""
