@@ -62,7 +62,7 @@ def _kind(code: int, said: str, taken: int, before: set[Path], after: set[Path])
         return MEMORY
     if code not in (0, 2) or "Traceback" in said:
         return TRACEBACK
-    if code == 2 and (after != before or any(".part" in path.name for path in after)):
+    if code == 2 and any(path.name not in said for path in after - before):  # what it names is told, not left
         return LEFT
     return OPENED if code == 0 else REFUSED
 

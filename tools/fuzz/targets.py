@@ -38,6 +38,7 @@ DATA = (
     "-o",
     "out",
 )
+EVALUATE = ("evaluate", "tiny", "--metrics", "scenes", "--count", "2", "--steps", "1", "--out", "e")
 PROMPTS = ("cache", "tiny", "data.kind=prompts", "data.path=data/p.jsonl", "evaluate.prompts=0", "-o", "out")
 
 
@@ -50,6 +51,7 @@ class Target:
     file: str
     mutations: Sequence[Mutation]
     argv: Sequence[str]
+    slow: bool = False  # it loads encoders or trains
 
     @property
     def command(self) -> list[str]:
@@ -99,6 +101,10 @@ def recipe(folder: Path) -> None:
 
 def finished_run(folder: Path) -> None:
     sprint_command(folder, "distill", "tiny", *RUN)
+
+
+def evaluated_model(folder: Path) -> None:
+    sprint_command(folder, *EVALUATE)
 
 
 def sprint_command(folder: Path, *argv: str, output: str = "said") -> None:
@@ -177,29 +183,38 @@ TARGETS = (
         JSON,
         ("convert", "x", "-o", "out"),
     ),
-    Target("model_index.json", model_folder, "model/model_index.json", JSON, SAMPLE),
-    Target("sprint.json", model_folder, "model/sprint.json", JSON, SAMPLE),
-    Target("an autoencoder's config", model_folder, "model/vae/config.json", JSON, SAMPLE),
-    Target("a text encoder's config", model_folder, "model/text_encoder/config.json", JSON, SAMPLE),
-    Target("a tokenizer's config", model_folder, "model/tokenizer/tokenizer_config.json", JSON, SAMPLE),
-    Target("a tokenizer", model_folder, "model/tokenizer/tokenizer.json", JSON, SAMPLE),
-    Target("a scheduler's config", model_folder, "model/scheduler/scheduler_config.json", JSON, SAMPLE),
+    Target("model_index.json", model_folder, "model/model_index.json", JSON, SAMPLE, slow=True),
+    Target("sprint.json", model_folder, "model/sprint.json", JSON, SAMPLE, slow=True),
+    Target("an autoencoder's config", model_folder, "model/vae/config.json", JSON, SAMPLE, slow=True),
+    Target(
+        "a text encoder's config", model_folder, "model/text_encoder/config.json", JSON, SAMPLE, slow=True
+    ),
+    Target(
+        "a tokenizer's config", model_folder, "model/tokenizer/tokenizer_config.json", JSON, SAMPLE, slow=True
+    ),
+    Target("a tokenizer", model_folder, "model/tokenizer/tokenizer.json", JSON, SAMPLE, slow=True),
+    Target(
+        "a scheduler's config", model_folder, "model/scheduler/scheduler_config.json", JSON, SAMPLE, slow=True
+    ),
     Target("a recipe", recipe, "r.yaml", TEXT, ("distill", "FILE", "--dry-run")),
-    Target("pictures", pictures, "data/1.jpg", BYTES, (*DATA, "data.kind=folder")),
-    Target("captions as text", pictures, "data/0.txt", TEXT, (*DATA, "data.kind=folder")),
-    Target("captions as JSON", caption_beside, "data/0.json", JSON, (*DATA, "data.kind=folder")),
-    Target("captions of a folder", captions, "data/metadata.jsonl", JSON, (*DATA, "data.kind=folder")),
-    Target("a tar", tar, "data/0.tar", BYTES, (*DATA, "data.kind=webdataset")),
+    Target("pictures", pictures, "data/1.jpg", BYTES, (*DATA, "data.kind=folder"), slow=True),
+    Target("captions as text", pictures, "data/0.txt", TEXT, (*DATA, "data.kind=folder"), slow=True),
+    Target("captions as JSON", caption_beside, "data/0.json", JSON, (*DATA, "data.kind=folder"), slow=True),
+    Target(
+        "captions of a folder", captions, "data/metadata.jsonl", JSON, (*DATA, "data.kind=folder"), slow=True
+    ),
+    Target("a tar", tar, "data/0.tar", BYTES, (*DATA, "data.kind=webdataset"), slow=True),
     Target(
         "prompts",
         prompts,
         "data/p.jsonl",
         JSON,
         PROMPTS,
+        slow=True,
     ),
-    Target("a cache's settings", cache, "cache/cache.json", JSON, CACHED),
+    Target("a cache's settings", cache, "cache/cache.json", JSON, CACHED, slow=True),
     *(
-        Target(f"a run's {file}", finished_run, f"runs/r/{file}", JSON, ("distill", "tiny", *RUN))
+        Target(f"a run's {file}", finished_run, f"runs/r/{file}", JSON, ("distill", "tiny", *RUN), slow=True)
         for file in (
             "costs.json",
             "metrics.jsonl",
@@ -208,5 +223,6 @@ TARGETS = (
             "student/model_index.json",
         )
     ),
-    Target("a result", finished_run, "runs/r/evaluation/result.json", JSON, ("compare", "runs/r", "runs/r")),
+    Target("a result", evaluated_model, "e/result.json", JSON, ("compare", "e", "e")),
+    Target("a result, gone on with", evaluated_model, "e/result.json", JSON, EVALUATE, slow=True),
 )
