@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     *("base", "maths", "pages", "lab", "recipe", "models", "weights", "engine", "sample", "data"),
-    *("evaluate", "train", "cli", "__init__", "__main__"),
+    *("evaluate", "train", "doctor", "cli", "__init__", "__main__"),
 )
 ABOVE = ("sprint", "tools", "tests")  # a package imports from itself and from those before it
 MODULES = {

@@ -119,7 +119,10 @@ def check_verb(words: list[str]) -> None:
     if hasattr(args, "overrides"):
         cached = ["evaluate.prompts=0"] * (words[0] == "cache")  # as the verb has it
         drawn = ["data.kind=prompts"] * getattr(args, "from_prompts", False)
-        check_recipe(args.recipe, [*args.overrides, *drawn, *cached])
+        recipe = getattr(
+            args, "recipe", "0.6b"
+        )  # `sprint doctor` takes the same keys for whatever it looks at
+        check_recipe(recipe, [*args.overrides, *drawn, *cached])
 
 
 def check_recipe(name: str, overrides: list[str]) -> None:

@@ -17,6 +17,7 @@ from sprint.cli.cache import add_cache
 from sprint.cli.compare import add_compare
 from sprint.cli.convert import add_convert
 from sprint.cli.distill import add_distill
+from sprint.cli.doctor import add_doctor
 from sprint.cli.evaluate import add_evaluate
 from sprint.cli.recipes import add_recipes
 from sprint.cli.sample import add_sample
@@ -37,6 +38,7 @@ Distil a flow-matching image model into one that samples in 1 to 4 steps.
   sprint evaluate runs/tiny               draw, score, time: a table and a page, worst pictures first
   sprint compare evaluations/a evaluations/b
   sprint search-steps runs/tiny/student   better times for 2 to 4 steps
+  sprint doctor runs/tiny                 what is wrong with a run, a model, a recipe or data, and what to do
 """
 
 
@@ -139,4 +141,5 @@ def build_parser() -> argparse.ArgumentParser:
     add_evaluate(verbs)
     add_compare(verbs)
     add_search_steps(verbs)
+    add_doctor(verbs)
     return parser

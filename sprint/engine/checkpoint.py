@@ -324,15 +324,20 @@ def read_tensors(path: Path, tensors: dict[str, Tensor], group: Group = None) ->
         raise _unreadable(path, _reason(error, group)) from error
 
 
-def _require_stored(path: Path, reader: Reader, tensors: dict[str, Tensor]) -> None:
+def stored_tensors(path: Path, reader: Reader | None = None) -> dict[str, TensorStorageMetadata]:
+    """Size and dtype of every tensor in a checkpoint, by its key. Raises SprintError where they cannot be read."""
     try:
-        stored = reader.read_metadata().state_dict_metadata
+        stored = (reader or Reader(path)).read_metadata().state_dict_metadata
     except Exception as error:  # a broken pickle raises whatever it likes
         raise _unreadable(path, _reason(error)) from error
+    return {key: facts for key, facts in stored.items() if isinstance(facts, TensorStorageMetadata)}
+
+
+def _require_stored(path: Path, reader: Reader, tensors: dict[str, Tensor]) -> None:
+    stored = stored_tensors(path, reader)
     for key, tensor in tensors.items():
         there, wanted = stored.get(key), f"{tensor.dtype} {tuple(tensor.shape)}"
-        tensor_there = isinstance(there, TensorStorageMetadata)
-        found = f"{there.properties.dtype} {tuple(there.size)}" if tensor_there else "nothing"
+        found = f"{there.properties.dtype} {tuple(there.size)}" if there else "nothing"
         if found != wanted:
             raise SprintError(
                 f"checkpoint {path} has {found} under {key!r} where {wanted} is wanted: it is of another network, "
