@@ -89,7 +89,7 @@ def json_value(chance: random.Random, content: bytes) -> bytes:
     """A value, or a key, somewhere in the tree is another."""
     try:
         tree = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):  # mutated before
         return flip(chance, content)
     places = list(_places(tree))
     if not places:
@@ -157,16 +157,20 @@ TEXT = (line, line, line, json_digits, *BYTES)
 # ---- of files of tensors ----------------------------------------------------------------------------
 
 
+def _header_size(content: bytes) -> int:
+    return min(int.from_bytes(content[:8], "little"), len(content))
+
+
 def safetensors_header(chance: random.Random, content: bytes) -> bytes:
     """The header says something else; its length is right."""
-    (size,) = struct.unpack("<Q", content[:8])
+    size = _header_size(content)
     header = chance.choice((json_value, json_value, json_digits, flip))(chance, content[8 : 8 + size])
     return struct.pack("<Q", len(header)) + header + content[8 + size :]
 
 
 def safetensors_values(chance: random.Random, content: bytes) -> bytes:
     """Some weights are not finite."""
-    (size,) = struct.unpack("<Q", content[:8])
+    size = _header_size(content)
     at = 8 + size + 4 * chance.randrange(max(1, (len(content) - 8 - size) // 4))
     return (
         content[:at]
