@@ -194,7 +194,7 @@ def zip_entry(chance: random.Random, content: bytes) -> bytes:
                         continue
                     data = chance.choice(BYTES)(chance, data) if which < 5 else data
                     how = zipfile.ZIP_DEFLATED if which == 5 else how
-                new.writestr(name, data, how)
+                new.writestr(zipfile.ZipInfo(name), data, how)  # of 1980, whenever it is written
     except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError):
         return flip(chance, content)
     return made.getvalue()
