@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -69,10 +70,16 @@ def try_case(case: Case, templates: Path, keep: Path | None) -> Found:
 
 
 def make_templates(targets: list[int], folder: Path) -> None:
+    """A folder for every kind, FOLDER/NUMBER; what several start from is made once."""
+    made: dict[Callable, Path] = {}
     for number in targets:
-        place = folder / str(number)
-        place.mkdir(parents=True)
-        TARGETS[number].make(place)
+        make, place = TARGETS[number].make, folder / str(number)
+        if make in made:
+            shutil.copytree(made[make], place)
+        else:
+            place.mkdir(parents=True)
+            make(place)
+            made[make] = place
 
 
 def fuzz(
