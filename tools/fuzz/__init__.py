@@ -1,0 +1,1 @@
+"""Files that broke or that somebody broke, through every verb that reads them."""
