@@ -241,7 +241,7 @@ class CachedItems(EncodedItems):
             made_by = {part: settings.weights.get(part) for part in FAMILY_PARTS}
             other = [part for part in FAMILY_PARTS if weights[part] != made_by[part]]
             if other:
-                differs.append(f"the {' and '.join(other)} of {family} has other weights than what made it")
+                differs.append(f"other weights in {' and '.join(other)} of {family} than made it")
         if differs:
             raise SprintError(
                 f"{self.folder}: another recipe's cache: {', '.join(differs)}; "
