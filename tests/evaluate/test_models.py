@@ -54,7 +54,7 @@ def test_what_a_recipe_says_or_does_not(run_folder, tmp_path, text, prompts):
     assert own_evaluation(str(run / "student")) is None
 
 
-def test_a_recipe_that_is_no_yaml_is_named(run_folder, tmp_path):
+def test_a_damaged_recipe_of_a_run_is_named(run_folder, tmp_path):
     run = shutil.copytree(run_folder, tmp_path / "run")
     (run / "recipe.yaml").write_text("[")
     with pytest.raises(SprintError, match=r"recipe\.yaml, line 1: not valid YAML"):

@@ -61,7 +61,7 @@ def try_case(case: Case, templates: Path, keep: Path | None) -> Found:
         file = folder / target.file
         chance = random.Random(f"{target.name} {case.seed}")
         file.write_bytes(mutated(chance, file.read_bytes(), target.mutations))
-        outcome = run(target.command, folder, Path(place) / "said")
+        outcome = run(target.command, folder, Path(place) / "said", target.keeps)
         if keep and outcome.kind in BAD:
             kept = keep / f"{target.name.replace('/', '-')} {case.seed}"
             shutil.copytree(folder, kept, dirs_exist_ok=True)

@@ -266,7 +266,7 @@ class CachedItems(EncodedItems):
             made_by = {part: settings.weights.get(part) for part in FAMILY_PARTS}
             other = [part for part in FAMILY_PARTS if weights[part] != made_by[part]]
             if other:
-                differs.append(f"{' and '.join(other)} of {family}, there of {settings.family}")
+                differs.append(f"other weights in {' and '.join(other)} of {family} than made it")
         if differs:
             raise SprintError(
                 f"{self.folder}: another recipe's cache: {', '.join(differs)}; "

@@ -326,7 +326,7 @@ def test_another_text_side_is_refused(picture_recipe, caches, tmp_path, caplog):
         SprintError, match=r"text.instruction = True, there False, text.max_length = 40, there 80"
     ):
         items.check(family, Text(40, True))
-    with pytest.raises(SprintError, match="text_encoder and vae of tiny, there of"):
+    with pytest.raises(SprintError, match="other weights in text_encoder and vae of tiny than made it"):
         items.check("tiny", Text(80, False))
     with pytest.raises(SprintError, match="family = nobody/nothing, there"):
         items.check("nobody/nothing", Text(80, False))
