@@ -19,6 +19,7 @@ from sprint.models.families import load_family
 from sprint.models.teacher import Sizes
 from sprint.recipe.schema import DataKind, Precision, Recipe
 from sprint.train.checks import check_teacher
+from sprint.weights.checkpoint import Checkpoint
 from sprint.weights.load import understand_teacher
 
 
@@ -28,6 +29,7 @@ class Inputs:
     source         samples by position
     null           the empty prompt: text [1, N, D] and mask [1, N], on the engine's device
     latent_shape   (C, h, w) of the first sample
+    teacher_weights   how many numbers the teacher has
     of_scenes      whether the built-in scenes are learned, which can be scored
 
     Raises SprintError for what is missing, and for parts that do not fit each other or the recipe.
@@ -36,7 +38,8 @@ class Inputs:
     def __init__(self, recipe: Recipe, folder: Path, engine: Engine):
         self.recipe, self.folder, self.engine = recipe, folder, engine
         self.of_scenes = recipe.data.kind is DataKind.scenes
-        teacher = self._teacher_sizes()
+        checkpoint = self._teacher()
+        teacher, self.teacher_weights = checkpoint.sizes, checkpoint.parameters
         self.source, self.null = self._open_cache() if self._cached else self._open_data()
         for batch_size in (recipe.adapt.batch_size, recipe.distill.batch_size):
             self.source.batched(batch_size)  # there may be too few samples of every shape
@@ -46,14 +49,14 @@ class Inputs:
 
     # ---- the teacher ------------------------------------------------------------------------------------
 
-    def _teacher_sizes(self) -> Sizes:
-        """Of the adapted teacher, if stage 1 is over, else of the recipe's."""
+    def _teacher(self) -> Checkpoint:
+        """The adapted teacher, if stage 1 is over, else the recipe's; unread."""
         adapted = self.folder / "teacher"
         if adapted.exists():
-            return understand_teacher(str(adapted)).sizes
+            return understand_teacher(str(adapted))
         teacher = understand_teacher(resolve(self.recipe.teacher))
         check_teacher(self.recipe, teacher.config, teacher.sizes.depth)
-        return teacher.sizes
+        return teacher
 
     def _check_fit(self, first: Batch, teacher: Sizes) -> None:
         data = self.recipe.data

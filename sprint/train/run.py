@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from diffusers import ModelMixin
 
-from sprint.base.cpu import keep_freed_memory
+from sprint.base.cpu import keep_freed_memory, return_freed_memory
 from sprint.base.door import read_text
 from sprint.base.errors import SprintError
 from sprint.base.files import sweep, write_whole
@@ -45,6 +45,7 @@ from sprint.weights.folder import is_export
 from sprint.weights.load import load_teacher
 
 log = logging.getLogger(__name__)
+LARGE = 10**8  # weights; of a larger network a copy more or less decides whether it fits
 FEW_PROMPTS = 16  # of a run that draws nothing by itself, for a `sprint evaluate` later
 
 
@@ -55,10 +56,10 @@ class Run:
         self.recipe = recipe
         self.folder = root / recipe.name
         self.engine = engine or Engine.of(recipe)
-        if self.engine.device.type == "cpu":
-            keep_freed_memory()
         check_shares(recipe, self.engine.processes)
         self.inputs = Inputs(recipe, self.folder, self.engine)
+        if self.engine.device.type == "cpu":
+            return_freed_memory() if self.inputs.teacher_weights > LARGE else keep_freed_memory()
         if recipe.evaluate.prompts and self.inputs.of_scenes:
             import sprint.lab.reader  # noqa: F401 (scoring wants an extra: say so now, not after training)
         self.engine.broadcast_from_main(self._claim)

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,11 @@ class Checkpoint:
     @property
     def sizes(self) -> Sizes:
         return self.family.sizes(self.config)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the network has."""
+        return sum(math.prod(shape) for shape in self.network.values())
 
     @property
     def is_student(self) -> bool:

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 from sprint.maths.trigflow import SIGMA_DATA
 from sprint.weights.checkpoint import Checkpoint
 from sprint.weights.folder import write_json
@@ -22,7 +20,7 @@ def trigflow_facts(checkpoint: Checkpoint, trained: bool = False) -> dict:
         "network": {
             "depth": sizes.depth,
             "width": sizes.width,
-            "parameters": sum(torch.Size(shape).numel() for shape in checkpoint.network.values()),
+            "parameters": checkpoint.parameters,
             heads: checkpoint.config[family.heads_field],
             **({} if trained else {f"{heads}_from": checkpoint.heads_from}),
             "qk_norm": family.has_qk_norm(checkpoint.config),
