@@ -85,6 +85,10 @@ rehearsal: $(READY) ## the evening before: RECIPE once at its real size, with ra
 ablations: $(READY) ## the paper's ablations on the tiny family, beside the paper: hours; ARGS=--quick for a first look
 	$(BIN)/python -m tools.ablations $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(READY) ## mutated files of every kind through the verbs that read them: half an hour on two cores
+	$(BIN)/python -m tools.fuzz $(ARGS)
+
 .PHONY: spread
 spread: $(READY) ## how far runs of RECIPE lie apart: three seeds and other kernels, most of an hour; resumes
 	$(BIN)/python -m tools.spread $(RECIPE) $(ARGS)

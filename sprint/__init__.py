@@ -40,12 +40,18 @@ class Converted(NamedTuple):
     facts: dict[str, Any]
 
 
-def load(model: str | Path, device: str | None = None, dtype: Literal["fp32", "bf16"] = "fp32") -> Generator:
+def load(
+    model: str | Path,
+    device: str | None = None,
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    family: str | Path | None = None,
+) -> Generator:
     """A student or a teacher, ready to draw.  -> call it with prompts, get PIL pictures
 
     model    a student's, teacher's or run's folder, a hub id, or "tiny", the built-in teacher
     device   "cpu", "cuda", …; by default CUDA's where there is one
     dtype    of the weights
+    family   where text encoder and autoencoder are, if the model has none: a converted network, say
 
     Raises SprintError where there is no such model, or no such device.
 
@@ -59,7 +65,8 @@ def load(model: str | Path, device: str | None = None, dtype: Literal["fp32", "b
     from sprint.sample.load import load_generator
 
     _check("dtype", dtype, ("fp32", "bf16"))
-    return load_generator(str(model), usable_device(device), DTYPES[dtype])
+    around = None if family is None else str(family)
+    return load_generator(str(model), usable_device(device), DTYPES[dtype], around)
 
 
 def distill(recipe: str | Path, *overrides: str, runs: str | Path = "runs") -> Distilled:

@@ -94,7 +94,10 @@ def test_an_interrupted_run_goes_on_to_the_end_it_would_have_had(sprint, run, do
     assert "damaged" not in err and "not the files" not in err  # as a checkpoint, and data, would be called
     assert len(kept) == done and rows(run)[:done] == kept  # not trained again: these have their old times
     assert_same_training(run, "mini")
-    assert as_it_was("shards/*", "shards/.sprint-*.npz")  # the remembered index was of use
+    assert as_it_was("shards/[!.]*")
+    assert not as_it_was(
+        "shards/.sprint-*.npz"
+    )  # an index of before does not know of KEY_ANY.json: made anew
     assert run == "early" or as_it_was("runs/stopped/teacher/**/*")
 
 
@@ -117,7 +120,7 @@ def test_a_cache_is_whole_and_trains_as_it_did(sprint):
     assert "; kept 2 shards by size" in sprint(f"cache {CACHE}").out
     sprint("distill mini.yaml name=anew data.kind=cache data.path=cached")
     assert_same_training("anew", "scored")
-    assert as_it_was("cached/*.tar", "cached/.sprint-*.npz")
+    assert as_it_was("cached/*.tar")
 
 
 # ---- models -------------------------------------------------------------------------------------------

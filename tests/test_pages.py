@@ -29,7 +29,7 @@ from tests.sample.test_generate import mini_family, mini_student
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
-    *sorted(page for top in ("recipes", "sprint", "tools") for page in (ROOT / top).rglob("README.md")),
+    *sorted(page for top in ("recipes", "sprint", "tools") for page in (ROOT / top).rglob("*.md")),
 ]
 SECOND_SCREEN = "## I want to …"
 ENTRIES = ("recipes", "sprint", "tests", "tools")  # of the repository, which a path may begin with
@@ -117,12 +117,9 @@ def check_verb(words: list[str]) -> None:
         return
     args = command_line._parse(words)
     if hasattr(args, "overrides"):
-        cached = ["evaluate.prompts=0"] * (words[0] == "cache")  # as the verb has it
         drawn = ["data.kind=prompts"] * getattr(args, "from_prompts", False)
-        recipe = getattr(
-            args, "recipe", "0.6b"
-        )  # `sprint doctor` takes the same keys for whatever it looks at
-        check_recipe(recipe, [*args.overrides, *drawn, *cached])
+        # `sprint doctor` takes the same keys for whatever it looks at
+        check_recipe(getattr(args, "recipe", "0.6b"), [*args.overrides, *drawn])
 
 
 def check_recipe(name: str, overrides: list[str]) -> None:

@@ -10,19 +10,22 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
+LARGE = 32 * 2**20  # bytes: the highest threshold that glibc takes
 
 
 def keep_freed_memory() -> bool:
     """Have glibc keep freed blocks for the next tensor instead of giving them back to the system at once.
 
-    Otherwise every large tensor is paged in, page by page, each time it is made.  -> whether it took
+    Otherwise every large tensor is paged in, page by page, each time it is made. Those of `LARGE` bytes and more go
+    back: what computes them takes far longer than their pages, and holes of their size would be kept for good.
+    -> whether it took
     """
     if sys.platform != "linux":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(
-        [mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_ARENA_MAX, 1)]
+        [mallopt(M_MMAP_THRESHOLD, LARGE), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_ARENA_MAX, 1)]
     )
 
 

@@ -44,10 +44,7 @@ def add_cache(verbs) -> None:
 def cache(args: argparse.Namespace) -> None:
     from sprint.recipe.load import load_recipe
 
-    implied = ["data.kind=prompts"] * args.from_prompts + ["evaluate.prompts=0"]  # which only scenes allow
-    keys = {override.partition("=")[0] for override in implied}
-    given = [override for override in args.overrides if override.partition("=")[0] not in keys]
-    recipe = load_recipe(args.recipe, [*given, *implied])
+    recipe = load_recipe(args.recipe, [*args.overrides, *["data.kind=prompts"] * args.from_prompts])
     folder = args.out or Path("caches") / recipe.name
     quiet_libraries()
     from sprint.base.place import check_launcher

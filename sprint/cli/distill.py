@@ -10,6 +10,7 @@ DISTILL = """\
 Adapt a teacher (stage 1), distil it (stage 2), draw, score and write runs/NAME/report.html.
 Interrupted, the same command goes on where it stopped.
 
+The built-in scenes are scored; of other data so many captions as evaluate.prompts says are drawn, not scored.
 For programs the page is in report.json beside it, and what was drawn and scored, as `sprint evaluate runs/NAME`
 does it, is in evaluation/result.json; the pictures are there too.
 

@@ -24,8 +24,8 @@ A metric whose weights are not here is left out with a line that says what to fe
 evaluation in the same OUT stay where model, prompts, seeds and guidance are the same.
 
 OUT of a run's folder is RUN/evaluation, where `sprint distill` has drawn and scored by the recipe's evaluate.*:
-of it nothing is drawn again, and what is not said here is as the recipe says. OUT of any other model is
-evaluations/NAME.
+of it nothing is drawn again, and what is not said here is as the recipe says. A run on other data than the scenes
+draws captions of its own, a line each in RUN/prompts.txt. OUT of any other model is evaluations/NAME.
 
   sprint evaluate runs/tiny                                      what the run drew, and how long pictures take
   sprint evaluate runs/tiny/student --steps 1 --metrics scenes --count 60

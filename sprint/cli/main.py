@@ -22,7 +22,7 @@ from sprint.cli.evaluate import add_evaluate
 from sprint.cli.recipes import add_recipes
 from sprint.cli.sample import add_sample
 from sprint.cli.search_steps import add_search_steps
-from sprint.cli.shared import INTERRUPTED, complain
+from sprint.cli.shared import INTERRUPTED, TeachingParser, complain
 
 WARNINGS_OF_A_KIND = 5  # shown; a data set of long captions has thousands
 
@@ -118,6 +118,9 @@ def _warnings_as_lines() -> Iterator[None]:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     """As argparse does, but `key=value` may also stand after an option."""
     parser = build_parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help(sys.stderr)
+        parser.exit(2)
     args, rest = parser.parse_known_args(argv)
     if rest and (not hasattr(args, "overrides") or any(text.startswith("-") for text in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -128,7 +131,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = TeachingParser(
         prog="sprint", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"sprint {__version__}")

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from sprint.base.door import at_home
 from sprint.base.errors import SprintError
@@ -33,6 +34,16 @@ def at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least 1")
     return int(text)
+
+
+class TeachingParser(argparse.ArgumentParser):
+    """Tells of a wrong command line what is wrong, and what a right one looks like: its first example."""
+
+    def error(self, message: str) -> NoReturn:
+        lines = (line.strip() for line in (self.description or "").splitlines())
+        example = next((line for line in lines if line.startswith("sprint ")), "")
+        such = f"; right is, for example: {example.partition('  ')[0]}" * bool(example)
+        self.exit(2, f"{self.prog}: error: {message}{such} ({self.prog} --help tells the rest)\n")
 
 
 def add_verb(

@@ -57,6 +57,10 @@ class Items(ABC):
     def item(self, index: int, draw: np.random.Generator) -> Item:
         """Sample number `index`; `draw` chooses between its captions. Raises `BadSample`."""
 
+    def caption(self, index: int, draw: np.random.Generator) -> str:
+        """Of sample number `index`, as `item` gives it. Raises `BadSample`."""
+        return self.item(index, draw).caption
+
     def where(self, index: int) -> str:
         """Names sample number `index` and no other, as `BadSample` does."""
         return f"sample {index}"

@@ -5,6 +5,7 @@ the run was split or resumed. So a checkpoint holds a step number and no iterato
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +152,15 @@ class ItemSource:
     @property
     def skipped(self) -> dict[str, int]:
         return self._bad.by_reason
+
+    def captions(self, count: int) -> list[str]:
+        """Of the first `count` samples of training, or of all, without those that have none that can be read."""
+        found = []
+        for position in range(min(count, len(self._items))):
+            draw = np.random.default_rng([self._data.seed, position, CHOICES])
+            with suppress(BadSample):
+                found.append(self._items.caption(self._order.index(position), draw))
+        return found
 
     def samples(self, positions: range) -> list[Item]:
         return [self._sample(position) for position in positions]

@@ -139,7 +139,7 @@ def _extras(recipe: Recipe) -> list[str]:
         "cluster": zero,
         "data": recipe.data.kind.value == "huggingface",
         "track": recipe.wandb,
-        "eval": recipe.evaluate.prompts > 0,
+        "eval": recipe.evaluate.prompts > 0 and recipe.data.kind.value == "scenes",
     }
     return [name for name, needed in wanted.items() if needed]
 

@@ -16,11 +16,18 @@ from sprint.evaluate.metrics.fid import FrechetDistance
 from sprint.evaluate.metrics.geneval import GenEvalScore
 from sprint.evaluate.metrics.metric import Choices, Meter, Metric, Usual
 from sprint.evaluate.metrics.pace import Pace
-from sprint.evaluate.metrics.registry import METRICS, TEACHER_FID
+from sprint.evaluate.metrics.registry import CLIP, DIVERSITY, FID, LATENCY, METRICS, PACE, TEACHER_FID
 from sprint.evaluate.metrics.scenes import SceneScore
 from sprint.evaluate.metrics.teacher_fid import TeacherDistance
-from sprint.evaluate.models import TEACHER, Model
-from sprint.evaluate.prompts import SCENES, Prompts, named_prompts, no_prompts, reference_prompts
+from sprint.evaluate.models import TEACHER, Model, own_prompts
+from sprint.evaluate.prompts import (
+    SCENES,
+    Prompts,
+    named_prompts,
+    no_prompts,
+    reference_prompts,
+    text_prompts,
+)
 from sprint.recipe.schema import Evaluate
 
 # of all metrics that look at pictures
@@ -90,14 +97,23 @@ def chosen_metrics(names: Sequence[str], models: Sequence[Model]) -> list[Metric
     return [metric for metric in METRICS.values() if metric.name in (names or usual)]
 
 
+def usual_of_own_prompts(options: Options) -> Sequence[str]:
+    """Metrics where none is named and a run's own captions are drawn: no scenes, and what tells without references."""
+    own = options.prompts is None and own_prompts(options.model)
+    return (FID.name, DIVERSITY.name, CLIP.name, PACE.name, LATENCY.name) if own else ()
+
+
 def main_prompts(options: Options, models: Sequence[Model]) -> Prompts | NotHereError:
-    """What FID and CLIP score look at: --prompts, else the scenes or what --reference gives; or why there is none."""
+    """What FID and CLIP score look at: --prompts, else what --reference or the run gives, or the scenes; or why there
+    is none."""
     choices = options.choices
     if options.prompts is None and choices.reference is not None:
         try:
             return reference_prompts(choices.reference, choices.count, choices.seed)
         except NotHereError as error:
             return error
+    if options.prompts is None and (own := own_prompts(options.model)):
+        return text_prompts(own, choices.count, choices.seed)
     if options.prompts is None and not all(model.small for model in models):
         return no_prompts()
     name = options.prompts or SCENES

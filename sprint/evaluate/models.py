@@ -27,6 +27,9 @@ UNDISTILLED = "undistilled"  # role of a run's teacher that is asked for one ste
 STUDENT_DEFAULT, TEACHER_DEFAULT = (1, 2, 4), (20,)  # steps
 EVALUATIONS = Path("evaluations")  # where results lie
 OF_A_RUN = "evaluation"  # and those of a run, in its folder
+OWN_PROMPTS = (
+    "prompts.txt"  # in the folder of a run on other data than scenes: a caption a line, to draw with
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,12 @@ class Model:
 def is_run(model: str) -> bool:
     """Whether it is the folder of a run that has its student."""
     return all((Path(resolve(model)) / role).is_dir() for role in (STUDENT, TEACHER))
+
+
+def own_prompts(model: str) -> Path | None:
+    """The captions that a run has set aside to be drawn; None where it learns the built-in scenes, or has none."""
+    file = Path(resolve(model)) / OWN_PROMPTS
+    return file if is_run(model) and file.is_file() else None
 
 
 def find_models(

@@ -34,6 +34,7 @@ def page_html(folder: Path, result: Result) -> str:
             html.section("Figures", reading(result), figure_table(result), _source(result)),
             html.section("How they were taken", html.listing(protocol_words(result))),
             *(_pictures(folder, result, name, PAGE_BYTES // len(judged)) for name in judged),
+            "" if judged else _unjudged(folder, result),
             _record(result),
         ],
     )
@@ -151,6 +152,37 @@ def _pictures(folder: Path, result: Result, metric: str, room: int) -> str:
     return html.section(f"Pictures: {about.title}", html.paragraph(text + about.below), drawn)
 
 
+def _unjudged(folder: Path, result: Result) -> str:
+    drawn, shown = plain_pictures(folder, result, PAGE_BYTES)
+    whole = len(drawn_set(result))
+    text = f"All {whole} prompts. Each picture is a link to the whole one."
+    if shown < whole:
+        text = f"{shown} of {whole} prompts; the others are in the folders beside this page."
+    return html.section("Pictures", html.paragraph(text), drawn) if shown else ""
+
+
+def plain_pictures(
+    folder: Path, result: Result, room: int, most: int | None = None, place: Path | None = None
+) -> tuple[str, int]:
+    """What was drawn where no metric judges it: as `judged_pictures`, of the first `most` prompts."""
+    columns, shots = drawn_columns(result), drawn_set(result)[:most]
+
+    def cells(shot: Shot) -> list[Cell]:
+        return [_cell(folder / column.folder / shot.file, place or folder) for column in columns]
+
+    rows = (PictureRow(shot.prompt, shot_words(shot), cells(shot)) for shot in shots if columns)
+    return picture_rows([column_title(c) for c in columns], rows, room)
+
+
+def drawn_columns(result: Result) -> list[Column]:
+    return [column for column in result.columns if column.folder]
+
+
+def drawn_set(result: Result) -> Sequence[Shot]:
+    """What was drawn first; empty where only time was measured."""
+    return next(iter(result.sets.values()), ())
+
+
 def judged_pictures(
     folder: Path,
     result: Result,
@@ -194,10 +226,14 @@ def shot_words(shot: Shot) -> str:
 
 def judged_cell(file: Path, place: Path, verdicts: Verdicts, i: int) -> Cell:
     """Picture i of a set, linked from a page in `place`."""
-    link = quote(os.path.relpath(file, place).replace(os.sep, "/"))
-    pixels = read_png(file) if file.is_file() else None
     correct = verdicts.correct[i] if verdicts.correct else None
-    return Cell(pixels, link, verdict_words(verdicts, i), correct)
+    return replace(_cell(file, place), words=verdict_words(verdicts, i), correct=correct)
+
+
+def _cell(file: Path, place: Path) -> Cell:
+    """A picture of which nothing is said, linked from a page in `place`."""
+    link = quote(os.path.relpath(file, place).replace(os.sep, "/"))
+    return Cell(read_png(file) if file.is_file() else None, link)
 
 
 def verdict_words(verdicts: Verdicts, i: int) -> str:

@@ -21,6 +21,7 @@ from sprint.evaluate.choices import (
     completed,
     main_prompts,
     make_meters,
+    usual_of_own_prompts,
 )
 from sprint.evaluate.earlier import open_out
 from sprint.evaluate.metrics.latency import Timing, time_columns
@@ -65,7 +66,7 @@ def _prepare(options: Options, place: Place) -> Evaluation:
     own = own_evaluation(options.model)
     models = find_models(options.model, options.teacher, options.steps, own, options.family)
     options = completed(options, models, own)
-    metrics = chosen_metrics(options.metrics, models)
+    metrics = chosen_metrics(options.metrics or usual_of_own_prompts(options), models)
     prompts = main_prompts(options, models)
     meters = make_meters(metrics, options.choices, models, prompts)
     recipe = recipe_of(options.model)

@@ -9,10 +9,11 @@ from statistics import median
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 520, 280  # of the viewBox
-LEFT, RIGHT, TOP, BOTTOM = 58, 506, 12, 236  # the frame that data fill
+LEFT, RIGHT, TOP, BOTTOM = 76, 506, 12, 236  # the frame that data fill
 MEDIAN_SHARE = 1 / 25  # of a line's points on either side of each running median
 LEAST_REACH = 2  # and at least so many
 FEW_POINTS = 2 * LEAST_REACH + 1  # lines with no more are drawn as they are
+DASH = 4  # pixels on either side of a point that is alone
 MARKS = 120  # points of a line, at most, that tell their value
 
 
@@ -111,7 +112,10 @@ def _frame(body: str) -> str:
 
 
 def _path(points: Sequence[Point], x: Scale, y: Scale, css: str) -> str:
-    corners = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
+    places = [(x(a), y(b)) for a, b in points]
+    if len(places) == 1:  # a dash, which is seen
+        places = [(places[0][0] + shift, places[0][1]) for shift in (-DASH, DASH)]
+    corners = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
     return f'<polyline class="{css}" points="{corners}"/>'
 
 
@@ -137,6 +141,6 @@ def _grid(x: Scale, y: Scale, x_label: str, y_label: str) -> str:
     middle = (TOP + BOTTOM) / 2
     names = (
         f'<text class="axis mid" x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 6}">{escape(x_label)}</text>'
-        f'<text class="axis mid" transform="translate(12 {middle}) rotate(-90)">{escape(y_label)}</text>'
+        f'<text class="axis mid" transform="translate(11 {middle}) rotate(-90)">{escape(y_label)}</text>'
     )
     return f'{rules}<path class="base" d="M{LEFT},{BOTTOM}H{RIGHT}"/>{left}{below}{names}'

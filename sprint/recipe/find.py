@@ -10,6 +10,7 @@ from sprint.recipe.schema import Data
 from sprint.recipe.text import NOT_A_VALUE, look_over
 
 RECIPE_BYTES = 2**16  # of a recipe: the whole one, with every default, has 4,000
+SUFFIX = ".yaml"
 OWN = Path("recipes")  # of whoever runs the command; found before a built-in one of the same name
 SHIPPED = Path(__file__).parent / "shipped"  # in the repository a link to its recipes/
 
@@ -19,7 +20,7 @@ def find_recipe(name: str | Path) -> Path:
 
     Raises SprintError that says where it looked.
     """
-    own = OWN / f"{name}.yaml"
+    own = OWN / (name if str(name).endswith(SUFFIX) else f"{name}{SUFFIX}")
     for file in (Path(name), own):
         try:
             if file.exists() and not file.is_dir():
@@ -37,11 +38,10 @@ def find_recipe(name: str | Path) -> Path:
             else f"a model is named by teacher={name}"
         )
         raise SprintError(f"{shown(name, 200)}: no such recipe: it is a folder; {hint}")
-    there = [f"built in: {', '.join(names_in(SHIPPED))}"]
-    if names_in(OWN):
-        there.insert(0, f"in {OWN}: {', '.join(names_in(OWN))}")
+    there = ", ".join(sorted({*names_in(SHIPPED), *names_in(OWN)}))
     raise SprintError(
-        f"{shown(name, 200)}: no such recipe (looked for {Path(name)} and {own}; {'; '.join(there)})"
+        f"{shown(name, 200)}: no such recipe (looked for {Path(name)} and {own}; there are {there}); "
+        f"`sprint recipes 0.6b > mine{SUFFIX}` makes one to edit"
     )
 
 

@@ -136,10 +136,7 @@ def _of_times(lists: Sequence[Sequence[float]]) -> Iterator[str]:
 
 def _of_evaluation(recipe: Recipe) -> Iterator[str]:
     prompts, steps = recipe.evaluate.prompts, list(recipe.evaluate.steps)
-    if prompts > 0 and recipe.data.kind not in (DataKind.scenes, DataKind.cache):
-        kind = recipe.data.kind.value
-        yield f"evaluate.prompts must be 0 with data.kind = {kind}: only scenes can be scored"
-    if prompts == 1:
+    if prompts == 1 and recipe.data.kind is DataKind.scenes:
         yield "evaluate.prompts = 1, but FID needs at least 2 (or 0 for no scores)"
     if not steps or not all(1 <= count <= 4 for count in steps):
         yield f"evaluate.steps = {shown(steps)}, but a student takes 1 to 4 steps"

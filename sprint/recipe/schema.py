@@ -224,7 +224,7 @@ class Distill:
 
 @dataclass
 class Evaluate:
-    # held-out scenes for scores and FID; 0 skips both
+    # pictures to draw with when trained: held-out scenes, which are scored, or so many captions of other data; 0: none
     prompts: int = setting(600, at_least(0))
     # of the student
     steps: tuple[int, ...] = (1, 2, 3, 4)

@@ -28,12 +28,14 @@ class Inputs:
     source         samples by position
     null           the empty prompt: text [1, N, D] and mask [1, N], on the engine's device
     latent_shape   (C, h, w) of the first sample
+    of_scenes      whether the built-in scenes are learned, which can be scored
 
     Raises SprintError for what is missing, and for parts that do not fit each other or the recipe.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, engine: Engine):
         self.recipe, self.folder, self.engine = recipe, folder, engine
+        self.of_scenes = recipe.data.kind is DataKind.scenes
         teacher = self._teacher_sizes()
         self.source, self.null = self._open_cache() if self._cached else self._open_data()
         for batch_size in (recipe.adapt.batch_size, recipe.distill.batch_size):
@@ -82,12 +84,9 @@ class Inputs:
         """A cache may bring the empty prompt too, and then nothing that encodes is loaded."""
         recipe, items = self.recipe, open_items(self.recipe.data)
         ours = isinstance(items, CachedItems)
-        if recipe.evaluate.prompts and not (ours and items.settings.data["kind"] == DataKind.scenes.value):
-            raise SprintError(
-                "evaluate.prompts must be 0 with a cache of anything but scenes: only scenes can be scored"
-            )
         if ours:
             items.check(self.family_name, recipe.text)
+            self.of_scenes = items.settings.data["kind"] == DataKind.scenes.value
         text, mask = items.null if items.has_null else encode_null(self.family)
         source = ItemSource(items, recipe.data, bad_file=self.bad_file, share=self.engine.broadcast_numbers)
         return source, (text.to(self.engine.device), mask.to(self.engine.device))

@@ -5,6 +5,7 @@ runs/NAME/
     metrics.jsonl    losses and norms       student/       the result's folder
     checkpoints/     one folder per stage   evaluation/    as `sprint evaluate` of this folder writes it
     report.html      that evaluation, curves and costs; samples.png, report.json beside it
+    prompts.txt      captions of data other than scenes, which the evaluation draws
     bad_samples.jsonl  what could not be read, if anything
 """
 
@@ -25,6 +26,7 @@ from sprint.base.errors import Diverged, SprintError
 from sprint.base.files import sweep, write_whole
 from sprint.base.names import resolve
 from sprint.engine.engine import Engine
+from sprint.evaluate.models import OWN_PROMPTS
 from sprint.recipe.load import recipe_hash, recipe_text
 from sprint.recipe.schema import Recipe
 from sprint.recipe.shares import check_shares
@@ -45,6 +47,7 @@ from sprint.weights.folder import is_export
 from sprint.weights.load import load_teacher
 
 log = logging.getLogger(__name__)
+FEW_PROMPTS = 16  # of a run that draws nothing by itself, for a `sprint evaluate` later
 
 
 class Run:
@@ -57,9 +60,9 @@ class Run:
         if self.engine.device.type == "cpu":
             keep_freed_memory()
         check_shares(recipe, self.engine.processes)
-        if recipe.evaluate.prompts:
-            import sprint.lab.reader  # noqa: F401 (scoring wants an extra: say so now, not after training)
         self.inputs = Inputs(recipe, self.folder, self.engine)
+        if recipe.evaluate.prompts and self.inputs.of_scenes:
+            import sprint.lab.reader  # noqa: F401 (scoring wants an extra: say so now, not after training)
         self.engine.broadcast_from_main(self._claim)
 
     def _claim(self) -> None:
@@ -73,6 +76,18 @@ class Run:
                 self.recipe.data.path,
             )
         write_whole(note, is_now)
+        if not self.inputs.of_scenes:
+            self._note_prompts()
+
+    def _note_prompts(self) -> None:
+        """What to draw with in the end, of data that cannot be scored; prompts that are there already stay."""
+        file = self.folder / OWN_PROMPTS
+        if file.exists():
+            return
+        if captions := self.inputs.source.captions(self.recipe.evaluate.prompts or FEW_PROMPTS):
+            write_whole(file, "".join(f"{' '.join(caption.split())}\n" for caption in captions))
+        else:
+            log.warning("%s: no captions there to draw with; write some into %s", self.recipe.data.path, file)
 
     def train(self) -> None:
         """Both stages, each exported when it ends; what is there already is kept."""
@@ -197,4 +212,6 @@ def distill(recipe: Recipe, root: Path = Path("runs"), command: str = "") -> Pat
     if skipped := run.inputs.source.skipped:
         counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
         print(f"sprint: passed over {counts}; see {run.inputs.bad_file}", file=sys.stderr)
-    return write_page(recipe, run.folder, command) if engine.main_process else None
+    if not engine.main_process:
+        return None
+    return write_page(recipe, run.folder, command, run.inputs.of_scenes)

@@ -46,6 +46,7 @@ WHOLE = {
 }
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+RUNS = "runs/"  # where `sprint distill` writes: a name in there is no hub id
 HUB_FILES = [
     "model*",
     "diffusion_pytorch_model*",
@@ -159,7 +160,11 @@ def _find(name: str) -> Path:
 
 
 def _looks_like_hub_id(name: str) -> bool:
-    local = Path(name.split("/")[0]).exists() or name.lower().endswith((*WEIGHTS, ".json"))
+    local = (
+        Path(name.split("/")[0]).exists()
+        or name.startswith(RUNS)
+        or name.lower().endswith((*WEIGHTS, ".json"))
+    )
     return not local and not name.startswith(".") and HUB_ID.fullmatch(name) is not None
 
 

@@ -41,7 +41,7 @@ def test_own_recipes_are_listed_and_win(sprint, here):
 
 
 def test_what_is_not_there(refusal, here):
-    assert "huge: no such recipe (looked for huge and recipes/huge.yaml; built in: " in refusal(
+    assert "huge: no such recipe (looked for huge and recipes/huge.yaml; there are " in refusal(
         "recipes", "huge"
     )
 

@@ -177,7 +177,6 @@ def test_teacher_steps(refusal, here, teacher):
 @pytest.mark.parametrize(
     "argv",
     [
-        [],
         ["paint"],
         ["distill"],
         ["sample", "tiny"],
@@ -195,7 +194,15 @@ def test_usage(sprint, here, argv):
 
 def test_usage_asks_only_for_what_is_required(sprint, here):
     last = sprint("distill").err.splitlines()[-1]
-    assert last == "sprint distill: error: the following arguments are required: recipe"
+    assert last == (
+        "sprint distill: error: the following arguments are required: recipe; "
+        "right is, for example: sprint distill tiny (sprint distill --help tells the rest)"
+    )
+
+
+def test_no_verb_at_all_shows_what_there_is(sprint, here):
+    code, out, err = sprint()
+    assert (code, out) == (2, "") and "sprint distill tiny" in err and "search-steps" in err
 
 
 # ---- a folder in use ----------------------------------------------------------------------------------

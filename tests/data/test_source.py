@@ -259,3 +259,18 @@ def test_a_run_of_bad_samples_alone_ends(count, bad_share):
     assert (f"shards: {LONGEST_CHAIN} bad samples one after the other" in str(caught.value)) == (
         bad_share == 1
     )
+
+
+# Captions alone
+
+
+def test_captions_are_those_that_training_meets_first(folder):
+    source = open_source(folder_data(folder, seed=5))
+    assert source.captions(4) == [sample.caption for sample in source.samples(range(4))]
+    assert len(source.captions(10**6)) == len(FolderItems(folder_data(folder)))
+
+
+def test_captions_pass_over_what_has_none():
+    source = ItemSource(Numbers(6, bad=[1, 4], in_order=True), Data(bad_share=0.5))
+    assert source.captions(5) == ["0", "2", "3"]
+    assert source.skipped == {}  # training will count them

@@ -43,7 +43,6 @@ def test_a_runs_recipe_says_what_its_evaluation_draws(run_folder):
         ("evaluate: {beauty: 1}", None),
         ("evaluate: {prompts: many}", None),
         ("evaluate: 3", None),
-        ("[", None),
         ("", None),
     ],
 )
@@ -53,6 +52,13 @@ def test_what_a_recipe_says_or_does_not(run_folder, tmp_path, text, prompts):
     own = own_evaluation(str(run))
     assert (own and own.prompts) == prompts
     assert own_evaluation(str(run / "student")) is None
+
+
+def test_a_damaged_recipe_of_a_run_is_named(run_folder, tmp_path):
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    (run / "recipe.yaml").write_text("[")
+    with pytest.raises(SprintError, match=r"recipe\.yaml, line 1: not valid YAML"):
+        own_evaluation(str(run))
 
 
 def test_a_runs_result_lies_in_its_folder(run_folder):
@@ -104,7 +110,7 @@ def test_names(run_folder):
 
 def test_a_recipe_that_is_no_text_is_named(tmp_path):
     (tmp_path / "recipe.yaml").write_bytes(b"name: \xff\n")
-    with pytest.raises(SprintError, match=r"recipe\.yaml: cannot be read as UTF-8"):
+    with pytest.raises(SprintError, match=r"recipe\.yaml is not UTF-8 text"):
         recipe_of(str(tmp_path))
 
 

@@ -245,3 +245,16 @@ def test_one_result_is_nothing_to_compare(sides, tmp_path):
         compare(sides[:1], tmp_path / "compare.html")
     with pytest.raises(SprintError, match=r"no result\.json there"):
         compare([sides[0], str(tmp_path)], tmp_path / "compare.html")
+
+
+# ---- pictures that nothing judges -----------------------------------------------------------------------
+
+
+def test_pictures_without_a_verdict_are_shown_as_they_are(tmp_path):
+    columns = [column(), column("teacher", 20)]
+    bare = [dataclasses.replace(c, measured={"fid": c.measured["fid"]}) for c in columns]
+    found = with_pictures(tmp_path, result(*bare, protocols={"fid": {}}))
+    text = page_html(tmp_path, found)
+    assert text.count("<img") == len(SHOTS) * len(columns) and "All 3 prompts" in text
+    assert "✓" not in text and "✗" not in text
+    assert "<img" not in page_html(tmp_path, dataclasses.replace(found, sets={}))

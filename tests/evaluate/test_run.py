@@ -10,7 +10,13 @@ import pytest
 from sprint.base.environment import environment
 from sprint.base.errors import NotHereError, SprintError
 from sprint.evaluate import run
-from sprint.evaluate.choices import SMALL_BATCH, check_paths, chosen_metrics, main_prompts
+from sprint.evaluate.choices import (
+    SMALL_BATCH,
+    check_paths,
+    chosen_metrics,
+    main_prompts,
+    usual_of_own_prompts,
+)
 from sprint.evaluate.metrics.metric import Choices
 from sprint.evaluate.models import find_models
 from sprint.evaluate.published import beside_columns
@@ -225,3 +231,23 @@ def test_every_part_of_a_result_is_looked_at(tmp_path):
     refused(lambda data, column: measured(column)["verdicts"].update(prompts="t"))
     refused(lambda data, column: data["sets"].update(s=[["a dot", "first"]]))
     refused(lambda data, column: data["settings"].update(guidance=4.5))
+
+
+# ---- a run on data of one's own -----------------------------------------------------------------------
+
+
+def test_a_run_draws_its_own_captions_where_it_has_any(run_folder, tmp_path):
+    own = tmp_path / "mine"
+    shutil.copytree(run_folder, own)
+    chosen = options(own, tmp_path)
+    assert usual_of_own_prompts(chosen) == () and main_prompts(chosen, find_models(str(own))).name == "scenes"
+    (own / "prompts.txt").write_text("a fox\na hen in the snow\n")
+    usual = usual_of_own_prompts(chosen)
+    assert "pace" in usual and "scenes" not in usual
+    prompts = main_prompts(chosen, find_models(str(own)))
+    assert [shot.prompt for shot in prompts.shots] == ["a fox", "a hen in the snow"]
+    asked = replace(chosen, prompts="scenes")
+    assert usual_of_own_prompts(asked) == () and main_prompts(asked, find_models(str(own))).name == "scenes"
+    assert (
+        main_prompts(options(own / "student", tmp_path), find_models(str(own / "student"))).name == "scenes"
+    )

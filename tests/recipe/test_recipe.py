@@ -197,11 +197,13 @@ def test_broken_files(tmp_path):
 
 def test_missing_file_names_what_is_there(small, monkeypatch):
     monkeypatch.chdir(small.parent)
-    built_in = f"built in: {', '.join(file.stem for file in SHIPPED)}"
-    assert refusal("huge") == f"huge: no such recipe (looked for huge and recipes/huge.yaml; {built_in})"
+    built_in = [file.stem for file in SHIPPED]
+    there, way = f"there are {', '.join(built_in)})", "`sprint recipes 0.6b > mine.yaml` makes one to edit"
+    assert refusal("huge") == f"huge: no such recipe (looked for huge and recipes/huge.yaml; {there}; {way}"
+    assert "(looked for huge.yaml and recipes/huge.yaml; " in refusal("huge.yaml")
     (small.parent / "recipes").mkdir()
     small.rename("recipes/small.yaml")
-    assert refusal("huge").endswith(f"recipes/huge.yaml; in recipes: small; {built_in})")
+    assert f"; there are {', '.join(sorted([*built_in, 'small']))});" in refusal("huge")
     assert refusal("recipes").startswith("recipes: no such recipe")  # a folder
     assert refusal("../shipped/tiny").startswith("../shipped/tiny: no such recipe")  # a path is from here
     assert load_recipe("small").name == "small"
@@ -292,7 +294,8 @@ def test_relations_between_keys(small):
     off = "distill.adversarial.weight=0"
     assert "nothing to train on" in refusal(small, off, "distill.consistency.weight=0")
     assert "looks at LADD's samples" in refusal(small, off, "distill.self_consistency=1")
-    assert "only scenes can be scored" in refusal("0.6b", "evaluate.prompts=100")
+    assert "FID needs at least 2" in refusal(small, "evaluate.prompts=1")
+    assert load_recipe("0.6b", ["evaluate.prompts=1"])
     assert load_recipe(small, [off, "distill.batch_size=1"])
 
 

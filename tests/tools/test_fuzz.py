@@ -23,7 +23,7 @@ def hang(argv):
 
 
 def take(argv):
-    bytearray(b"x") * 2**27
+    bytearray(b"x") * 2**29
 
 
 def leave(argv):

@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -60,7 +61,7 @@ def try_case(case: Case, templates: Path, keep: Path | None) -> Found:
         file = folder / target.file
         chance = random.Random(f"{target.name} {case.seed}")
         file.write_bytes(mutated(chance, file.read_bytes(), target.mutations))
-        outcome = run(target.command, folder, Path(place) / "said")
+        outcome = run(target.command, folder, Path(place) / "said", target.keeps)
         if keep and outcome.kind in BAD:
             kept = keep / f"{target.name.replace('/', '-')} {case.seed}"
             shutil.copytree(folder, kept, dirs_exist_ok=True)
@@ -69,10 +70,16 @@ def try_case(case: Case, templates: Path, keep: Path | None) -> Found:
 
 
 def make_templates(targets: list[int], folder: Path) -> None:
+    """A folder for every kind, FOLDER/NUMBER; what several start from is made once."""
+    made: dict[Callable, Path] = {}
     for number in targets:
-        place = folder / str(number)
-        place.mkdir(parents=True)
-        TARGETS[number].make(place)
+        make, place = TARGETS[number].make, folder / str(number)
+        if make in made:
+            shutil.copytree(made[make], place)
+        else:
+            place.mkdir(parents=True)
+            make(place)
+            made[make] = place
 
 
 def fuzz(

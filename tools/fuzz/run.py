@@ -28,8 +28,10 @@ class Outcome:
     bytes: int
 
 
-def run(argv: list[str], folder: Path, output: Path) -> Outcome:
+def run(argv: list[str], folder: Path, output: Path, keeps: tuple[str, ...] = ()) -> Outcome:
     """`sprint ARGV` in `folder`; its words go to the file `output`.
+
+    keeps   beginnings of the paths that it may leave after a refusal, since the same command goes on with them
 
     A fork of this process, which has imported everything, in a session of its own.
     """
@@ -49,12 +51,13 @@ def run(argv: list[str], folder: Path, output: Path) -> Outcome:
     seconds, taken = time.monotonic() - began, max(0, usage.ru_maxrss * 1024 - base)
     said = output.read_text(errors="replace")
     lines = said.strip().splitlines() or [""]
-    after = {path.relative_to(folder) for path in folder.rglob("*")}
-    return Outcome(_kind(code, said, taken, before, after), lines[-1][:300], seconds, taken)
+    new = {path.relative_to(folder) for path in folder.rglob("*")} - before
+    left = [path for path in new if not str(path).startswith(keeps)]
+    return Outcome(_kind(code, said, taken, left), lines[-1][:300], seconds, taken)
 
 
-def _kind(code: int, said: str, taken: int, before: set[Path], after: set[Path]) -> str:
-    if any(path.name == "RAN" for path in after):
+def _kind(code: int, said: str, taken: int, left: list[Path]) -> str:
+    if any(path.name == "RAN" for path in left):
         return RAN
     if code == -signal.SIGKILL:
         return HANG
@@ -62,7 +65,7 @@ def _kind(code: int, said: str, taken: int, before: set[Path], after: set[Path])
         return MEMORY
     if code not in (0, 2) or "Traceback" in said:
         return TRACEBACK
-    if code == 2 and any(path.name not in said for path in after - before):  # what it names is told, not left
+    if code == 2 and left:
         return LEFT
     return OPENED if code == 0 else REFUSED
 

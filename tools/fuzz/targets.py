@@ -54,6 +54,11 @@ class Target:
     slow: bool = False  # it loads encoders or trains
 
     @property
+    def keeps(self) -> tuple[str, ...]:
+        """What it may leave for the same command to go on with: an unfinished cache, a run, the index of a cache."""
+        return {"cache": ("out",), "distill": ("runs", "cache/.sprint-")}.get(self.argv[0], ())
+
+    @property
     def command(self) -> list[str]:
         return [self.file if word == "FILE" else word for word in self.argv]
 

@@ -15,8 +15,9 @@ from sprint.lab.series import training_seed
 def make_pictures(out: Path, count: int, size: int = SIZE, seed: int = 0) -> None:
     """Write the first `count` scenes of the training series that data.seed names, `size` pixels high and wide."""
     out.mkdir(parents=True, exist_ok=True)
+    training = training_seed(seed)
     for index in range(count):
-        drawn = scene(training_seed(seed), index)
+        drawn = scene(training, index)
         picture = Image.fromarray(render(drawn.things)).resize((size, size), Image.Resampling.LANCZOS)
         picture.save(out / f"{index:04d}.png")
         (out / f"{index:04d}.txt").write_text(drawn.caption + "\n", encoding="utf-8")

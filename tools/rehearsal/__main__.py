@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     try:
-        folder = args.out or OUT / Path(args.recipe).stem
+        folder = args.out or OUT / Path(args.recipe).name.removesuffix(".yaml")
         print(f"page: {rehearse(Rehearsal.of(args.recipe, args.overrides), folder)}")
     except SprintError as error:
         return complain(str(error), 2)

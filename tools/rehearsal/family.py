@@ -23,6 +23,7 @@ from sprint.base.files import write_whole
 from sprint.base.names import resolve
 from sprint.cli.shared import quiet_libraries
 from sprint.lab.scenes import SIZE, Thing, render, scene
+from sprint.lab.series import HELD_OUT_SEED
 from sprint.models.sana.encoders import downscale
 from sprint.models.sana.presets import network_shapes, sizes
 from sprint.pages.png import write_png
@@ -115,7 +116,7 @@ def autoencoder(channels: int, factor: int) -> AutoencoderDC:
 def draw_pictures(folder: Path, size: int) -> None:
     """NAME.png beside NAME.txt."""
     for index in range(COUNT):
-        found = scene(0, index)
+        found = scene(HELD_OUT_SEED, index)
         write_png(folder / f"{index:02d}.png", render(enlarged(found.things, size / SIZE), size))
         write_whole(folder / f"{index:02d}.txt", found.caption + "\n")
 

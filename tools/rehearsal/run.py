@@ -165,11 +165,11 @@ def measured(part: Part, rehearsal: Rehearsal, folder: Path, start: Watch) -> di
         peaks = {"adapt": done.until.get("adapt"), "distill": done.peak_memory}
         found["stages"] = {
             stage: {"seconds": seconds, "peak_memory": peaks[stage]}
-            for stage, seconds in costs["seconds"].items()
+            for stage, seconds in costs.seconds.items()
             if stage in STAGES
         }
         if torch.cuda.is_available():
-            found["gpu_memory"] = costs["peak_memory"]
+            found["gpu_memory"] = costs.peak_memory
     return found
 
 

@@ -49,6 +49,13 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Captioned:
+    """What a sample's KEY.json says of its caption."""
+
+    prompt: str
+
+
+@dataclass(frozen=True)
 class Listed:
     """A file as cache.json lists it."""
 
@@ -119,6 +126,21 @@ class EncodedItems(Items):
     """Samples that were encoded before, all with as many channels and texts as wide as the first."""
 
     _first: Encoded  # the first sample that can be read
+
+    def caption(self, index: int, draw: np.random.Generator) -> str:
+        """What KEY.json says; training does not need it."""
+        try:
+            about = parse_json(self._about(index), "its .json")
+            caption = held_against(Captioned, about, "its .json").prompt.strip()
+        except SprintError as error:
+            raise BadSample("unreadable caption", self.where(index), str(error)) from error
+        if not caption:
+            raise BadSample("empty caption", self.where(index))
+        return caption
+
+    def _about(self, index: int) -> bytes:
+        """Of sample number `index` the KEY.json; empty where there is none. Raises `BadSample`."""
+        raise NotImplementedError
 
     def item(self, index: int, draw: np.random.Generator) -> Encoded:
         """As stored. `draw` is not used: there is one text."""
@@ -191,9 +213,12 @@ class CachedItems(EncodedItems):
                 raise BadSample("NaN latent" if name == "latent" else "NaN text", where)
         return encoded
 
+    def _about(self, index: int) -> bytes:
+        return self._tar.read(index, (ABOUT,)).get(ABOUT, b"")
+
     def size(self, index: int) -> tuple[int, int]:
         try:
-            about = parse_json(self._tar.read(index, (ABOUT,)).get(ABOUT, b""), "its .json")
+            about = parse_json(self._about(index), "its .json")
             size = held_against(Size, about, "its .json")
         except SprintError as error:
             raise BadSample("wrong size", self.where(index), str(error)) from error
@@ -241,7 +266,7 @@ class CachedItems(EncodedItems):
             made_by = {part: settings.weights.get(part) for part in FAMILY_PARTS}
             other = [part for part in FAMILY_PARTS if weights[part] != made_by[part]]
             if other:
-                differs.append(f"{' and '.join(other)} of {family}, there of {settings.family}")
+                differs.append(f"other weights in {' and '.join(other)} of {family} than made it")
         if differs:
             raise SprintError(
                 f"{self.folder}: another recipe's cache: {', '.join(differs)}; "

@@ -16,6 +16,7 @@ from sprint.data.arrays import BAD_ARRAY, npy_array, npy_header, npz_member
 from sprint.data.batch import Encoded
 from sprint.data.buckets import CELL, shapes_of
 from sprint.data.cache.items import EncodedItems
+from sprint.data.cache.shards import ABOUT
 from sprint.data.items import BadSample, Reason, said
 from sprint.data.pictures import Shape
 from sprint.data.tar.samples import TarItems, TarSamples
@@ -34,7 +35,7 @@ class CachedReferenceItems(EncodedItems, TarItems):
     KEY.npz    caption_feature [1, T, D]; attention_mask [1, T] or [T], 1 = token (without it all are tokens); in
                the shard, or as a file KEY.npz in the shard's folder
     null.npz   the same of the empty prompt, a file beside the shards
-    KEY.json (height, width, prompt) is not needed.
+    KEY.json (height, width, prompt) is not needed; its prompt is drawn when the run ends.
 
     Raises `SprintError` as `TarSamples` does, where text is not there for nearly all latents (data.bad_share),
     and where none of the first samples can be read.
@@ -52,6 +53,9 @@ class CachedReferenceItems(EncodedItems, TarItems):
         if LATENT not in content:
             raise BadSample("missing latent", where)
         return Encoded(self._latent(content[LATENT], where), self._text(index, content.get(TEXT), where))
+
+    def _about(self, index: int) -> bytes:
+        return self.read(index, (ABOUT,)).get(ABOUT, b"")
 
     def size(self, index: int) -> Shape:
         """Of the picture that was encoded, by the latent's header."""

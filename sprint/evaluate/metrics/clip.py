@@ -165,7 +165,7 @@ def wanted_clip(choices: Choices) -> str:
     here = Path(name).exists() or isinstance(try_to_load_from_cache(name, "config.json"), str)
     if not here and not choices.fetch:
         raise NotHereError(
-            f"no CLIP here; fetch it with `hf download {name}`, or ask for it with --metrics clip"
+            f"no CLIP here; fetch it with `hf download {name}`, or name this metric after --metrics"
         )
     return name
 

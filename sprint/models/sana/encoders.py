@@ -33,7 +33,14 @@ class SanaEncoders(Family):
         return downscale_of(self.autoencoder.config)
 
     def tokenize(self, prompts: list[str]) -> tuple[Tensor, Tensor, int]:
-        return tokenize(self.tokenizer, prompts, self.max_length, self.instruction)
+        ids, mask, longest = tokenize(self.tokenizer, prompts, self.max_length, self.instruction)
+        known, highest = self.text_encoder.config.vocab_size, int(ids.max())
+        if highest >= known:
+            raise SprintError(
+                f"the tokenizer gives token {highest}, and the text encoder knows {known} tokens: "
+                "they are not of one model"
+            )
+        return ids, mask, longest
 
     def states(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.text_encoder(ids, attention_mask=mask, use_cache=False)[0]

@@ -18,11 +18,14 @@ from sprint.evaluate.page import (
     PAGE,
     PAGE_BYTES,
     column_title,
+    drawn_columns,
+    drawn_set,
     figure_table,
     judged_columns,
     judged_pictures,
     judged_set,
     left_out_notes,
+    plain_pictures,
     protocol_words,
     reading,
 )
@@ -34,6 +37,8 @@ from sprint.pages.png import read_png
 from sprint.train.report.curves import Curve, in_order
 from sprint.train.report.spread import GENERAL
 from sprint.train.report.verdict import Goal, column_data, headline, in_reading_order, key_figures
+
+OF_THE_UNDISTILLED = "Undistilled is the adapted teacher asked to do what the student does."
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,11 @@ def write_report(folder: Path, report: Report) -> Path:
 
 def write_samples(folder: Path, result: Result) -> None:
     """FOLDER/samples.png: the first pictures of every column; none without pictures."""
-    if not (columns := judged_columns(result, SCENES.name)):
+    scored = judged_columns(result, SCENES.name)
+    columns = scored or drawn_columns(result)
+    shots = (judged_set(result, SCENES.name) if scored else drawn_set(result))[:SHOWN]
+    if not columns or not shots:
         return
-    shots = judged_set(result, SCENES.name)[:SHOWN]
     pictures = [[read_png(folder / OF_A_RUN / c.folder / shot.file) for shot in shots] for c in columns]
     grid = picture_grid([column_title(c) for c in columns], [shot.prompt for shot in shots], pictures)
     data = io.BytesIO()
@@ -117,6 +124,8 @@ def _key_figures(report: Report) -> str:
 def _evaluated(folder: Path, report: Report, result: Result) -> list[str]:
     """What the evaluation found: pictures, figures, goals, and how they were taken."""
     prompts = max((len(shots) for shots in result.sets.values()), default=0)
+    if not judged_columns(result, SCENES.name):
+        return [*left_out_notes(result), _unscored(folder, result, prompts)]
     words = reading(result, f"± is over prompts alone. {report.spread} All on {prompts} held-out prompts.")
     goals = html.checklist([(g.text, g.goal, g.value, g.met) for g in report.goals])
     return [
@@ -125,6 +134,19 @@ def _evaluated(folder: Path, report: Report, result: Result) -> list[str]:
         html.section("Scores", words, figure_table(result), goals),
         html.section("How they were taken", html.listing(protocol_words(result))),
     ]
+
+
+def _unscored(folder: Path, result: Result, prompts: int) -> str:
+    """Pictures of the run's own captions: the first of them, and what a picture took."""
+    drawn, _ = plain_pictures(folder / OF_A_RUN, result, PAGE_BYTES, SHOWN, folder)
+    text = (
+        "Each row is one caption that the run learned from, with one seed; each column is one way to sample it. "
+        "Nothing here is a score: other prompts than its own say more, with sprint sample."
+    )
+    if any(column.role == UNDISTILLED for column in result.columns):
+        text += f" {OF_THE_UNDISTILLED}"
+    more = html.link(f"{OF_A_RUN}/{PAGE}", f"All {prompts} captions")
+    return html.section("Pictures", html.paragraph(text), drawn, more, figure_table(result))
 
 
 def _pictures(folder: Path, result: Result) -> str:
@@ -138,7 +160,7 @@ def _pictures(folder: Path, result: Result) -> str:
         "✓: the picture shows what the prompt says."
     )
     if any(column.role == UNDISTILLED for column in columns):
-        text += " Undistilled is the adapted teacher asked to do what the student does."
+        text += f" {OF_THE_UNDISTILLED}"
     more = html.link(f"{OF_A_RUN}/{PAGE}", "All prompts, worst first, with what was seen in each picture")
     return html.section("Pictures", html.paragraph(text), drawn, more)
 

@@ -141,7 +141,9 @@ def _what_is_kept(result: Result, best: Column) -> str:
     teacher, fewest = find(result, TEACHER), min(_students(result), key=lambda column: column.steps)
     kept = ratio(scene_score(best), scene_score(teacher))
     if kept is None:
-        return f"A student of {html.steps(fewest.steps)} and more, drawn and kept beside its teacher"
+        speed, at = ratio(seconds(teacher), seconds(best)), html.steps(best.steps)
+        beside = f", at {at} {speed:.1f}× as fast as its teacher" if speed else ""
+        return f"Trained, and drawn{beside}; nothing was scored: judge by the pictures"
     text = f"{_subject(best)} {kept:.0%} of the {teacher.steps}-step teacher's scene score"
     if speed := ratio(seconds(teacher), seconds(best)):
         text += f" at {speed:.1f}× its speed"

@@ -13,7 +13,7 @@ from sprint.base.place import Place
 from sprint.evaluate.choices import FEATURE_CACHE, REAL_FEATURE_CACHE, Options
 from sprint.evaluate.metrics.metric import Choices
 from sprint.evaluate.metrics.registry import DIVERSITY, FID, PACE, SCENES, TEACHER_FID
-from sprint.evaluate.models import EVALUATIONS, OF_A_RUN
+from sprint.evaluate.models import EVALUATIONS, OF_A_RUN, own_prompts
 from sprint.evaluate.page import column_title
 from sprint.evaluate.result import Result
 from sprint.evaluate.run import evaluate
@@ -50,6 +50,7 @@ def evaluate_run(folder: Path, command: str) -> Result:
     out, device = folder / OF_A_RUN, "cuda" if torch.cuda.is_available() else "cpu"
     choices = Choices(out / FEATURE_CACHE, EVALUATIONS / REAL_FEATURE_CACHE, device=device)
     names = [metric.name for metric in (SCENES, FID, TEACHER_FID, DIVERSITY, PACE)]
+    names = [PACE.name] if own_prompts(str(folder)) else names
     result = evaluate(Options(str(folder), out, choices, metrics=names, command=command), place=Place())
     assert result  # the only process writes
     return result
@@ -76,10 +77,13 @@ def of_other_runs(recipe: Recipe, result: Result) -> str:
     return spread_words(recipe, best.role, best.steps, read_spread()) if best else GENERAL
 
 
-def write_page(recipe: Recipe, folder: Path, command: str) -> Path:
-    """Evaluate what is not yet evaluated and write the report.  -> report.html"""
+def write_page(recipe: Recipe, folder: Path, command: str, of_scenes: bool = True) -> Path:
+    """Evaluate what is not yet evaluated and write the report.  -> report.html
+
+    of_scenes   whether the built-in scenes were learned; of other data the run's own captions are drawn, if any
+    """
     result = None
-    if recipe.evaluate.prompts:
+    if recipe.evaluate.prompts and (of_scenes or own_prompts(str(folder))):
         began = time.monotonic()
         result = evaluate_run(folder, command)
         if "evaluate" not in read_costs(folder).seconds:

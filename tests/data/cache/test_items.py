@@ -326,7 +326,7 @@ def test_another_text_side_is_refused(picture_recipe, caches, tmp_path, caplog):
         SprintError, match=r"text.instruction = True, there False, text.max_length = 40, there 80"
     ):
         items.check(family, Text(40, True))
-    with pytest.raises(SprintError, match="text_encoder and vae of tiny, there of"):
+    with pytest.raises(SprintError, match="other weights in text_encoder and vae of tiny than made it"):
         items.check("tiny", Text(80, False))
     with pytest.raises(SprintError, match="family = nobody/nothing, there"):
         items.check("nobody/nothing", Text(80, False))
@@ -436,3 +436,20 @@ def test_a_size_that_cannot_be_is_a_bad_sample(caches, monkeypatch, about):
 def test_the_fingerprint_is_of_the_shards_index(caches, copied):
     """Not of how the numbers are stored, nor of where the folder is."""
     assert CachedItems(data_of(copied)).fingerprint == CachedItems(data_of(caches["bf16"])).fingerprint
+
+
+def test_captions_are_kept_for_those_who_ask(caches, pictures):
+    items = CachedItems(data_of(caches["fp32"]))
+    captions = {items.caption(index, np.random.default_rng(0)) for index in range(len(items))}
+    assert captions and captions <= {file.read_text().strip() for file in pictures.rglob("*.txt")}
+
+
+@pytest.mark.parametrize(
+    ("about", "reason"),
+    [(b"{", "unreadable"), (b'{"prompt": 3}', "unreadable"), (b'{"prompt": " "}', "empty"), (b"", "unread")],
+)
+def test_a_caption_that_is_none_is_said(caches, monkeypatch, about, reason):
+    items = CachedItems(data_of(caches["fp32"]))
+    monkeypatch.setattr(items, "_about", lambda index: about)
+    with pytest.raises(BadSample, match=reason):
+        items.caption(0, np.random.default_rng(0))

@@ -269,3 +269,11 @@ def test_the_array_is_the_numpys():
     ):
         read = npy_array(npy(array))
         assert read.dtype == array.dtype and np.array_equal(read, array)
+
+
+def test_a_prompt_is_read_where_there_is_one(tmp_path):
+    write_tar(tmp_path / "x.tar", sample("a") + sample("b", json=b'{"height": 700}'))
+    items = CachedReferenceItems(data(tmp_path))
+    assert items.caption(0, None) == "a cat"
+    with pytest.raises(BadSample, match="unreadable caption"):
+        items.caption(1, None)

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from sprint.lab.reader import RULES
 from tools.ablations import __main__ as ablations
 from tools.ablations import answers as ablation_answers
 from tools.ablations import jobs as ablation_jobs
@@ -36,6 +37,7 @@ def finish(settings: Settings, row: Row, seed: int, score: float, fid: float, on
         "scores": scores,
         "norms": norms,
         "seconds": 1.0,
+        "reader": RULES,
     }
     (folder / ablation_jobs.RESULT).write_text(json.dumps(result))
     rows = [

@@ -371,3 +371,9 @@ def test_captions_stay_in_their_column():
 @pytest.mark.parametrize(("shape", "size"), [((64, 64), (128, 128)), ((512, 256), (64, 128))])
 def test_pictures_keep_their_shape(shape, size):
     assert resize_picture(np.zeros((*shape, 3), np.uint8), 128).size == size
+
+
+def test_a_point_that_is_alone_is_seen():
+    corners = re.findall(r'<polyline[^>]* points="([^"]*)"', line_chart({"loss": [(1, 2.0)]}, "step", "loss"))
+    (left, right) = ([float(number) for number in place.split(",")] for place in corners[0].split())
+    assert left[0] < right[0] and left[1] == right[1]
