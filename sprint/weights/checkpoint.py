@@ -279,4 +279,4 @@ def _check_dtypes(source: Source, rules: list[Rule], layout: Layout) -> None:
     for rule in rules:
         names = rule.names(layout)
         if len({source.entries[name].dtype for name in names}) > 1:
-            raise SprintError(f"{source.name}: {' and '.join(names)} have different dtypes")
+            raise SprintError(f"{source.name}: {' and '.join(names)} have different dtypes; save them in one")
