@@ -22,7 +22,7 @@ _PROMPTS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 _OF_FOLDERS = (
     (DataKind.cache, ("cache.json", "unfinished.json")),
     (DataKind.huggingface, ("dataset_dict.json", "state.json")),
-    (DataKind.webdataset, (".tar",)),
+    (DataKind.webdataset, ARCHIVES),
     (DataKind.huggingface, (".parquet", ".arrow")),
 )
 
