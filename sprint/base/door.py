@@ -5,6 +5,7 @@ would be; and what has a schema (a pydantic model, a dataclass or any annotated 
 anything is built. Whatever is wrong becomes one SprintError that names the file.
 """
 
+import re
 import stat
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,32 @@ def shown(text: object, most: int = SHOWN) -> str:
     """Something foreign for a message: one line, cut short, nothing in it that a terminal would obey."""
     line = "".join(c if c.isprintable() else " " for c in str(text)[: most + 1])
     return line if len(line) <= most else line[:most] + "…"
+
+
+def at_home(name: str | Path) -> Path:
+    """The path with ~ and ~USER as the home folder. Raises SprintError where there is no such user, or a NUL in it."""
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:
+        raise SprintError(f"{shown(name)}: there is no such user on this machine") from error
+    if "\0" in str(path):
+        raise SprintError(f"{shown(name)}: a path cannot hold a NUL")
+    return path
+
+
+def check_no_address(name: str) -> None:
+    """Raises SprintError for what is an address on the web where a path or a hub id is meant, with the way on."""
+    scheme, mark, rest = name.partition("://")
+    if not mark or not scheme.isalnum():
+        return
+    way = "download it, and give the path of that"
+    page = f"{scheme}://{rest}".replace("hf://", "https://hf.co/", 1)
+    hub = re.match(r"https?://(?:huggingface|hf)\.co/(?:datasets/)?([\w.-]+/[\w.-]+)/?(tree/main/?)?$", page)
+    if hub:
+        way = f"give its hub id alone: {hub[1]}"
+    elif scheme == "file":
+        way = f"give the path alone: /{rest.lstrip('/')}"
+    raise SprintError(f"{shown(name)} is an address, not a path: {way}")
 
 
 def regular_file(path: str | Path, most: int | None = None) -> Path:
@@ -63,10 +90,11 @@ def read_text(path: str | Path, most: int = TEXT_BYTES) -> str:
 
 def check_text(start: bytes, where: object) -> None:
     """Raise SprintError that says what a file is whose first bytes are no text in UTF-8's manner."""
-    marked = start[:2] in (b"\xff\xfe", b"\xfe\xff")
+    marked = start[:2] in (b"\xff\xfe", b"\xfe\xff") or start[:4] == b"\0\0\xfe\xff"
     if marked or b"\0" in start[:4096]:
-        kind = "UTF-16" if marked or b"\0" in start[:2] else "no text"
-        hint = "; save it as UTF-8 (iconv -f UTF-16 -t UTF-8 OLD > NEW)" if kind == "UTF-16" else ""
+        wide = start[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff")
+        kind = "UTF-32" if wide else "UTF-16" if marked or b"\0" in start[:2] else "no text"
+        hint = f"; save it as UTF-8 (iconv -f {kind} -t UTF-8 OLD > NEW)" if kind != "no text" else ""
         raise SprintError(f"{shown(where)} is {kind}{hint}")
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sprint.cli.shared import add_recipe, add_verb, at_least_one, quiet_libraries
+from sprint.cli.shared import add_recipe, add_verb, at_least_one, place, quiet_libraries
 
 CACHE = """\
 Encode a recipe's pictures and captions once, into shards. Training from them loads neither the text encoder
@@ -26,7 +26,7 @@ def add_cache(verbs) -> None:
         verbs, "cache", "encode pictures and captions once, so that training needs no encoders", CACHE
     )
     add_recipe(verb, example="data.path=pictures")
-    verb.add_argument("-o", "--out", type=Path, help="folder of the cache (default caches/NAME)")
+    verb.add_argument("-o", "--out", type=place, help="folder of the cache (default caches/NAME)")
     verb.add_argument("--count", type=at_least_one, metavar="N", help="only the first N samples")
     verb.add_argument(
         "--shard-size", type=at_least_one, default=1000, metavar="N", help="samples a shard (default 1000)"

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sprint.cli.shared import add_verb, check_out
+from sprint.cli.shared import add_verb, check_out, place
 
 COMPARE = """\
 Put evaluations side by side: one table with the best figure of each row marked, differences with their
@@ -19,7 +19,7 @@ def add_compare(verbs) -> None:
     verb = add_verb(verbs, "compare", "put evaluations side by side", COMPARE)
     verb.add_argument("results", nargs="+", help="folders that `sprint evaluate` wrote, or their result.json")
     verb.add_argument(
-        "--out", type=Path, default=Path("compare.html"), help="the page (default compare.html)"
+        "--out", type=place, default=Path("compare.html"), help="the page (default compare.html)"
     )
     verb.set_defaults(verb=compare)
 

@@ -11,7 +11,7 @@ flow velocity recovered from the TrigFlow view. A failed certificate leaves noth
   sprint convert teacher.safetensors                               writes the folder teacher-trigflow
   sprint convert teacher.pth -o teacher --verify full              the whole network in fp64, both ways back
   sprint convert teacher --to original -o teacher.safetensors      back to Sana's own names
-  sprint convert runs/tiny/student --to original -o student.pth
+  sprint convert runs/tiny/student --to original -o student.safetensors
   sprint convert epoch_1_step_2000.pth --weights state_dict_ema    the averaged weights of a training run
 """
 

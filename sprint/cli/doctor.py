@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from sprint.base.errors import SprintError
-from sprint.cli.shared import add_verb, quiet_libraries
+from sprint.cli.shared import add_verb, place, quiet_libraries
 
 DOCTOR = """\
 Look at one thing and say in plain lines what is wrong and what to do. The first line is the verdict; the worst
@@ -39,7 +39,7 @@ def add_doctor(verbs) -> None:
     verb.add_argument("--weights", metavar="KEY", help="which of a file's networks: state_dict_ema, …")
     verb.add_argument("--variant", metavar="NAME", help="which of a folder's files: bf16, …")
     verb.add_argument(
-        "--out", type=Path, default=Path("doctor"), help="folder for the sheet of pictures (default doctor)"
+        "--out", type=place, default=Path("doctor"), help="folder for the sheet of pictures (default doctor)"
     )
     verb.set_defaults(verb=doctor)
 

@@ -12,6 +12,7 @@ from sprint.cli.shared import (
     check_out,
     check_seed,
     numbers,
+    place,
     quiet_libraries,
 )
 from sprint.evaluate.metrics.registry import METRICS, described
@@ -57,7 +58,7 @@ def add_evaluate(verbs) -> None:
         help="such as 1,2,4 (default: the run's recipe's, else 1,2,4 for students, 20 for teachers)",
     )
     verb.add_argument(
-        "--out", type=Path, help="folder of the result (default RUN/evaluation, else evaluations/NAME)"
+        "--out", type=place, help="folder of the result (default RUN/evaluation, else evaluations/NAME)"
     )
     verb.add_argument("--prompts", help="scenes, a folder with captions, or a text file with a prompt a line")
     verb.add_argument("--count", type=at_least_one, metavar="N", help="fewer pictures than the protocol's")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sprint.base.errors import SprintError
-from sprint.cli.shared import add_verb, check_guidance, check_out, check_seed, numbers, quiet_libraries
+from sprint.cli.shared import add_verb, check_guidance, check_out, check_seed, numbers, place, quiet_libraries
 
 SAMPLE = """\
 Draw one picture per prompt, named by its seed; pictures that are there stay, and the next one of the same
@@ -37,7 +37,7 @@ def add_sample(verbs) -> None:
     verb.add_argument("--guidance", type=float, default=4.5, help="guidance scale (default 4.5)")
     verb.add_argument("--size", type=int, help="pixels a side (default: the model's own)")
     verb.add_argument(
-        "--out", type=Path, default=Path("samples"), help="folder for the PNG files (default samples)"
+        "--out", type=place, default=Path("samples"), help="folder for the PNG files (default samples)"
     )
     verb.add_argument("--device", help="cpu, cuda, … (default: cuda where there is one)")
     verb.add_argument(

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sprint.cli.shared import add_verb, check_guidance, check_out, numbers, quiet_libraries
+from sprint.cli.shared import add_verb, check_guidance, check_out, numbers, place, quiet_libraries
 
 SEARCH_STEPS = """\
 Search the times at which a student takes its 2, 3 or 4 steps, one after the other, on held-out scenes that
@@ -40,7 +40,7 @@ def add_search_steps(verbs: argparse._SubParsersAction) -> None:
     )
     verb.add_argument("--guidance", type=float, default=4.5, help="guidance scale (default 4.5)")
     verb.add_argument(
-        "--out", type=Path, help="folder of the result (default: search-steps beside the student)"
+        "--out", type=place, help="folder of the result (default: search-steps beside the student)"
     )
     verb.add_argument("--adopt", action="store_true", help="write what won into the student's folder")
     verb.add_argument("--device", help="cpu, cuda, … (default: cuda where there is one)")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from sprint.base.door import at_home
 from sprint.base.errors import SprintError
 from sprint.recipe.settings import GUIDANCE, SEED
 
@@ -75,6 +76,13 @@ def check_seed(seed: int) -> None:
 def check_guidance(scale: float | None) -> None:
     if scale is not None and not GUIDANCE.holds(scale):
         raise SprintError(f"--guidance {scale}: give a number {GUIDANCE.words}")
+
+
+def place(text: str) -> Path:
+    """Where an option says that something is written, ~ as the home folder. Raises SprintError."""
+    if not text:
+        raise SprintError("the name of the output is empty; name a place, or leave the option out")
+    return at_home(text)
 
 
 def check_out(option: str, out: Path, folder: bool = True) -> None:

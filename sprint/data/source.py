@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from sprint.base.door import at_home, check_no_address
 from sprint.base.errors import SprintError
 from sprint.data.bad import BadSamples
 from sprint.data.batch import Item, Sample
@@ -76,6 +77,8 @@ def open_source(
 
 def open_items(data: Data) -> Items:
     """What each kind needs is imported for that kind alone."""
+    check_no_address(data.path)
+    at_home(data.path)
     if data.kind is DataKind.folder:
         from sprint.data.kinds.folder import FolderItems
 

@@ -1,7 +1,7 @@
 """Tables of captions: metadata.jsonl, captions.csv and their like, for pictures in a folder and for prompts alone.
 
 .jsonl         an object a line, or a text a line
-.csv, .tsv     a header and rows
+.csv, .tsv     a header and rows; which of `DELIMITERS` stands between, the header tells
 .json          a list of such objects or of texts; {FILE: text or object}; or COCO's {"images": …, "annotations": …}
 
 The caption stands in one of `captions.FIELDS`, the picture's file, relative to the table, in one of `FILES`.
@@ -18,10 +18,12 @@ from sprint.base.errors import SprintError
 from sprint.data.captions import FIELDS, SCORES, field_of
 
 FILES = ("file_name", "filename", "file", "image", "image_path", "img", "path", "key", "name")
-LINES, COLUMNS = (".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}
+LINES, COLUMNS = (".jsonl", ".ndjson"), (".csv", ".tsv")
+DELIMITERS = ",\t;|"
 OF_ANY_NAME = (*LINES, *COLUMNS)
 TABLES = (*OF_ANY_NAME, ".json")
-NAMES = ("metadata", "captions", "meta_data", "annotations")  # of a .json, or of a .txt that is a .csv
+# of a .json, or of a .txt that is a .csv
+NAMES = ("metadata", "captions", "meta_data", "annotations", "meta_cap", "meta_clean", "meta_lat")
 
 
 def is_table(name: str) -> bool:
@@ -41,14 +43,26 @@ def rows_of(file: str | Path) -> Iterator[object]:
             if line.strip():
                 yield parse_json(line, f"{file}, line {number}")
     else:
-        yield from _rows_of_columns(read_text(file), COLUMNS.get(suffix, ","), file)
+        yield from _rows_of_columns(read_text(file), file)
 
 
-def _rows_of_columns(text: str, delimiter: str, file: str | Path) -> Iterator[dict]:
+def _rows_of_columns(text: str, file: str | Path) -> Iterator[dict]:
+    """The delimiter is the one that gives the header most of the names that mean something here, else most names."""
+    first = text.partition("\n")[0].rstrip("\r")
+    usual = "\t," if str(file).lower().endswith(".tsv") else ","
+    headers = {one: [name.strip('" ').lower() for name in first.split(one)] for one in usual + DELIMITERS}
+    delimiter = max(headers, key=lambda one: (len({*headers[one]} & {*FIELDS, *FILES}), len(headers[one])))
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         header = [name.strip() for name in next(lines, [])]
-        yield from (dict(zip(header, line, strict=False)) for line in lines if line)
+        for line in lines:
+            if any(line[len(header) :]):
+                raise SprintError(
+                    f"{shown(file)}, line {lines.line_num}: {len(line)} columns, the header has {len(header)}; "
+                    f"put a text that holds {delimiter!r} in double quotes"
+                )
+            if line:
+                yield dict(zip(header, line, strict=False))
     except csv.Error as error:
         raise SprintError(f"{shown(file)}, line {lines.line_num}: not a table: {error}") from error
 

@@ -9,17 +9,26 @@ from typing import NoReturn
 
 from sprint.base.door import shown
 from sprint.base.errors import SprintError
+from sprint.data.pictures import SUFFIXES
 from sprint.recipe.kinds import kind_of
 from sprint.recipe.schema import Data
 
+# Folders of thumbnails, deleted files and twins that other programs leave beside one's own.
+NOT_OURS = {"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 COUNTED = 10_000  # files that a message looks at
+SINGLE = {
+    ".zip": "unzip it, and give that folder",
+    **dict.fromkeys((".parquet", ".arrow"), "give the folder that it lies in, with data.kind=huggingface"),
+    **dict.fromkeys(SUFFIXES, "give the folder that it lies in"),
+}
 NAMED = 5  # suffixes that it names
 
 
 def files_in(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """(a folder, the sorted names of what in it is no folder), from `folder` downwards, in a fixed order.
 
-    Hidden files and folders are passed over. A link to a folder is followed, after all that is there without links;
+    Hidden files and folders are passed over, and `NOT_OURS`.
+    A link to a folder is followed, after all that is there without links;
     no folder comes twice, whichever way it is reached. Raises SprintError for one that cannot be read.
     """
     seen: set[tuple[int, int]] = set()
@@ -33,7 +42,7 @@ def files_in(folder: Path) -> Iterator[tuple[str, list[str]]]:
                     folders.clear()
                     continue
                 seen.add((status.st_dev, status.st_ino))
-                there = sorted(name for name in folders if not name.startswith("."))
+                there = sorted(name for name in folders if not name.startswith(".") and name not in NOT_OURS)
                 folders[:] = [name for name in there if not os.path.islink(os.path.join(root, name))]
                 links += [os.path.join(root, name) for name in there if name not in folders]
                 yield root, sorted(name for name in names if not name.startswith("."))
@@ -49,6 +58,9 @@ def nothing_found(data: Data) -> str:
     there = what_is_in(Path(data.path)) if os.path.isdir(data.path) else ""
     kind = kind_of(data.path)
     hint = f"; it looks like data.kind={kind.value}" if kind not in (None, data.kind) else ""
+    suffix = os.path.splitext(data.path)[1].lower()
+    if os.path.isfile(data.path) and suffix in SINGLE:
+        hint = f"; {SINGLE[suffix]}"
     return (f"; there {there}" if there else "") + hint
 
 

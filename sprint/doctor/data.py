@@ -15,6 +15,7 @@ from sprint.data.cache.items import CACHE, read_settings
 from sprint.data.items import BadSample, Items
 from sprint.data.look import Facts, Shown, look
 from sprint.data.source import open_items
+from sprint.data.walk import SINGLE
 from sprint.doctor.findings import Finding, note, ok, refused, wrong
 from sprint.pages import html
 from sprint.pages.pictures import Cell, PictureRow, picture_rows
@@ -73,7 +74,8 @@ def data_of(path: str, overrides: Sequence[str] = ()) -> Data:
     given = {override.partition("=")[0] for override in overrides}
     kind = kind_of(path)
     if kind is None and "data.kind" not in given:
-        raise SprintError(f"{shown(path)}: which kind of data is that? Say data.kind=folder, webdataset, …")
+        way = SINGLE.get(Path(path).suffix.lower(), "say data.kind=folder, webdataset, …")
+        raise SprintError(f"{shown(path)}: which kind of data is that? {way[0].upper()}{way[1:]}")
     told = [f"data.kind={kind.value}"] if "data.kind" not in given else []
     data = load_recipe(ANY_RECIPE, [f"data.path={path}", *told, *overrides]).data
     made = Path(path) / CACHE

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from sprint.base.door import at_home
 from sprint.doctor.data import examine_data
 from sprint.doctor.findings import Finding
 from sprint.doctor.model import AS_FOUND, Opening, examine_model
@@ -33,7 +34,7 @@ def examine(
     if what is Kind.model:
         return what, examine_model(thing, against, opening)
     if what is Kind.run:
-        return what, examine_run(Path(thing).expanduser(), against)
+        return what, examine_run(at_home(thing), against)
     if what is Kind.recipe:
         return what, examine_recipe(thing, overrides)
     return what, examine_data(thing, overrides, out)

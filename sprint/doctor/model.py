@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from sprint.base.door import read_json
+from sprint.base.door import at_home, read_json
 from sprint.base.errors import SprintError
 from sprint.base.names import resolve
 from sprint.doctor.findings import Finding, Level, note, ok, refused, wrong
@@ -43,7 +43,7 @@ def examine_model(name: str, against: str | None = None, opening: Opening = AS_F
     try:
         checkpoint = understand(resolve(name), *opening)
     except SprintError as error:
-        if not Path(resolve(name)).expanduser().exists():
+        if not at_home(resolve(name)).exists():
             raise
         return [refused("model", error)]
     counted = tally(weights_of(checkpoint))

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from sprint.base.door import at_home
 from sprint.base.errors import SprintError
 from sprint.base.names import BUILT_IN, resolve
 from sprint.doctor.data import examine_recipe_data
@@ -59,7 +60,7 @@ def needs_of(recipe: Recipe, networks: Networks, gpus: int) -> Needs:
 
 def _here(name: str) -> Path | None:
     """Its folder or file, if it is on this machine."""
-    path = Path(resolve(name)).expanduser()
+    path = at_home(resolve(name))
     return path if path.exists() else folder_here(resolve(name))
 
 

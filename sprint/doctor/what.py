@@ -4,11 +4,13 @@ import re
 from enum import Enum
 from pathlib import Path
 
-from sprint.base.door import shown
+from sprint.base.door import at_home, check_no_address, shown
 from sprint.base.errors import SprintError
 from sprint.base.names import BUILT_IN
+from sprint.data.walk import SINGLE
 from sprint.evaluate.models import STUDENT
 from sprint.recipe.find import OWN, known_recipes
+from sprint.recipe.kinds import ARCHIVES
 from sprint.train.log import METRICS
 from sprint.weights.locate import WEIGHTS
 from sprint.weights.sources import HUB_ID
@@ -23,8 +25,9 @@ class Kind(str, Enum):
 
 OF_A_RUN = ("recipe.hash", METRICS)
 OF_A_MODEL = ("model_index.json", "transformer", "config.json", "checkpoints")
+BRACES = re.compile(r"\{.+\}|\*")  # of shards
 INDEX = re.compile(r"\.index(\.[\w-]+)?\.json$")  # of shards
-TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".parquet", ".txt", ".tar")
+TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".parquet", ".txt", *ARCHIVES, *SINGLE)
 
 
 def kind_of(name: str, kind: Kind | None = None) -> Kind:
@@ -37,12 +40,15 @@ def kind_of(name: str, kind: Kind | None = None) -> Kind:
         return kind
     if name in known_recipes() or (OWN / f"{name}.yaml").is_file():
         return Kind.recipe
+    check_no_address(name)
+    path = at_home(name)
     try:
-        path = Path(name).expanduser()
         there, folder = path.exists(), path.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise SprintError(f"{shown(name)}: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise SprintError(f"{shown(name)}: {error.strerror}") from error
     if not there:
+        if name.endswith(".tar") and BRACES.search(name):
+            return Kind.data
         if name in BUILT_IN or HUB_ID.fullmatch(name):
             return Kind.model
         raise SprintError(

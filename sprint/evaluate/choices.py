@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sprint.base.door import at_home, check_no_address
 from sprint.base.errors import NotHereError, SprintError
 from sprint.evaluate.metrics.clip import ClipScore
 from sprint.evaluate.metrics.diversity import SeedDiversity
@@ -148,6 +149,9 @@ def check_paths(choices: Choices) -> None:
         "--geneval-metadata": None if on_hub else metadata,
     }
     for option, path in given.items():
-        if path is not None and not Path(path).expanduser().exists():
+        if path is None:
+            continue
+        check_no_address(str(path))
+        if not at_home(path).exists():
             hub = "" if option in ("--reference", "--inception-weights") else ", nor OWNER/NAME on the hub"
             raise SprintError(f"{option} {path}: no such file or folder{hub}")

@@ -8,7 +8,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sprint.base.door import read_text
+from sprint.base.door import at_home, read_text
 from sprint.base.errors import SprintError
 from sprint.base.names import BUILT_IN, resolve
 from sprint.evaluate.published import published_size
@@ -147,14 +147,14 @@ def _told_apart(*models: Model) -> list[Model]:
 
 def same_place(one: str, other: str) -> bool:
     """Whether two names are of the same folder, or the same hub id."""
-    return Path(resolve(one)).expanduser().resolve() == Path(resolve(other)).expanduser().resolve()
+    return at_home(resolve(one)).resolve() == at_home(resolve(other)).resolve()
 
 
 def evaluation_name(model: str) -> str:
     """runs/tiny -> tiny, runs/tiny/student -> tiny-student, owner/name -> name; tiny, built in -> tiny-built-in"""
     if model in BUILT_IN:
         return f"{model}-built-in"
-    path = Path(model).expanduser()
+    path = at_home(model)
     path = path.resolve() if path.exists() else path
     return f"{path.parent.name}-{path.name}" if path.name in (STUDENT, TEACHER) else path.name
 

@@ -1,11 +1,10 @@
 """Which pictures to draw: sets of prompts, each picture with a seed of its own."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sprint.base.door import shown
+from sprint.base.door import at_home, check_no_address, shown
 from sprint.base.errors import NotHereError, SprintError
 from sprint.evaluate.result import Shot
 from sprint.lab.series import held_out_scenes
@@ -67,9 +66,10 @@ def text_prompts(file: Path, count: int | None, seed: int) -> Prompts:
 
 def named_prompts(name: str, count: int | None, seed: int) -> Prompts:
     """What --prompts says: scenes, a folder or a file. Raises SprintError where there is no such thing."""
-    path = Path(os.path.expanduser(name))
     if name == SCENES:
         return scene_prompts(count, seed)
+    check_no_address(name)
+    path = at_home(name)
     try:
         if path.is_dir():
             return reference_prompts(path, count, seed)

@@ -11,8 +11,9 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
-from sprint.base.door import shown
+from sprint.base.door import at_home, check_no_address, shown
 from sprint.base.errors import SprintError
+from sprint.base.finite import check_finite
 from sprint.base.names import resolve
 from sprint.models.encoders import Family
 from sprint.models.parts import check_parts
@@ -76,9 +77,11 @@ def load_family(
 ) -> Family:
     """The text side and autoencoder of a pipeline's folder, built-in name or hub id, frozen.
 
-    Raises SprintError where there are none, or where one of them is not what it should be.
+    Raises SprintError where there are none, where one of them is not what it should be, or has weights that are not
+    finite.
     """
-    folder = resolve(name)
+    check_no_address(name)
+    folder = str(at_home(resolve(name)))
     # without an index the first family is tried, whose error tells what is missing
     teacher = family_of_pipeline(_pipeline_class(folder)) or FAMILIES[0]
     if Path(folder).is_dir():
@@ -93,8 +96,9 @@ def load_family(
             f"{name}: no tokenizer, text_encoder and vae to load there; name a folder that has them as --family … "
             f"(in a recipe: teacher_family=…) ({type(error).__name__}: {reason})"
         ) from error
-    family.text_encoder.eval().requires_grad_(False)
-    family.autoencoder.eval().requires_grad_(False)
+    for what, part in (("text_encoder", family.text_encoder), ("vae", family.autoencoder)):
+        part.eval().requires_grad_(False)
+        check_finite(part.state_dict().items(), f"{name}: {what}")
     return family
 
 

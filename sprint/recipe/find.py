@@ -24,17 +24,33 @@ def find_recipe(name: str | Path) -> Path:
     for file in (Path(name), own):
         try:
             if file.exists() and not file.is_dir():
-                return regular_file(file)
+                return _checked(file)
         except (OSError, ValueError) as error:  # too long, behind a folder that is closed, or a NUL in it
             why = getattr(error, "strerror", None) or error
             raise SprintError(f"{shown(name, 200)}: no such recipe: {why}") from error
     if str(name) in names_in(SHIPPED):
         return SHIPPED / f"{name}.yaml"
+    if Path(name).is_dir():
+        run = Path(name) / "recipe.yaml"
+        hint = (
+            f"the recipe of that run is {shown(run)}"
+            if run.is_file()
+            else f"a model is named by teacher={name}"
+        )
+        raise SprintError(f"{shown(name, 200)}: no such recipe: it is a folder; {hint}")
     there = ", ".join(sorted({*names_in(SHIPPED), *names_in(OWN)}))
     raise SprintError(
         f"{shown(name, 200)}: no such recipe (looked for {Path(name)} and {own}; there are {there}); "
         f"`sprint recipes 0.6b > mine{SUFFIX}` makes one to edit"
     )
+
+
+def _checked(file: Path) -> Path:
+    """Raises SprintError for what is no recipe by its kind or size."""
+    try:
+        return regular_file(file, RECIPE_BYTES)
+    except SprintError as error:
+        raise SprintError(f"{error}; a model is named by teacher=, pictures by data.path=") from error
 
 
 def names_in(folder: Path) -> list[str]:

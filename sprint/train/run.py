@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 from diffusers import ModelMixin
+from torch import nn
 
 from sprint.base.cpu import keep_freed_memory, return_freed_memory
 from sprint.base.door import read_text
-from sprint.base.errors import SprintError
+from sprint.base.errors import Diverged, SprintError
 from sprint.base.files import sweep, write_whole
 from sprint.base.names import resolve
 from sprint.engine.engine import Engine
@@ -40,6 +41,7 @@ from sprint.train.report.write import model_facts, write_page
 from sprint.train.stage import Stage
 from sprint.train.start import start_of_adaptation, with_ones
 from sprint.train.track import check_tracking
+from sprint.weights.checkpoint import understand
 from sprint.weights.export import export_student, export_teacher
 from sprint.weights.folder import is_export
 from sprint.weights.load import load_teacher
@@ -122,18 +124,23 @@ class Run:
             return with_ones(teacher, self.recipe.adapt.qk_norm)
         return start_of_adaptation(self.inputs, teacher, time_scale)
 
-    def distill(self, log: RunLog) -> None:
+    def distill(self, run_log: RunLog) -> None:
         adapted, _ = load_teacher(self.folder / "teacher")
         stage = DistillStage(self.recipe, self.engine, adapted, self.inputs.null, self.inputs.latent_shape)
-        self.train_stage(stage, log, self.checkpoints(stage.name))
+        self.train_stage(stage, run_log, self.checkpoints(stage.name))
         student, facts = stage.result(), model_facts(self.recipe)
         facts["times"] = self.recipe.distill.student_times
-        self._finish(
-            stage,
-            lambda: export_student(
+
+        def export() -> Path:
+            if self.recipe.distill.steps:
+                check_moved(student.network, self.folder / "teacher")
+            else:
+                log.warning("distill.steps = 0: the student is the adapted teacher as it was, untrained")
+            return export_student(
                 self.folder / "student", student.network, student.logvar, self.inputs.family, facts
-            ),
-        )
+            )
+
+        self._finish(stage, export)
 
     def checkpoints(self, stage: str) -> Checkpoints:
         return Checkpoints.find(self.folder / "checkpoints" / stage, self.engine)
@@ -156,6 +163,19 @@ class Run:
 
         self.engine.broadcast_from_main(work)
         stage.close()
+
+
+def check_moved(student: nn.Module, teacher: Path) -> None:
+    """Raises Diverged where no weight of the student differs from its teacher's, a folder; reads up to the first."""
+    weights = student.state_dict()
+    for name, tensor in understand(teacher).stream("diffusers"):
+        mine = weights.get(name)
+        if mine is not None and not torch.equal(mine.to("cpu", tensor.dtype), tensor):
+            return
+    raise Diverged(
+        "after the last update every weight of the student is still the adapted teacher's, bit for bit, so it never "
+        "moved; nothing is exported: raise distill.optimizer.lr, and give the run another name"
+    )
 
 
 def _noted(file: Path) -> str:

@@ -127,8 +127,10 @@ class Checkpoint:
 def round_to(dtype: torch.dtype, tensor: Tensor, name: str) -> Tensor:
     """The nearest values of `dtype`; a finite weight that it cannot hold is an error."""
     rounded = tensor.to(dtype)
-    if dtype == torch.float16 and rounded.isinf().sum() > tensor.isinf().sum():
-        raise SprintError(f"{name} holds values beyond float16; use --dtype bf16 or fp32")
+    if rounded.isinf().sum() > tensor.isinf().sum():
+        kind = str(dtype).removeprefix("torch.")
+        wider = "use --dtype bf16 or fp32" if dtype == torch.float16 else "leave --dtype out"
+        raise SprintError(f"{name} holds values beyond {kind}; {wider}")
     return rounded
 
 
@@ -283,4 +285,4 @@ def _check_dtypes(source: Source, rules: list[Rule], layout: Layout) -> None:
     for rule in rules:
         names = rule.names(layout)
         if len({source.entries[name].dtype for name in names}) > 1:
-            raise SprintError(f"{source.name}: {' and '.join(names)} have different dtypes")
+            raise SprintError(f"{source.name}: {' and '.join(names)} have different dtypes; save them in one")

@@ -3,6 +3,7 @@
 source ──► understand ──► written beside the output ──► certificate ──► renamed to the output
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sprint.base.door import at_home, shown
 from sprint.base.dtypes import DTYPES
 from sprint.base.errors import SprintError
 from sprint.base.files import sha256
 from sprint.weights.checkpoint import Checkpoint, understand
 from sprint.weights.folder import student_of
-from sprint.weights.locate import SIDE_FILES
+from sprint.weights.locate import SIDE_FILES, WEIGHTS
 from sprint.weights.trigflow import trigflow_facts, write_trigflow
 from sprint.weights.verify import (
     check_bits,
@@ -37,6 +39,22 @@ ORIGINAL_FILE = "model.safetensors"
 EXTRA_FILE = SIDE_FILES[0]
 SUFFIXES = re.compile(r"\.(safetensors(\.index.*)?|pth|pt|bin|ckpt)$", re.IGNORECASE)
 MOST_SHOWN = 8  # names of what was left out
+ONE_FILE = (".safetensors", ".pth")  # what an original may be written to
+# No folder ends so: whoever says that means a file.
+OF_FILES = (
+    *WEIGHTS,
+    ".txt",
+    ".json",
+    ".yaml",
+    ".yml",
+    ".zip",
+    ".tar",
+    ".gguf",
+    ".onnx",
+    ".pkl",
+    ".npz",
+    ".md",
+)
 
 
 def convert(
@@ -69,10 +87,10 @@ def convert(
     _check_choice("--verify", verify, ("fast", "full", "off"))
     _check_choice("--dtype", dtype, (None, *DTYPES))
     torch_dtype = DTYPES.get(dtype)
+    out = default_out(source, to) if out is None else _checked_out(out, to)
     checkpoint = understand(
         student_of(str(source)), time_scale, cross_attention_heads, sample_size, weights, variant
     )
-    out = Path(out).expanduser() if out else default_out(source, to)
     with whole_or_nothing(out) as place, ThreadPoolExecutor(1) as worker:
         digests = worker.submit(_describe_files, checkpoint)
         written = _write(checkpoint, place, to, torch_dtype, progress)
@@ -90,11 +108,26 @@ def _check_choice(option: str, value: str | None, choices: tuple) -> None:
 
 def default_out(source: str | Path, to: Target) -> Path:
     """NAME-TARGET in the current folder; a pipeline's `transformer` is named after the pipeline."""
-    path = Path(source)
+    path = Path(os.path.abspath(source))  # "." and ".." have no name of their own
     if path.name == "transformer":
         path = path.resolve().parent
     name = path.name if path.is_dir() else SUFFIXES.sub("", path.name)
     return Path(f"{name}-{to}")
+
+
+def _checked_out(out: str | Path, to: Target) -> Path:
+    """Raises SprintError for a name that says something else than what would be written there."""
+    if not str(out):
+        raise SprintError("-o is empty; name a folder, or leave it out")
+    out = at_home(out)
+    suffix = out.suffix.lower()
+    if suffix in OF_FILES and not (to == "original" and suffix in ONE_FILE):
+        what = (
+            f"a folder, or a file that ends with {' or '.join(ONE_FILE)}" if to == "original" else "a folder"
+        )
+        hint = "; --to original writes one file" if suffix in ONE_FILE else ""
+        raise SprintError(f"-o {shown(out)}: --to {to} writes {what}, which is not named {suffix}{hint}")
+    return out
 
 
 # ---- writing ----------------------------------------------------------------------------------------
@@ -150,10 +183,10 @@ def _write_original(
         yield from stream
         yield from checkpoint.stream_extras()
 
-    if place.suffix == ".pth":
+    if place.suffix.lower() == ".pth":
         write_pickle(place, with_extras())
         return
-    if place.suffix != ".safetensors":
+    if place.suffix.lower() != ".safetensors":
         place.mkdir()
         place = place / ORIGINAL_FILE
     write_safetensors(place, specs | checkpoint.extra_specs(), with_extras(), checkpoint.metadata)
@@ -239,14 +272,14 @@ def describe(result: dict) -> str:
     lines = [
         f"{result['size']}: depth {net['depth']}, width {net['width']}, "
         f"{net['parameters']:,} parameters{traits}",
-        f"from {source['name']}: {source['layout']} layout, {source['tensors']} tensors, "
+        f"from {shown(source['name'])}: {source['layout']} layout, {source['tensors']} tensors, "
         f"{' and '.join(source['dtypes'])}",
         *_describe_choice(source),
         f"time: {result['time']}, scale {result['time_scale']:g} (from {result['time_scale_from']})",
         f"{heads.replace('_heads', ' heads').replace('_', '-')}: {net[heads]} (from {net[f'{heads}_from']})",
         *_describe_recomputed(source["recomputed"]),
         *_describe_certificate(result["certificate"]),
-        f"written to {result['out']}",
+        f"written to {shown(result['out'])}",
     ]
     return "\n".join(lines)
 

@@ -151,10 +151,13 @@ def check_shapes(
     """Every expected key is there with its shape, and nothing else but `extras`. Raises SprintError."""
     missing = [key for key in expected if key not in found]
     unknown = [key for key in found if key not in expected and key not in extras]
-    for kind, keys in (("missing", missing), ("unknown", unknown)):
-        if keys:
-            more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
-            raise SprintError(f"{where}: {kind} key {keys[0]}{more}")
+    wrong = [
+        f"{kind} key {keys[0]}" + f" (and {len(keys) - 1} more)" * (len(keys) > 1)
+        for kind, keys in (("missing", missing), ("unknown", unknown))
+        if keys
+    ]
+    if wrong:
+        raise SprintError(f"{where}: {', '.join(wrong)}")
     for key, shape in found.items():
         wanted = expected[key] if key in expected else extras[key]
         if len(shape) != len(wanted) or any(w not in (None, s) for s, w in zip(shape, wanted, strict=True)):

@@ -29,6 +29,7 @@ NOT_WEIGHTS = re.compile(
     r"(optimizer|scheduler|scaler|random_states|rng_state|training_args|sampler|custom_checkpoint"
     r"|mp_rank_\d+_model_states|(bf16_)?zero_pp_rank_).*"
 )
+ZERO_3 = re.compile(r"zero_pp_rank_\d+_mp_rank_\d+_model_states")
 MOST_FOLDERS = 200  # of a folder's own folders that are looked into
 
 
@@ -48,10 +49,11 @@ class Candidate(NamedTuple):
 
 
 class Located(NamedTuple):
-    """The files that hold a folder's network, and which variant they are."""
+    """The files that hold a folder's network, which variant they are, and other weights there, which are not read."""
 
     files: list[Path]
     variant: str
+    others: list[str]
 
 
 def network_folder(folder: Path) -> Path:
@@ -62,8 +64,8 @@ def network_folder(folder: Path) -> Path:
 
 
 def refuse_part(file: Path) -> None:
-    """Raise SprintError for a file of a checkpoint that torch.distributed keeps in parts."""
-    if file.name == ".metadata" or file.suffix == ".distcp":
+    """Raise SprintError for a file of a checkpoint that torch.distributed or DeepSpeed keeps in parts."""
+    if file.name == ".metadata" or file.suffix == ".distcp" or ZERO_3.match(file.name):
         _refuse_parts(file.parent)
 
 
@@ -76,7 +78,7 @@ def _refuse_parts(folder: Path) -> None:
                 f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {shown(place)} model.pth"
             )
     states = sorted([*folder.glob("mp_rank_*_model_states.pt"), *folder.glob("*/mp_rank_*_model_states.pt")])
-    if states or any(folder.glob("global_step*")):
+    if states or any(folder.glob("global_step*")) or any(folder.glob("zero_pp_rank_*")):
         whole = (
             f", or give {shown(states[0])} where that holds all weights (ZeRO 1 and 2)"
             if len(states) == 1
@@ -97,18 +99,23 @@ def locate(folder: Path, variant: str | None = None) -> Located:
     """
     side = [folder / name for name in SIDE_FILES if (folder / name).exists()]
     for place in (folder, folder / "checkpoints"):
-        found = _of_variant(place, _candidates(place, side), variant)
+        there = _candidates(place, side)
+        found = _of_variant(place, there, variant)
         if not found:
             continue
         best = [one for one in found if one.rank == min(other.rank for other in found)]
         if len(best) > 1:
             names = ", ".join(shown(one.files[0].name) for one in best[:5]) + ", …" * (len(best) > 5)
             raise SprintError(f"{shown(place)} holds {len(best)} checkpoints; give one of them: {names}")
-        return Located([*shards_of(best[0].files), *side], best[0].variant)
+        files = shards_of(best[0].files)
+        others = [shown(one.files[0].name) for one in there if one is not best[0]]
+        return Located([*files, *side], best[0].variant, others)
     _refuse_parts(folder)
     inside = [one for one in islice(sorted(folder.iterdir()), MOST_FOLDERS) if one.is_dir()]
     inside = [shown(one.name) for one in inside if network_folder(one) != one or _candidates(one, [])]
     hint = f"; perhaps one of its folders: {', '.join(inside[:5])}" if inside else ""
+    if cached := sorted([*folder.glob("snapshots/*"), *folder.glob("models--*/snapshots/*")]):
+        hint = f"; it is a folder of the hub's cache: give {shown(cached[0])}"
     raise SprintError(f"no model in folder {shown(folder)}: no file ends with {', '.join(WEIGHTS)}{hint}")
 
 
@@ -172,8 +179,12 @@ def _indexed(index: Path) -> list[Path]:
     )
     if not weight_map:
         raise SprintError(f"{shown(index)} has no weight_map")
-    shards = [index.parent / name for name in sorted(set(weight_map.values()))]
-    for shard in shards:
-        if shard.parent != index.parent or not shard.is_file():
-            raise SprintError(f"{shown(index)} names the shard {shown(shard.name)}, which is missing")
-    return shards
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if Path(name).name != name:
+            raise SprintError(
+                f"{shown(index)} names the shard {shown(name)}; shards must lie beside their index"
+            )
+        if not (index.parent / name).is_file():
+            raise SprintError(f"{shown(index)} names the shard {shown(name)}, which is missing")
+    return [index.parent / name for name in names]

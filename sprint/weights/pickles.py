@@ -117,6 +117,14 @@ def _open_legacy(file: Path) -> Pickled:
 # ---- tensors ------------------------------------------------------------------------------------------
 
 
+def no_values(shape: Sequence[int]) -> str:
+    """What to say of a tensor without elements."""
+    gather = "; ZeRO 3 and FSDP leave such behind: gather the weights, and save those" * (
+        tuple(shape) == (0,)
+    )
+    return f"has no values: its shape is {list(shape)}{gather}"
+
+
 def spot_of(pickled: Pickled, name: str, tensor: Described) -> Spot:
     """Raises SprintError for a tensor that is no plain one, or whose elements are not all in the file."""
     storage, where = tensor.storage, f"{shown(pickled.file)}: {shown(name)}"
@@ -137,7 +145,7 @@ def spot_of(pickled: Pickled, name: str, tensor: Described) -> Spot:
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
     numel = math.prod(tensor.shape)
     if not numel:
-        raise SprintError(f"{where} has no values: its shape is {list(tensor.shape)}")
+        raise SprintError(f"{where} {no_values(tensor.shape)}")
     if (last + 1) * tensor.dtype.itemsize > length or first + length > pickled.size:
         raise SprintError(f"{where} is truncated: its elements are not all in the file")
     if numel > last + 1:

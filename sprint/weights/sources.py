@@ -20,14 +20,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sprint.base.door import read_json, shown
+from sprint.base.door import at_home, check_no_address, read_json, shown
 from sprint.base.errors import SprintError
 from sprint.models.families import family_of_class, titles
 from sprint.models.teacher import Shape
 from sprint.weights.hub import HubError, fetch_folder
 from sprint.weights.kinds import Kind, kind_of
 from sprint.weights.locate import WEIGHTS, locate, network_folder, refuse_part, shards_of
-from sprint.weights.pickles import Pickled, Spot, open_pickle, read_spot, refusal, spot_of
+from sprint.weights.pickles import Pickled, Spot, no_values, open_pickle, read_spot, refusal, spot_of
 from sprint.weights.unpickle import Described, Opaque
 from sprint.weights.wrappers import Leaf, find_network, networks_in
 
@@ -143,12 +143,12 @@ def open_source(name: str | Path, weights: str | None = None, variant: str | Non
 def _find(name: str) -> Path:
     if not name:
         raise SprintError("the name of the model is empty; give a file, a folder or a hub id")
+    check_no_address(name)
+    path = at_home(name)
     try:
-        path = Path(name).expanduser()
         there = path.exists()
-    except (RuntimeError, OSError, ValueError) as error:  # ~NOBODY, a name that no file can have
-        reason = getattr(error, "strerror", None) or error
-        raise SprintError(f"no file or folder {shown(name)}: {reason}") from error
+    except OSError as error:  # a name that no file can have
+        raise SprintError(f"no file or folder {shown(name)}: {error.strerror}") from error
     if there:
         return path
     if not _looks_like_hub_id(name):
@@ -180,6 +180,7 @@ def _open_folder(name: str, folder: Path, weights: str | None, variant: str | No
     located = locate(folder, variant)
     source = _open_files(name, located.files, weights)
     source.variant = located.variant
+    source.ignored += located.others
     source.config = config
     source.trigflow = _json_of(folder / TRIGFLOW_FILE)
     source.pipeline = _json_of(root / "model_index.json").get("_class_name", "")
@@ -225,6 +226,8 @@ class _Opened:
             _refuse_code(opened, leaves)
             if not isinstance(opened.content, dict):
                 raise SprintError(f"{shown(file)} holds {_a(opened.content)}, not a dict of tensors")
+            if not any(leaves.values()):
+                _refuse_nameless(file, opened.content)
             found = {leaf: None if tensor is None else (file, tensor) for leaf, tensor in leaves.items()}
         for leaf in found:
             if found[leaf] is not None and (other := self.leaves.get(leaf)) is not None:
@@ -260,9 +263,7 @@ class _Opened:
                 "so give the model that it was made from"
             )
         if not math.prod(entry.shape):
-            raise SprintError(
-                f"{shown(file)}: {shown(leaf_name)} has no values: its shape is {list(entry.shape)}"
-            )
+            raise SprintError(f"{shown(file)}: {shown(leaf_name)} {no_values(entry.shape)}")
         return entry
 
 
@@ -322,6 +323,21 @@ def _leaves_of(
                 yield leaf, None
         else:
             yield leaf, None
+
+
+def _refuse_nameless(file: Path, content: Any, deep: int = 0) -> None:
+    """Raise SprintError for a file whose weights are there, but not as tensors under names."""
+    for key, value in content.items() if isinstance(content, dict) and deep < DEEPEST else ():
+        if isinstance(value, list | tuple) and any(isinstance(one, Described) for one in value):
+            raise SprintError(
+                f"{shown(file)}: {shown(key)} is a list of tensors without their names, as EMA classes keep them; "
+                "load it into the network there (copy_to), and save the network's state_dict"
+            )
+        if isinstance(value, Opaque) and value.name.startswith("numpy."):
+            raise SprintError(
+                f"{shown(file)} holds NumPy arrays, no tensors; save tensors (torch.from_numpy of each)"
+            )
+        _refuse_nameless(file, value, deep + 1)
 
 
 def _a(value: Any) -> str:

@@ -55,7 +55,7 @@ def compare_settings(source: Checkpoint, written: Checkpoint, name: str) -> int:
 
 def remedy(name: str) -> str:
     """What to do where an output does not tell all that the source told."""
-    if name.endswith(".safetensors"):
+    if name.lower().endswith(".safetensors"):
         return "nothing was written"
     return "name the output .safetensors, whose metadata has; nothing was written"
 

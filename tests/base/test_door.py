@@ -1,13 +1,25 @@
 """What comes through the door, and what it says of what does not."""
 
 import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import pytest
 from pydantic import Field
 
-from sprint.base.door import decode, parse_json, read_as, read_bytes, read_json, read_text, shown
+from sprint.base.door import (
+    at_home,
+    check_no_address,
+    decode,
+    parse_json,
+    read_as,
+    read_bytes,
+    read_json,
+    read_text,
+    shown,
+)
 from sprint.base.errors import SprintError
 
 
@@ -59,6 +71,8 @@ def test_text_in_another_encoding_is_named_for_what_it_is(tmp_path):
         (tmp_path / "p").write_text("a red cat\n", encoding=encoding)
         with pytest.raises(SprintError, match=r"UTF-16.*iconv"):
             read_text(tmp_path / "p")
+    with pytest.raises(SprintError, match=r"UTF-32.*iconv -f UTF-32"):
+        decode("a red cat".encode("utf-32"), "p")
     with pytest.raises(SprintError, match=r"not UTF-8 text \(byte 3\)"):
         decode("caf\xe9".encode("latin-1"), "p")
 
@@ -82,3 +96,32 @@ def test_a_schema_names_the_field(tmp_path, content, says):
 def test_what_is_shown_is_one_short_line():
     assert shown("a\n# b\x1b[31m") == "a # b [31m"
     assert len(shown("x" * 10_000)) == 121
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("https://huggingface.co/OWNER/NAME", "give its hub id alone: OWNER/NAME"),
+        ("https://huggingface.co/datasets/OWNER/NAME/tree/main", "give its hub id alone: OWNER/NAME"),
+        ("hf://OWNER/NAME", "give its hub id alone: OWNER/NAME"),
+        ("file:///data/x.pth", "give the path alone: /data/x.pth"),
+        ("s3://bucket/x-{0..3}.tar", "download it"),
+        ("https://x.org/model.safetensors", "download it"),
+    ],
+)
+def test_an_address_is_no_path(name, way):
+    with pytest.raises(SprintError, match=re.escape(way)):
+        check_no_address(name)
+
+
+@pytest.mark.parametrize("name", ["OWNER/NAME", "a:b", "C:/x", "/a//b", "x-{0..3}.tar"])
+def test_what_is_no_address(name):
+    check_no_address(name)
+
+
+def test_home_folders(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert at_home("~/a") == tmp_path / "a" and at_home("a~") == Path("a~")
+    for name in ("~nobody-of-that-name/x", "a\0b"):
+        with pytest.raises(SprintError):
+            at_home(name)

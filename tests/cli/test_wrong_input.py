@@ -29,11 +29,27 @@ pytest_plugins = "tests.cli.fixtures"
         (["convert", "empty"], "no model in folder empty"),
         (["convert", "notes.txt"], "notes.txt is truncated or not a checkpoint: it is text"),
         (["sample", "empty", "--prompt", "a dot", "--out", "notes.txt"], "--out notes.txt is not a folder"),
+        (["sample", "empty", "--prompt", "a dot", "--out", ""], "the name of the output is empty"),
+        (["cache", "tiny", "-o", "~nobody-of-that-name/x"], "there is no such user"),
+        (["evaluate", "~nobody-of-that-name/x"], "there is no such user"),
+        (["evaluate", "tiny", "--prompts", "~nobody-of-that-name/x"], "there is no such user"),
+        (["distill", "tiny", "teacher=~nobody-of-that-name/x", "--dry-run"], "there is no such user"),
+        (
+            ["distill", "tiny", "teacher=https://huggingface.co/a/b", "--dry-run"],
+            "give its hub id alone: a/b",
+        ),
+        (["doctor", "hf://a/b"], "give its hub id alone: a/b"),
+        (["doctor", "pictures.zip"], "Unzip it, and give that folder"),
+        (
+            ["distill", "empty", "--dry-run"],
+            "no such recipe: it is a folder; a model is named by teacher=empty",
+        ),
     ],
 )
 def test_missing(refusal, here, argv, words):
     (here / "empty").mkdir()
     (here / "notes.txt").write_text("a note")
+    (here / "pictures.zip").write_bytes(b"PK")
     assert words in refusal(*argv)
 
 

@@ -1,19 +1,23 @@
 """Weights that are not finite, or that never moved, leave no run."""
 
 import math
+import shutil
 from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sprint.base.errors import Diverged, SprintError
+from sprint.base.names import resolve
 from sprint.data.batching import encode
 from sprint.engine import checkpoint
+from sprint.models.families import load_family
 from sprint.sample.generate import StudentGenerator
 from sprint.train.distill import DistillStage
 from sprint.train.log import RunLog
 from sprint.train.loop import Checkpoints, Rhythm, train
-from sprint.train.run import Run
+from sprint.train.run import Run, check_moved
 from sprint.weights.export import export_student, export_teacher
 from sprint.weights.folder import INDEX_FILE, is_export
 from tests.sample.test_generate import TEXT_WIDTH, mini_family
@@ -164,3 +168,29 @@ def test_parts_that_give_no_finite_values_are_named(part):
     assert not same(before, snapshot(module))
     with pytest.raises(SprintError, match=f"the {part} gives values that are not finite"):
         draw(family, tiny_network(guidance_embeds=True, caption_channels=TEXT_WIDTH))
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "vae"])
+def test_a_part_whose_weights_are_not_finite_is_not_loaded(tmp_path, part):
+    folder = shutil.copytree(resolve("tiny"), tmp_path / "model")
+    (file,) = (folder / part).glob("*.safetensors")
+    weights = load_file(file)
+    name, weight = next((name, weight) for name, weight in weights.items() if weight.is_floating_point())
+    weight.view(-1)[-1] = math.nan
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(SprintError, match=f"model: {part}: 1 of .* not finite .*{name}"):
+        load_family(str(folder))
+
+
+@pytest.mark.parametrize("by", [0.0, 1e-6])
+def test_a_student_that_is_its_teacher_bit_for_bit_never_moved(family, tmp_path, by):
+    teacher, student = tiny_network(), tiny_network(guidance_embeds=True)
+    export_teacher(tmp_path / "teacher", teacher, family, {})
+    student.load_state_dict(teacher.state_dict(), strict=False)
+    with torch.no_grad():
+        student.proj_out.bias[-1] += by
+    if by:
+        check_moved(student, tmp_path / "teacher")
+        return
+    with pytest.raises(Diverged, match=r"never moved; nothing is exported: raise distill.optimizer.lr"):
+        check_moved(student, tmp_path / "teacher")

@@ -4,12 +4,15 @@ import errno
 import json
 import os
 import resource
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
+from sprint.weights.convert import default_out
 from tests.weights.convert_cases import DEPTH, left_behind, quiet, refuses
 
 pytest_plugins = "tests.weights.convert_fixtures"
@@ -131,7 +134,7 @@ def test_things_that_are_no_model(here):
     refuses(here, "no file or folder folder/transformer", "folder/transformer", "out")
     save_file({"a": torch.ones(1)}, "one.safetensors")
     refuses(here, "the name of the model is empty", "", "out")  # not: whatever lies here
-    refuses(here, "no file or folder ~nobody-of-that-name/x", "~nobody-of-that-name/x", "out")
+    refuses(here, "~nobody-of-that-name/x: there is no such user", "~nobody-of-that-name/x", "out")
     refuses(here, "no file or folder xxx", "x" * 5000, "out")
 
 
@@ -215,3 +218,49 @@ def test_interrupt_leaves_nothing(here, file, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         quiet(file, "out")
     assert left_behind(here) == {file}
+
+
+@pytest.mark.parametrize(
+    ("out", "to", "words"),
+    [
+        ("", "trigflow", "-o is empty"),
+        ("~nobody-of-that-name/x", "trigflow", "there is no such user"),
+        ("a\0b", "trigflow", "cannot hold a NUL"),
+        ("x.safetensors", "trigflow", "writes a folder, .* not named .safetensors; --to original writes one"),
+        ("x.txt", "original", "a file that ends with .safetensors or .pth, which is not named .txt"),
+        ("x.bin", "original", "which is not named .bin"),
+    ],
+)
+def test_an_output_is_what_its_name_says(here, file, out, to, words):
+    refuses(here, words, file, out, to=to)
+
+
+def test_the_suffix_of_an_output_may_be_in_capitals(here, file):
+    quiet(file, "NET.PTH", to="original")
+    assert Path("NET.PTH").is_file()
+
+
+def test_a_folder_without_a_name_of_its_own_has_one(here, original):
+    for name in (".", "..", "sub/../"):
+        assert default_out(name, "flow").name == f"{Path(os.path.abspath(name)).name}-flow"
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("bf16", 3.4e38), ("fp16", 1e6)])
+def test_rounding_that_overflows_says_what_to_do(here, original, dtype, value):
+    name = next(iter(original))
+    original[name] = original[name].float()
+    original[name].view(-1)[0] = value
+    save_file({key: tensor.float() for key, tensor in original.items()}, "wide.safetensors")
+    refuses(here, "weight holds values beyond .*--dtype", "wide.safetensors", "out", dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"shadow_params": [torch.ones(2)]}, "shadow_params is a list of tensors without their names"),
+        ({"state_dict": {"a.weight": np.ones(3)}}, "holds NumPy arrays, no tensors"),
+    ],
+)
+def test_weights_without_names_or_tensors(here, content, words):
+    torch.save(content, "model.pth")
+    refuses(here, words, "model.pth", "out")

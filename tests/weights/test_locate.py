@@ -84,8 +84,8 @@ def test_shards_that_are_not_all_there(here, original):
 @pytest.mark.parametrize(
     ("weight_map", "words"),
     [
-        ({"a": "../secret.safetensors"}, "names the shard secret.safetensors, which is missing"),
-        ({"a": "/etc/passwd"}, "names the shard passwd, which is missing"),
+        ({"a": "../secret.safetensors"}, "names the shard ../secret.safetensors; shards must lie beside"),
+        ({"a": "/etc/passwd"}, "names the shard /etc/passwd; shards must lie beside"),
         ({"a": ["x"]}, "weight_map: a: Input should be a valid string"),
         ([], "weight_map: Input should be a valid dictionary"),
         ({}, "has no weight_map"),
@@ -160,3 +160,29 @@ def test_configs_that_are_no_configs(here, file):
         (here / "model").mkdir(exist_ok=True)
         (here / "model/config.json").write_text(text)
         refuses(here, words, "model", "out")
+
+
+def test_weights_beside_the_network_are_said(here, original):
+    """Two networks of one accelerate state, or old ones beside new shards: which are read, and which are not."""
+    (here / "state").mkdir()
+    for name in ("model.safetensors", "model_1.safetensors"):
+        save_file(original, f"state/{name}")
+    result = quiet("state", "out")
+    assert [file["name"] for file in result["source"]["files"]] == ["model.safetensors"]
+    assert result["source"]["ignored"] == ["model_1.safetensors"]
+
+
+def test_parts_of_zero_3_are_named_for_what_they_are(here, original):
+    file = here / "ds/zero_pp_rank_0_mp_rank_00_model_states.pt"
+    file.parent.mkdir()
+    torch.save({"module": {name: torch.empty(0) for name in original}}, file)
+    for source in ("ds", str(file)):
+        refuses(here, "a checkpoint of DeepSpeed, kept in parts", source, "out")
+    file.rename(here / "gathered.pt")
+    refuses(here, r"its shape is \[0\]; ZeRO 3 and FSDP leave such behind", "gathered.pt", "out")
+
+
+def test_the_cache_of_the_hub_says_where_its_snapshot_is(here, net):
+    net.save_pretrained("models--a--b/snapshots/0123/transformer")
+    refuses(here, "the hub's cache: give models--a--b/snapshots/0123", "models--a--b", "out")
+    assert quiet("models--a--b/snapshots/0123", "out")

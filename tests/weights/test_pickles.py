@@ -117,6 +117,26 @@ def test_what_trainers_keep_beside_weights_is_harmless(protocol):
     assert isinstance(content["args"], Opaque)  # not built
 
 
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("pytorch_lightning.utilities.parsing", "AttributeDict"),
+        ("lightning.pytorch.utilities.parsing", "AttributeDict"),
+        ("lightning_fabric.utilities.data", "AttributeDict"),
+        ("lightning.fabric.utilities.data", "AttributeDict"),
+        ("easydict", "EasyDict"),
+        ("addict.addict", "Dict"),
+        ("mmengine.logging.history_buffer", "HistoryBuffer"),
+        ("torch.torch_version", "TorchVersion"),
+    ],
+)
+def test_what_frameworks_keep_settings_in_is_harmless(module, name):
+    """As that class would be pickled, whether or not its package is here."""
+    made = b"\x80\x02}(X\x01\x00\x00\x00hc" + f"{module}\n{name}\n".encode() + b")\x81u."
+    content, foreign, _ = unpickle(io.BytesIO(made))
+    assert foreign == () and content == {"h": Opaque(f"{module}.{name}")}
+
+
 def test_omegaconf_beside_weights(tmp_path):
     config = pytest.importorskip("omegaconf").OmegaConf.create({"a": {"b": [1, "x", None]}})
     assert opened({"config": config}, tmp_path / "a.pth").foreign == ()

@@ -217,6 +217,9 @@ class _Found:
     def why_no_caption(self, picture: str) -> str:
         if not os.path.exists(picture):
             return "it is a link to nothing"
+        if os.path.exists(f"{picture}.txt"):
+            name = os.path.basename(picture)
+            return f"{shown(name)}.txt is there; name it {shown(os.path.splitext(name)[0])}.txt"
         for table in self._unread:
             return f"{shown(table)} does not name it in a column file_name with its caption in a column text"
         return "write it in a .txt of that name" + self._elsewhere(picture, TEXTS)

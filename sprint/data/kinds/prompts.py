@@ -1,21 +1,24 @@
 """Captions without pictures: a text file with one on each line, JSON lines, or a table of them."""
 
+import logging
+import re
 from array import array
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from sprint.base.door import check_text, decode, parse_json, regular_file
+from sprint.base.door import check_text, decode, parse_json, regular_file, shown
 from sprint.base.errors import SprintError
 from sprint.data.batch import Prompt
-from sprint.data.captions import LONGEST, checked
+from sprint.data.captions import FIELDS, LONGEST, checked
 from sprint.data.items import BadSample, Items, said
 from sprint.data.tables import LINES, TABLES, prompt_of, prompts_of
 from sprint.data.tar.entries import File
 from sprint.data.walk import nothing_found
 from sprint.recipe.schema import Data
 
+log = logging.getLogger(__name__)
 BOM = "\ufeff".encode()
 LONGEST_LINE = 8 * LONGEST  # bytes; JSON may write a character as six
 
@@ -53,10 +56,28 @@ class PromptItems(Items):
 
     def _open_lines(self) -> None:
         with open(self._path, "rb") as stream:
-            check_text(stream.read(4096), self._path)
+            start = stream.read(4096)
+            check_text(start, self._path)
+            if b"\r" in start and b"\n" not in start:
+                raise SprintError(
+                    f"{self._path}: its lines end with CR alone; write LF (tr '\\r' '\\n' < OLD > NEW)"
+                )
+            self._look_at(start.removeprefix(BOM).partition(b"\n")[0].decode(errors="replace"))
             stream.seek(0)
             self._find_lines(stream)
         self._file = File(self._path)
+
+    def _look_at(self, first: str) -> None:
+        """Tell of a first line that is no prompt by the looks of it. It is one all the same."""
+        columns = {name.strip().strip('"').lower() for name in re.split(r"[,;\t]", first)}
+        if columns & {*FIELDS} and all(re.fullmatch(r"[\w ]{1,20}", name) for name in columns):
+            log.warning(
+                "%s: its first line, %s, is taken for a prompt; if it is the header of a table, name the file .csv",
+                self._path,
+                shown(first, 40),
+            )
+        elif first.startswith("#"):
+            log.warning("%s: lines that begin with # are prompts too; remove comments", self._path)
 
     def _find_lines(self, stream) -> None:
         start = 0

@@ -23,6 +23,7 @@ LARGEST_MEMBER = 2**28  # bytes; what is larger is never read into memory
 NEAR = 2**18  # bytes between two members that are still worth one read
 OPEN_FILES = 64
 
+MOST_SHARDS = 10**6
 _COMPRESSED_NAMES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -182,7 +183,8 @@ def find_shards(path: str) -> tuple[Path, list[str]]:
     for file in files:
         if not os.path.isfile(file):
             raise SprintError(
-                f"{file}: no such shard; set data.path to a folder of .tar shards, or to a pattern"
+                f"{file}: no such shard; set data.path to a folder of .tar shards, or to a pattern "
+                "such as x-{000..015}.tar"
             )
     files = [os.path.abspath(file) for file in files]
     root = os.path.commonpath([os.path.dirname(file) for file in files])
@@ -201,8 +203,10 @@ def expand_braces(pattern: str) -> list[str]:
     if not group:
         return [pattern]
     first, last, words = group.groups()
-    if words is None and int(last) - int(first) not in range(10**6):
+    if words is None and int(last) < int(first):
         raise SprintError(f"{pattern}: {group[0]} is no range of shards; write the smaller number first")
+    if words is None and int(last) - int(first) >= MOST_SHARDS:
+        raise SprintError(f"{pattern}: {group[0]} would be more than {MOST_SHARDS:,} shards")
     numbers = () if words is not None else range(int(first), int(last) + 1)
     choices = words.split(",") if words is not None else [f"{n:0{len(first)}}" for n in numbers]
     rest = expand_braces(pattern[group.end() :])

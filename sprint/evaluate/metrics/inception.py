@@ -18,6 +18,7 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from PIL import Image
 from torch import Tensor, nn
 
+from sprint.base.door import at_home
 from sprint.base.errors import NotHereError, SprintError
 from sprint.base.files import sha256
 from sprint.data.items import said
@@ -96,7 +97,7 @@ class _Inception:
 
 def _find(weights: str | Path | None) -> Path:
     if weights is not None:
-        file = Path(weights).expanduser()
+        file = at_home(weights)
         if not file.is_file():
             raise SprintError(f"{file}: no such file; the Inception weights are at {WEIGHTS_URL}")
         return file

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch import distributed as dist
 from tqdm import tqdm
 
+from sprint.base.door import at_home
 from sprint.base.errors import NotHereError, SprintError
 from sprint.base.files import write_whole
 from sprint.data.items import BadSample, said
@@ -90,7 +91,7 @@ def open_reference(path: str | Path) -> list[RealPicture] | RealStatistics:
     A file is .npz with `mu` [D] and `sigma` [D, D], as pytorch-fid writes it, or .safetensors of `save_statistics`.
     Raises NotHereError where there is nothing, and SprintError for what cannot be used.
     """
-    path = Path(path).expanduser()
+    path = at_home(path)
     if path.is_dir():
         return mjhq(path) if (path / MJHQ_PROMPTS).is_file() else _plain(path)
     if not path.exists():
@@ -114,7 +115,7 @@ def mjhq(folder: str | Path) -> list[RealPicture]:
     Raises NotHereError, which says how to fetch it, without meta_data.json, and SprintError where that is not as
     above, or where pictures are missing.
     """
-    folder = Path(folder).expanduser()
+    folder = at_home(folder)
     file = folder / MJHQ_PROMPTS
     if not file.is_file():
         raise NotHereError(f"{file}: not here; fetch {MJHQ}: {MJHQ_FETCH}, then {MJHQ_UNPACK}")

@@ -8,6 +8,7 @@ import torch
 from diffusers import ModelMixin
 from torch import nn
 
+from sprint.base.door import at_home, check_no_address
 from sprint.base.errors import SprintError
 from sprint.base.names import resolve
 from sprint.models.discriminator import DiscriminatorHeads
@@ -61,7 +62,8 @@ def networks_of(family: Teacher, config: dict, taps: int, tokens: int) -> Networ
 
 def teacher_config(recipe: Recipe) -> tuple[Teacher, dict]:
     """The teacher's family and architecture: from its files if they are on disk, else the preset named by `arch`."""
-    path = Path(resolve(recipe.teacher)).expanduser()
+    check_no_address(recipe.teacher)
+    path = at_home(resolve(recipe.teacher))
     if not path.exists():
         if not recipe.arch:
             raise SprintError(

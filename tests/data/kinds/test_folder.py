@@ -188,3 +188,43 @@ def test_unreadable_subfolder(folder, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse_deep)
     assert refusal(folder) == f"{folder}/deep: cannot be read: Permission denied"
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_tables_of_every_delimiter(tmp_path, delimiter, mark):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    rows = [["Text", "width", "file_name"], [f'"one{delimiter} two"', "8", "a.png"]]
+    table = "\r\n".join(map(delimiter.join, rows))
+    (tmp_path / "metadata.csv").write_text(mark + table, encoding="utf-8")
+    (sample,) = all_of(items_of(tmp_path))
+    assert sample.caption == f"one{delimiter} two"
+
+
+def test_a_row_with_too_many_columns_is_not_cut(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,one, two\n")
+    assert "line 2: 3 columns, the header has 2; put a text that holds ','" in refusal(tmp_path)
+
+
+def test_the_table_of_kohyas_scripts(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "meta_cap.json").write_text(
+        json.dumps({str(tmp_path / "a.png"): {"caption": "one", "tags": "t"}})
+    )
+    (sample,) = all_of(items_of(tmp_path))
+    assert sample.caption == "one"
+
+
+def test_what_other_programs_leave_is_passed_over(folder):
+    number = len(items_of(folder))
+    for name in ("@eaDir", "__MACOSX", "deep/#recycle"):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(folder / name / "p1.png")
+    assert len(items_of(folder)) == number
+
+
+def test_a_caption_named_after_the_whole_file_is_said(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.png.txt").write_text("one")
+    assert "a.png.txt is there; name it a.txt" in refusal(tmp_path)

@@ -143,3 +143,25 @@ def test_a_pipe_is_no_file_of_prompts(tmp_path):
     os.mkfifo(tmp_path / "p")
     with pytest.raises(SprintError, match="is a pipe or a device, not a file"):
         PromptItems(Data(path=str(tmp_path / "p")))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            "prompt,seed\na cat,1\n",
+            "is taken for a prompt; if it is the header of a table, name the file .csv",
+        ),
+        ("caption\na cat\n", "is taken for a prompt"),
+        ("# mine\na cat\n", "lines that begin with # are prompts too"),
+        ("a cat, seen in the text of a sign\n", ""),
+    ],
+)
+def test_a_first_line_that_looks_like_none_is_said(tmp_path, caplog, content, words):
+    assert len(items_of(tmp_path, content)) == content.count("\n")
+    assert words in caplog.text and bool(words) == bool(caplog.text)
+
+
+def test_lines_that_end_as_on_old_macs_are_not_one_prompt(tmp_path):
+    with pytest.raises(SprintError, match="lines end with CR alone"):
+        items_of(tmp_path, "a cat\ra dog\r")
