@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from sprint.base.errors import SprintError
+from sprint.engine.extensions import remove_stale_locks
 from sprint.engine.held import Held, Read, Tensors, on_main
 from sprint.engine.optim import build_optimizer, start_state
 from sprint.recipe.schema import Optimizer
@@ -50,6 +51,7 @@ class Zero(Held):
 
     def _wrapped(self) -> nn.Module:
         deepspeed = _deepspeed()
+        remove_stale_locks()
         base = build_optimizer(self.module.parameters(), self.settings)
         engine, *_ = deepspeed.initialize(
             model=self.module,
