@@ -3,6 +3,7 @@
 import re
 import runpy
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ def test_the_six_commands_do_what_the_page_says(sprint, tmp_path, monkeypatch):
         program, *words = shlex.split(command)
         if program == "python":
             monkeypatch.setattr("sys.argv", [words[1], *words[2:]])
+            monkeypatch.delitem(sys.modules, words[1], raising=False)  # imported by another test
             runpy.run_module(words[1], run_name="__main__")
             continue
         if words[0] in ("distill", "cache"):

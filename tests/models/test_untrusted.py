@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from diffusers import AutoencoderDC, ModelMixin
+from transformers import AutoTokenizer
 
 from sprint.base.errors import SprintError
 from sprint.base.names import BUILT_IN
@@ -190,3 +191,13 @@ def test_deep_json_and_broken_tokenizers(folder):
         assert "\n" not in str(error.value)
         (folder / file).write_bytes(before)
     load_family(str(folder), 20, False)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    """Its token has no row in the encoder: on a CPU an IndexError at the first prompt, on a GPU a lost device."""
+    folder = Path(shutil.copytree(BUILT_IN["tiny"], tmp_path / "model"))
+    tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    tokenizer.add_tokens(["<one more>"])
+    tokenizer.save_pretrained(folder / "tokenizer")
+    with pytest.raises(SprintError, match=r"has a token \d+, and the text encoder knows \d+ tokens"):
+        load_family(str(folder))

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderDC, SanaSprintPipeline
 from pydantic import Field, Strict
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sprint.base.door import held_against
 from sprint.base.errors import SprintError
@@ -33,14 +33,7 @@ class SanaEncoders(Family):
         return downscale_of(self.autoencoder.config)
 
     def tokenize(self, prompts: list[str]) -> tuple[Tensor, Tensor, int]:
-        ids, mask, longest = tokenize(self.tokenizer, prompts, self.max_length, self.instruction)
-        known, highest = self.text_encoder.config.vocab_size, int(ids.max())
-        if highest >= known:
-            raise SprintError(
-                f"the tokenizer gives token {highest}, and the text encoder knows {known} tokens: "
-                "they are not of one model"
-            )
-        return ids, mask, longest
+        return tokenize(self.tokenizer, prompts, self.max_length, self.instruction)
 
     def states(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.text_encoder(ids, attention_mask=mask, use_cache=False)[0]
@@ -106,8 +99,18 @@ def load_encoders(folder: str, max_length: int, instruction: bool, dtype: torch.
     _check_complete("text_encoder", loading)
     autoencoder, loading = AutoencoderDC.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **told)
     _check_complete("vae", loading)
+    _check_tokens(tokenizer, text_encoder)
     held_against(Scale, autoencoder.config.scaling_factor, "vae/config.json: scaling_factor")
     return SanaEncoders(tokenizer, text_encoder, autoencoder, max_length, instruction)
+
+
+def _check_tokens(tokenizer: PreTrainedTokenizerBase, text_encoder: PreTrainedModel) -> None:
+    """A token that the encoder has no row for would end in a lookup out of range, on a GPU in a lost device."""
+    highest, rows = max(tokenizer.get_vocab().values(), default=0), text_encoder.config.vocab_size
+    if highest >= rows:
+        raise SprintError(
+            f"the tokenizer has a token {highest}, and the text encoder knows {rows} tokens: they are not of one model"
+        )
 
 
 def _check_complete(part: str, loading: Mapping) -> None:
