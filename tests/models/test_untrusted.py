@@ -201,3 +201,11 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     tokenizer.save_pretrained(folder / "tokenizer")
     with pytest.raises(SprintError, match=r"has a token \d+, and the text encoder knows \d+ tokens"):
         load_family(str(folder))
+
+
+def test_a_tokenizer_that_cannot_be_called_is_refused(tmp_path):
+    folder = Path(shutil.copytree(BUILT_IN["tiny"], tmp_path / "model"))
+    config = folder / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": {"a": 1}}))
+    with pytest.raises(SprintError, match="TypeError"):
+        load_family(str(folder))

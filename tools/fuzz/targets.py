@@ -56,7 +56,9 @@ class Target:
     @property
     def keeps(self) -> tuple[str, ...]:
         """What it may leave for the same command to go on with: an unfinished cache, a run, the index of a cache."""
-        return {"cache": ("out",), "distill": ("runs", "cache/.sprint-")}.get(self.argv[0], ())
+        return {"cache": ("out", "data/.sprint-"), "distill": ("runs", "cache/.sprint-")}.get(
+            self.argv[0], ()
+        )
 
     @property
     def command(self) -> list[str]:

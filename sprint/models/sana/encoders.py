@@ -105,7 +105,11 @@ def load_encoders(folder: str, max_length: int, instruction: bool, dtype: torch.
 
 
 def _check_tokens(tokenizer: PreTrainedTokenizerBase, text_encoder: PreTrainedModel) -> None:
-    """A token that the encoder has no row for would end in a lookup out of range, on a GPU in a lost device."""
+    """A token that the encoder has no row for would end in a lookup out of range, on a GPU in a lost device.
+
+    Settings of a tokenizer that are of no use show only when it is called, so it is: raises what it raises.
+    """
+    tokenizer(["a"])
     highest, rows = max(tokenizer.get_vocab().values(), default=0), text_encoder.config.vocab_size
     if highest >= rows:
         raise SprintError(
