@@ -1,9 +1,8 @@
 """A run: did its weights move, how did training go, and what came of it?"""
 
-import json
 from pathlib import Path
 
-from sprint.base.door import read_text, shown
+from sprint.base.door import parse_json, read_text, shown
 from sprint.base.errors import SprintError
 from sprint.doctor.curves import examine_curves, updates
 from sprint.doctor.findings import Finding, note, ok, refused, wrong
@@ -187,9 +186,9 @@ def _bad_samples(folder: Path) -> list[Finding]:
     counts: dict[str, int] = {}
     try:
         for line in read_text(file).splitlines():
-            reason = str(json.loads(line)["reason"])
+            reason = str(parse_json(line, file)["reason"])
             counts[reason] = counts.get(reason, 0) + 1
-    except (SprintError, ValueError, TypeError, KeyError):
+    except (SprintError, TypeError, KeyError):
         return [note("data", f"{file} cannot be read", "delete it; it is written anew")]
     said = ", ".join(
         f"{count} {reason}" for reason, count in sorted(counts.items(), key=lambda item: -item[1])

@@ -1,6 +1,5 @@
 """The real networks of a recipe on the meta device, where they have no memory behind them."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import torch
 from diffusers import ModelMixin
 from torch import nn
 
-from sprint.base.door import at_home, check_no_address
+from sprint.base.door import at_home, check_no_address, read_json
 from sprint.base.errors import SprintError
 from sprint.base.names import resolve
 from sprint.models.discriminator import DiscriminatorHeads
@@ -78,7 +77,7 @@ def teacher_config(recipe: Recipe) -> tuple[Teacher, dict]:
 
 def _tokens(recipe: Recipe, family: Teacher, patch: int) -> int:
     config = Path(resolve(recipe.teacher_family or recipe.teacher)) / "vae" / "config.json"
-    cell = family.downscale(json.loads(config.read_text()) if config.is_file() else None) * patch
+    cell = family.downscale(read_json(config) if config.is_file() else None) * patch
     if recipe.data.size % cell:
         raise SprintError(f"data.size = {recipe.data.size}, but it must be a multiple of {cell}")
     return (recipe.data.size // cell) ** 2
