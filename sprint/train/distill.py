@@ -32,7 +32,9 @@ from sprint.recipe.schema import NullMask, Recipe
 from sprint.recipe.shares import check_shares
 from sprint.train.draws import Draws, draw
 from sprint.train.stage import Stage, Term
-from sprint.train.terms import Logged, consistency_term, discriminator_term, sample_term
+from sprint.train.terms import Logged
+from sprint.train.terms.adversarial import discriminator_term, sample_term
+from sprint.train.terms.consistency import consistency_term
 from sprint.train.update import Means, Updater, prefixed
 from sprint.weights.load import empty_like
 

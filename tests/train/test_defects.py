@@ -22,10 +22,10 @@ from sprint.maths.schedule import check_times, student_times, with_max_time
 from sprint.maths.trigflow import HALF_PI, SIGMA_DATA, diffuse
 from sprint.models.guidance import with_null
 from sprint.models.teacher import DENSE_TIME
-from sprint.train import terms
 from sprint.train.distill import DISCRIMINATOR, GENERATOR, DistillStage
 from sprint.train.draws import draw
-from sprint.train.terms import teacher_velocity
+from sprint.train.terms import adversarial as terms
+from sprint.train.terms.consistency import teacher_velocity
 from sprint.weights import verify
 from tests.tiny import LATENT, same, snapshot, tiny_batch, tiny_network, tiny_null, tiny_recipe
 from tests.tolerance import of_network, readings

@@ -8,10 +8,12 @@ from sprint.base.errors import SprintError
 from sprint.maths import losses
 from sprint.maths.trigflow import HALF_PI, SIGMA_DATA, diffuse
 from sprint.recipe.schema import NormGroups, NullMask, Renoising
-from sprint.train import terms
 from sprint.train.distill import DISCRIMINATOR, GENERATOR, DistillStage
 from sprint.train.draws import draw
-from sprint.train.terms import one_step_sample, teacher_velocity
+from sprint.train.terms import adversarial as terms
+from sprint.train.terms import consistency
+from sprint.train.terms.consistency import teacher_velocity
+from sprint.train.terms.sample import Sample, one_step_sample
 from sprint.train.update import PATIENCE
 from tests.tiny import LATENT, same, snapshot, tiny_batch, tiny_network, tiny_null, tiny_recipe
 from tests.tolerance import assert_close, central, near, of_network, rounding, sampling
@@ -254,7 +256,7 @@ def test_who_shares_a_group_of_the_heads(stage, groups, monkeypatch):
     clean = clean._replace(renoise_t=torch.zeros_like(clean.renoise_t))  # no noise: features tell x_0
     monkeypatch.setattr(terms, "swapped", lambda x, neighbours: torch.full_like(x, -2 * SIGMA_DATA))
     monkeypatch.setattr(
-        terms, "one_step_sample", lambda *_: terms.Sample(-torch.ones(8, *LATENT), *[torch.zeros(8)] * 3)
+        terms, "one_step_sample", lambda *_: Sample(-torch.ones(8, *LATENT), *[torch.zeros(8)] * 3)
     )
     batch = batch._replace(
         latent=torch.ones_like(batch.latent)
@@ -345,8 +347,8 @@ def test_a_term_of_weight_zero_is_not_computed(engine, monkeypatch):
         assert "loss_adv" not in scm_only.update(G, tiny_batch()).read(engine)
         scm_only.update(D, tiny_batch())
         assert scm_only.generator_updates == 2
-    monkeypatch.setattr(terms, "value_and_tangent", never)
-    monkeypatch.setattr(terms, "teacher_velocity", never)
+    monkeypatch.setattr(consistency, "value_and_tangent", never)
+    monkeypatch.setattr(consistency, "teacher_velocity", never)
     assert "loss_scm" not in ladd_only.update(G, tiny_batch()).read(engine)
 
 

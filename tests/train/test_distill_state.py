@@ -12,7 +12,7 @@ from sprint.recipe.shares import check_shares
 from sprint.train import distill
 from sprint.train.distill import DistillStage
 from sprint.train.draws import Draws, draw
-from sprint.train.terms import one_step_sample
+from sprint.train.terms.sample import one_step_sample
 from tests.tiny import LATENT, same, snapshot, tiny_batch, tiny_network, tiny_null
 from tests.tolerance import assert_all_close, assert_close, near, of_network, readings
 from tests.train.test_adapt import kept, load

@@ -11,10 +11,12 @@ from sprint.maths.trigflow import (
     velocity_from_data,
 )
 from sprint.models.teacher import DENSE_TIME, SPARSE_TIME
-from sprint.train import terms
 from sprint.train.distill import DistillStage
 from sprint.train.draws import draw
-from sprint.train.terms import logits_beside_real, one_step_sample, second_step, teacher_velocity
+from sprint.train.terms import adversarial as terms
+from sprint.train.terms.adversarial import logits_beside_real
+from sprint.train.terms.consistency import teacher_velocity
+from sprint.train.terms.sample import one_step_sample, second_step
 from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null
 from tests.tolerance import assert_all_close, assert_close, near, of_network, rounding
 from tests.train.test_distill import (

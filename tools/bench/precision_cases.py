@@ -39,7 +39,7 @@ from sprint.recipe.schema import Recipe
 from sprint.train.adapt import draw_flow, noised
 from sprint.train.draws import Draws, draw
 from sprint.train.start import calibrated
-from sprint.train.terms import teacher_velocity
+from sprint.train.terms.consistency import teacher_velocity
 from sprint.weights.load import load_teacher
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

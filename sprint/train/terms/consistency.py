@@ -1,0 +1,59 @@
+"""sCM: the student's total derivative along the teacher's flow (Algorithm 1; sCM, arXiv 2410.11081)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sprint.base.clock import Clock
+from sprint.data.batch import Batch
+from sprint.maths import losses
+from sprint.maths.dual import value_and_tangent
+from sprint.maths.trigflow import SIGMA_DATA, diffuse
+from sprint.models.guidance import GuidedText, guided_velocity
+from sprint.recipe.schema import Consistency
+from sprint.train.draws import Draws
+from sprint.train.terms import Logged
+
+
+def teacher_velocity(teacher: Callable, x_t: Tensor, draws: Draws, guided: GuidedText) -> Tensor:
+    """D = σ_d · (F_u + w (F_c − F_u)) = dx_t/dt along the guided teacher's flow."""
+    return SIGMA_DATA * guided_velocity(teacher, x_t / SIGMA_DATA, draws.t, guided, draws.guidance)
+
+
+def consistency_term(
+    student: Callable,
+    teacher: Callable,
+    batch: Batch,
+    draws: Draws,
+    guided: GuidedText,
+    r: float,
+    settings: Consistency,
+    clock: Clock,
+) -> tuple[Tensor, Logged]:
+    """L_sCM.  (Algorithm 1; sCM, arXiv 2410.11081, Eq. 8)
+
+    guided  the batch's prompts and as many null prompts
+    r       the tangent's warm-up, 0 to 1
+    """
+    t = draws.t
+    x_t = diffuse(SIGMA_DATA * batch.latent, draws.noise, t)
+    with clock.part("teacher"), torch.no_grad():
+        D = teacher_velocity(teacher, x_t, draws, guided)
+
+    logvar = None
+
+    def F_theta(x_hat, t):
+        nonlocal logvar
+        F, logvar = student(x_hat, t, batch.text, batch.mask, draws.guidance)
+        return F
+
+    with clock.part("student"):
+        F, F_prime = value_and_tangent(F_theta, x_t / SIGMA_DATA, t, *losses.tangent_inputs(t, D))
+    F_minus = F.detach()
+    g = losses.consistency_tangent(F_minus, F_prime, D, x_t, t, r)
+    if settings.normalise_tangent:
+        g = losses.normalise_tangent(g, settings.tangent_normalisation)
+    loss = losses.consistency_loss(F, F_minus, g, logvar, t)
+    tangent_norm = torch.linalg.vector_norm(F_prime, dim=(1, 2, 3)).mean()
+    return loss, {"loss_scm": loss, "tangent_norm": tangent_norm, "logvar": logvar.mean()}
