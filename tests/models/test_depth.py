@@ -4,20 +4,31 @@ import copy
 
 import pytest
 import torch
-from diffusers import SanaTransformer2DModel
+from diffusers import SanaSprintPipeline, SanaTransformer2DModel
 
 from sprint.base.errors import SprintError
+from sprint.doctor.recipe import _teacher
+from sprint.doctor.run import examine_run
+from sprint.evaluate.metrics.registry import PACE
+from sprint.evaluate.models import STUDENT, TEACHER
+from sprint.evaluate.result import Column, Figure, Measured, Result
 from sprint.maths.dual import value_and_tangent
 from sprint.models import families
 from sprint.models.depth import depth_words, grown, with_blocks
 from sprint.models.families import FAMILIES
 from sprint.models.student import Student, TrainedStudent
+from sprint.sample.load import load_generator
 from sprint.train.distill import DistillStage
 from sprint.train.plan.networks import build_networks
+from sprint.train.plan.plan import dry_run
+from sprint.train.report.verdict import key_figures
+from sprint.train.run import distill
+from sprint.weights.checkpoint import understand
 from sprint.weights.export import export_student, load_student
 from tests.models.test_families import CASES, GUIDANCE, Case, recipe_of, times
 from tests.models.toy.family import Toy
 from tests.tiny import same, snapshot, tiny_recipe
+from tests.train.test_adapt import load
 
 DEEP = 5  # of the cases, which have 2 blocks: 0, 1, then copies of 0, 1, 0
 
@@ -39,7 +50,8 @@ def test_new_blocks_are_copies_with_their_output_projections_at_zero(case):
     larger = grown(network, DEEP)
     assert torch.equal(torch.get_rng_state(), state)
     assert type(larger) is type(network) and larger.training
-    assert dict(larger.config) == case.family.with_depth(network.config, DEEP)
+    expected = case.family.with_depth(network.config, DEEP)
+    assert all(larger.config[key] == value for key, value in expected.items() if not key.startswith("_"))
     assert case.family.sizes(larger.config).depth == DEEP == len(case.family.blocks(larger))
     for place, (block, weights) in enumerate(
         zip(case.family.blocks(larger), blocks_of(case, larger), strict=True)
@@ -47,8 +59,8 @@ def test_new_blocks_are_copies_with_their_output_projections_at_zero(case):
         ends = {*case.family.output_projections(block)} if place >= own else set()
         assert ends <= weights.keys() and bool(ends) == (place >= own)
         for name, weight in weights.items():
-            expected = old[place % own][name]
-            assert torch.equal(weight, torch.zeros_like(expected) if name in ends else expected)
+            copied = old[place % own][name]
+            assert torch.equal(weight, torch.zeros_like(copied) if name in ends else copied)
     assert blocks_of(case, network)[0].keys() == old[0].keys()
     for before, after in zip(old, blocks_of(case, network), strict=True):
         assert same(before, after)
@@ -193,3 +205,60 @@ def test_the_plan_has_the_blocks_of_the_student(case, tmp_path):
     recipe.distill.depth = 1
     with pytest.raises(SprintError, match=r"distill\.depth = 1, but the teacher has 2 blocks"):
         build_networks(recipe)
+
+
+def test_a_deeper_students_state_goes_round_and_training_goes_on_bit_for_bit(case, engine):
+    one, other = deep_stage(case, engine), deep_stage(case, engine)
+    for step in range(3):
+        one.update(step, case.batch(seed=step))
+    assert not same(one.tensors(), other.tensors())
+    load(other, one)
+    for step in range(3, 6):
+        for stage in (one, other):
+            stage.update(step, case.batch(seed=step))
+    assert same(one.tensors(), other.tensors()) and one.facts() == other.facts()
+    with pytest.raises(KeyError):
+        load(deep_stage(case, engine, depth=5), one)
+
+
+@pytest.mark.slow
+def test_a_whole_run_tells_the_depth_everywhere(case, tmp_path, monkeypatch):
+    recipe = recipe_of(case, tmp_path)
+    recipe.distill.depth = 4
+    assert "student (4 blocks, its teacher 2)" in dry_run(recipe).parameters
+    distill(recipe, tmp_path / "runs", "sprint distill run")
+    run = tmp_path / "runs" / "run"
+    assert [understand(run / role).sizes.depth for role in ("student", "teacher")] == [4, 2]
+    assert load_generator(str(run / "student")).pictures(["a red circle"], [0], 1).shape == (1, 64, 64, 3)
+    told = "4 blocks, its teacher 2"
+    assert f"The student has {told}: its seconds a picture" in (run / "report.html").read_text()
+    assert "depth 4 (the paper: 0)" in (run / "report.html").read_text()
+    assert f"- Depth: {told}\n" in (run / "student" / "README.md").read_text()
+    assert "Depth" not in (run / "teacher" / "README.md").read_text()
+    assert ("depth", told) in [(one.about, one.what) for one in examine_run(run)]
+    monkeypatch.chdir(tmp_path)
+    assert any(f"its student: {told}" in one.what for one in _teacher(recipe))
+
+
+@pytest.mark.slow
+def test_diffusers_opens_a_deeper_student(monkeypatch, tmp_path):
+    case = CASES["sana"]()
+    network = grown(case.network(student=True), DEEP)
+    pipeline = SanaSprintPipeline.from_pretrained(
+        export_student(tmp_path / "student", network, None, case.encoders, {}), local_files_only=True
+    )
+    assert pipeline.transformer.config.num_layers == DEEP == len(pipeline.transformer.transformer_blocks)
+    assert same(snapshot(pipeline.transformer), snapshot(network))
+
+
+def test_a_pages_figures_say_of_how_many_blocks_the_seconds_are():
+    def figures(own: int, teachers: int) -> list[str]:
+        pace = {PACE.name: Measured({"drawing, ms a picture": Figure(20.0)})}
+        columns = [
+            Column(role, 1, role, measured=pace, depth=depth)
+            for role, depth in ((STUDENT, own), (TEACHER, teachers))
+        ]
+        return [what for _, what, _ in key_figures(Result("run", columns))]
+
+    assert figures(8, 4) == ["a picture, 1 step of 8 blocks"]
+    assert figures(4, 4) == figures(8, 0) == ["a picture, 1 step"]  # an older result does not tell
