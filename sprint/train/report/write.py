@@ -41,7 +41,6 @@ OF_THE_METHOD = (
     "adversarial.max_time_probability",
     "adversarial.misaligned_pairs",
     "self_consistency",
-    "depth",
     "guidance_scales",
     "student_times",
 )
@@ -122,11 +121,10 @@ def depths(recipe: Recipe, folder: Path) -> str:
 
 def whose_speed(recipe: Recipe, folder: Path) -> str:
     """For the page: at which depth the student's seconds were taken; "" where it is the teacher's."""
-    told = depths(recipe, folder)
-    return (
-        told
-        and f"The student has {told}: its seconds a picture, at any number of steps, are of all its blocks."
-    )
+    if told := depths(recipe, folder):
+        speed = "its seconds a picture, at any number of steps, are of all its blocks"
+        return f"The student has {told} (the paper: as many): {speed}."
+    return ""
 
 
 def beside_the_paper(distill: Distill) -> str:
