@@ -40,6 +40,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             check_betas(attrgetter(key)(recipe), key)
         except SprintError as error:
             yield str(error)
+    yield from _of_trajectories(recipe)
     yield from _of_engine(recipe)
     if Path(recipe.name).name != recipe.name or recipe.name in ("", ".."):
         yield f"name = {recipe.name!r} cannot name a folder in runs/"
@@ -47,7 +48,6 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield "teacher is empty; set a built-in name, a folder, a file or a hub id"
     yield from _of_data(recipe.data)
     yield from _of_distill(recipe.distill)
-    yield from _of_trajectories(recipe)
     yield from _of_evaluation(recipe)
 
 
