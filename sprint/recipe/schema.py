@@ -124,7 +124,7 @@ class Data:
     bad_share: float = setting(0.01, SHARE, decides=False)
     # threads that read and decode ahead, in every process
     workers: int = setting(1, at_least(1), decides=False)
-    # for kind=prompts: how the teacher draws
+    # for kind=prompts: how the teacher draws pictures; its trajectories have their own steps and scales, in `distill`
     teacher_steps: int = setting(20, at_least(1), kinds=("prompts",))
     # for kind=prompts
     guidance_scale: float = setting(4.5, GUIDANCE, kinds=("prompts",))

@@ -11,7 +11,7 @@ from sprint.base.errors import SprintError
 from sprint.base.names import resolve
 from sprint.data.batch import Batch, Encoded, Item, Prompt, Traced
 from sprint.data.batching import collate, encode
-from sprint.data.cache.items import CachedItems
+from sprint.data.cache.items import CachedItems, check_trajectories
 from sprint.data.encode.draws import TeacherDraws, own_teacher
 from sprint.data.encode.traces import TeacherTraces
 from sprint.data.source import ItemSource, Source, open_items, open_source
@@ -90,15 +90,9 @@ class Inputs:
         """A cache may bring the empty prompt too, and then nothing that encodes is loaded."""
         recipe, items = self.recipe, open_items(self.recipe.data)
         ours = isinstance(items, CachedItems)
-        if recipe.distill.trajectories.states and not ours:
-            raise SprintError(
-                f"{recipe.data.path}: Sana's own layout has no trajectories, but distill.trajectories.states = "
-                f"{recipe.distill.trajectories.states}; set that to 0"
-            )
+        check_trajectories(items, recipe)
         if ours:
             items.check(self.family_name, recipe.text)
-            if recipe.distill.trajectories.states:
-                items.check_trajectories(recipe.distill)
             self.of_scenes = items.settings.data["kind"] == DataKind.scenes.value
         text, mask = items.null if items.has_null else encode_null(self.family)
         source = ItemSource(items, recipe.data, bad_file=self.bad_file, share=self.engine.broadcast_numbers)

@@ -29,7 +29,7 @@ from sprint.data.batch import Encoded, Trajectory, flat
 from sprint.data.cache.shards import ABOUT, TENSORS, tar_path
 from sprint.data.items import BadSample, Items, said
 from sprint.data.tar.samples import TarSamples
-from sprint.recipe.schema import Data, Distill, Text
+from sprint.recipe.schema import Data, Recipe, Text
 from sprint.weights.identity import FAMILY_PARTS, family_weights
 
 log = logging.getLogger(__name__)
@@ -289,27 +289,28 @@ class CachedItems(EncodedItems):
                 "set what is there, or make another cache with `sprint cache`"
             )
 
-    def check_trajectories(self, distill: Distill) -> None:
-        """Raise SprintError unless there are trajectories here, made as the recipe says."""
-        settings = self.settings
-        if not settings.times:
-            raise SprintError(
-                f"{self.folder}: it holds latents alone, but distill.trajectories.states = "
-                f"{distill.trajectories.states}; make another cache with `sprint cache RECIPE --trajectories`, "
-                "or set that to 0"
-            )
-        ours = {
-            "trajectories.steps": distill.trajectories.steps,
-            "guidance_scales": sorted(set(distill.guidance_scales)),
-        }
-        theirs = {
-            "trajectories.steps": len(settings.times) - 1,
-            "guidance_scales": sorted(set(settings.guidance)),
-        }
-        if differs := ", ".join(differences(ours, theirs, "distill.")):
-            raise SprintError(
-                f"{self.folder}: other trajectories than the recipe's: {differs}; set what is there"
-            )
+
+def check_trajectories(items: Items, recipe: Recipe) -> None:
+    """Raise SprintError unless the recipe learns from no trajectories, or these samples have such as it says."""
+    path, wanted = recipe.data.path, recipe.distill.trajectories
+    if not wanted.states:
+        return
+    settings = items.settings if isinstance(items, CachedItems) else None
+    if not settings or not settings.times:
+        raise SprintError(
+            f"{path}: it holds latents alone, but distill.trajectories.states = {wanted.states}; "
+            "make another cache with `sprint cache RECIPE --trajectories`, or set that to 0"
+        )
+    ours = {
+        "trajectories.steps": wanted.steps,
+        "guidance_scales": sorted(set(recipe.distill.guidance_scales)),
+    }
+    theirs = {
+        "trajectories.steps": len(settings.times) - 1,
+        "guidance_scales": sorted(set(settings.guidance)),
+    }
+    if differs := ", ".join(differences(ours, theirs, "distill.")):
+        raise SprintError(f"{path}: other trajectories than the recipe's: {differs}; set what is there")
 
 
 def check_widths(encoded: Encoded, first: Encoded, where: str) -> None:

@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from sprint.data.encode.make import make_cache
 from sprint.data.encode.traces import TeacherTraces
 from sprint.data.items import BadSample
 from sprint.data.source import open_source
+from sprint.doctor.data import examine_recipe_data
 from sprint.maths.schedule import teacher_times
 from sprint.maths.trigflow import HALF_PI, SIGMA_DATA
 from sprint.models.families import load_family
@@ -288,6 +290,15 @@ def test_scenes_give_their_captions(sprint, here, recipe):
     assert [line["phase"] for line in losses_of(here / "runs" / "online")] == ["G"] * len(
         losses_of(here / "runs" / "cached")
     )
+
+
+def test_a_look_at_a_cache_tells_of_trajectories(traced_recipe, whole):
+    recipe = replace(traced_recipe, data=data_of(whole))
+    (found, *_) = examine_recipe_data(recipe)
+    assert "5 samples with the teacher's trajectories, 5 looked at" in found.what
+    distill = replace(recipe.distill, guidance_scales=(4.5,))
+    (found,) = examine_recipe_data(replace(recipe, distill=distill))
+    assert "other trajectories than the recipe's: distill.guidance_scales = [4.5]" in found.what
 
 
 # ---- what is refused ----------------------------------------------------------------------------------
