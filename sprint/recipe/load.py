@@ -71,6 +71,8 @@ def recipe_hash(recipe: Recipe) -> str:
         if not decides(field, value):
             *groups, name = key.split(".")
             del reduce(dict.__getitem__, groups, settings)[name]
+            if groups and not reduce(dict.__getitem__, groups, settings):  # a whole group came later
+                del reduce(dict.__getitem__, groups[:-1], settings)[groups[-1]]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 

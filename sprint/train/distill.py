@@ -15,7 +15,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from sprint.base.random import step_generator
-from sprint.data.batch import Batch
+from sprint.data.batch import Batch, Traced
 from sprint.engine.compiled import prepare_blocks
 from sprint.engine.ema import Ema
 from sprint.engine.engine import Engine
@@ -31,11 +31,14 @@ from sprint.models.teacher import DENSE_TIME
 from sprint.models.view import TrigFlowView
 from sprint.recipe.schema import NullMask, Recipe
 from sprint.recipe.shares import check_shares
+from sprint.train.checks import needs_teacher
 from sprint.train.draws import Draws, draw
 from sprint.train.stage import Stage, Term
+from sprint.train.states import spread
 from sprint.train.terms import Logged
 from sprint.train.terms.adversarial import discriminator_term, sample_term
-from sprint.train.terms.consistency import consistency_term
+from sprint.train.terms.consistency import Point, consistency_term, stored_point, teacher_point
+from sprint.train.terms.regression import regression_term
 from sprint.train.update import Means, Updater, prefixed
 from sprint.weights.load import empty_like
 
@@ -63,11 +66,12 @@ class DistillStage(Stage):
         network = grown(from_adapted(adapted), recipe.distill.depth).to(engine.device)
         self.student = Student(network, time_scale).train().to(engine.device)
         self._start_log_variance(math.prod(latent_shape))
-        for each in (network, adapted):
+        for each in (network, adapted) if needs_teacher(recipe.distill) else (network,):
             prepare_blocks(each, recipe.compile, recipe.activation_checkpointing)
-        self.teacher = TrigFlowView(engine.frozen(adapted), time_scale)
-        self.memory = self.teacher.teacher.text_memory(adapted)
-        self.null = (null[0].to(adapted.dtype), null[1])
+        if needs_teacher(recipe.distill):
+            self.teacher = TrigFlowView(engine.frozen(adapted), time_scale)
+            self.memory = self.teacher.teacher.text_memory(adapted)
+            self.null = (null[0].to(adapted.dtype), null[1])
         turns = [self.phase(step) for step in range(self.steps)]
         trained = engine.wrap(TrainedStudent(self.student), self.settings.optimizer)
         self.generator = Updater(trained, engine, turns.count(GENERATOR))
@@ -105,14 +109,22 @@ class DistillStage(Stage):
     def phase(self, step: int) -> str:
         return DISCRIMINATOR if step % 2 == 1 and self.adversarial else GENERATOR
 
-    def update(self, step: int, batch: Batch) -> Means:
+    @property
+    def reads(self) -> int:
+        return self.batch_size // (self.settings.trajectories.states or 1)
+
+    def update(self, step: int, batch: Batch | Traced) -> Means:
         draws = self.my_share(draw(self.recipe, step, tuple(batch.latent.shape[1:])))
+        if self.settings.trajectories.states:
+            batch = spread(self.recipe, step, batch, self.engine.share(self.reads))
+            draws = draws._replace(guidance=batch.trajectory.guidance)
         if self.phase(step) == DISCRIMINATOR:
             return self._update_heads(batch, draws)
         return self._update_student(batch, draws)
 
     def _update_student(self, batch: Batch, draws: Draws) -> Means:
-        means, moved = self.descend(self.generator, self.student_terms(), batch, draws, self._guided)
+        prepared = self._guided if needs_teacher(self.settings) else self._untaught
+        means, moved = self.descend(self.generator, self.student_terms(), batch, draws, prepared)
         if self.ema:
             with self.clock.part("optimizer"):
                 self.ema.update(self.generator.trained.local(), moved)
@@ -121,16 +133,29 @@ class DistillStage(Stage):
 
     def student_terms(self) -> list[Term]:
         """(batch, guided, draws) -> loss, what to log. A term of weight zero is not computed."""
-        terms: list[Term] = [self.consistency_term] if self.settings.consistency.weight > 0 else []
+        consistency = self.stored_term if self.settings.trajectories.states else self.consistency_term
+        terms: list[Term] = [consistency] if self.settings.consistency.weight > 0 else []
+        terms += [self.regression_term] if self.settings.regression > 0 else []
         return terms + ([self.sample_term] if self.adversarial else [])
 
     def consistency_term(self, batch: Batch, guided: GuidedText, draws: Draws) -> tuple[Tensor, Logged]:
+        point = teacher_point(self.teacher, batch, draws, guided, self.clock)
+        return self._consistency(point, batch, draws.guidance)
+
+    def stored_term(self, batch: Traced, guided: GuidedText | None, draws: Draws) -> tuple[Tensor, Logged]:
+        return self._consistency(stored_point(batch), batch, draws.guidance)
+
+    def _consistency(self, point: Point, batch: Batch, guidance: Tensor) -> tuple[Tensor, Logged]:
         settings = self.settings.consistency
         r = losses.tangent_warmup(self.generator_updates, settings.tangent_warmup_updates)
-        loss, seen = consistency_term(
-            self.generator.trained, self.teacher, batch, draws, guided, r, settings, self.clock
-        )
+        loss, seen = consistency_term(self.generator.trained, point, batch, guidance, r, settings, self.clock)
         return settings.weight * loss, seen
+
+    def regression_term(
+        self, batch: Traced, guided: GuidedText | None, draws: Draws
+    ) -> tuple[Tensor, Logged]:
+        loss, seen = regression_term(self.generator.trained, batch, self.clock)
+        return self.settings.regression * loss, seen
 
     def sample_term(self, batch: Batch, guided: GuidedText, draws: Draws) -> tuple[Tensor, Logged]:
         with self.heads.frozen():
@@ -162,6 +187,11 @@ class DistillStage(Stage):
         size, guided = len(batch.latent), self.with_null(batch)
         with self.memory.of(guided.text, keep=size):
             yield batch._replace(text=guided.text[:size], mask=guided.mask[:size]), guided
+
+    @contextmanager
+    def _untaught(self, batch: Batch, first: bool) -> Iterator[tuple[Batch, None]]:
+        """The batch, where no term asks the teacher."""
+        yield batch, None
 
     @contextmanager
     def _for_heads(self, batch: Batch, first: bool) -> Iterator[tuple[Batch]]:

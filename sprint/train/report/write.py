@@ -41,6 +41,8 @@ OF_THE_METHOD = (
     "adversarial.max_time_probability",
     "adversarial.misaligned_pairs",
     "self_consistency",
+    "trajectories",
+    "regression",
     "guidance_scales",
     "student_times",
 )
@@ -60,7 +62,8 @@ def evaluate_run(folder: Path, command: str) -> Result:
 
 def model_facts(recipe: Recipe, result: Result | None = None) -> Facts:
     """What the model cards say of this run."""
-    data = "built-in scenes" if recipe.data.kind is DataKind.scenes else f"the pictures in {recipe.data.path}"
+    there = "prompts" if recipe.data.kind is DataKind.prompts else "pictures"
+    data = "built-in scenes" if recipe.data.kind is DataKind.scenes else f"the {there} in {recipe.data.path}"
     facts = Facts(recipe=recipe.name, teacher=recipe.teacher, data=data)
     if result:
         columns = in_reading_order(result).columns
