@@ -8,7 +8,17 @@ import os
 from dataclasses import dataclass, field
 from enum import Enum
 
-from sprint.recipe.settings import ABOVE_0, FINITE, GUIDANCE, SEED, SHARE, SHARE_BELOW_1, at_least, setting
+from sprint.recipe.settings import (
+    ABOVE_0,
+    DEPTH,
+    FINITE,
+    GUIDANCE,
+    SEED,
+    SHARE,
+    SHARE_BELOW_1,
+    at_least,
+    setting,
+)
 
 
 class DataKind(str, Enum):
@@ -226,6 +236,8 @@ class Distill:
     steps: int = setting(20000, at_least(0))
     # over all processes
     batch_size: int = setting(512, at_least(1))
+    # blocks of the student; 0: as many as the teacher. More are appended, and start without effect
+    depth: int = setting(0, DEPTH, later=True)
     # one is drawn for each sample, all equally likely
     guidance_scales: tuple[float, ...] = (4.0, 4.5, 5.0)
     # which tokens the guided teacher's unconditional branch sees

@@ -417,6 +417,7 @@ def test_hash_of_a_run_made_before(name, overrides, expected):
         ("distill.adversarial.norm_groups", "separate", "mixed"),
         ("distill.adversarial.renoising", "separate", "shared"),
         ("distill.null_mask", "prompts", "own"),
+        ("distill.depth", "8", "0"),
     ],
 )
 def test_a_setting_that_came_later_counts_where_it_changes_something(key, value, as_before):

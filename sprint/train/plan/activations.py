@@ -25,7 +25,8 @@ class Update:
     recomputed: bool  # activation checkpointing: a block keeps its input alone
     pictures: int
     width: int
-    depth: int
+    depth: int  # blocks of the trained network
+    teacher_depth: int
     tokens: int
     text_tokens: int
     text_width: int
@@ -118,4 +119,4 @@ class Update:
         """Prompts and null prompts, the same projected, and each teacher block's keys and values of the prompts."""
         compute = BF16 if self.precision is Precision.bf16 else FP32
         prompts = 2 * self.pictures * self.text_tokens * self.text_width
-        return compute * (prompts + 2 * self._words + 2 * self.depth * self._words)
+        return compute * (prompts + 2 * self._words + 2 * self.teacher_depth * self._words)

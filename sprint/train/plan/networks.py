@@ -23,13 +23,18 @@ class Networks:
     """What a run trains and uses, on the meta device."""
 
     family: Teacher
-    sizes: Sizes
+    sizes: Sizes  # the teacher's
     teacher: ModelMixin
     adapted: ModelMixin
     student: nn.ModuleDict  # the network and its logvar head
     heads: DiscriminatorHeads
     tokens: int  # latent cells that the network sees
     latent_numel: int  # numbers in the latent of one picture
+
+    @property
+    def student_depth(self) -> int:
+        """Blocks of the student."""
+        return self.family.sizes(self.student["network"].config).depth
 
 
 def build_networks(recipe: Recipe) -> Networks:
@@ -38,13 +43,17 @@ def build_networks(recipe: Recipe) -> Networks:
     sizes = family.sizes(config)
     check_teacher(recipe, config, sizes.depth)
     tokens = _tokens(recipe, family, sizes.patch)
-    return networks_of(family, config, len(recipe.distill.adversarial.taps), tokens)
+    return networks_of(family, config, len(recipe.distill.adversarial.taps), tokens, recipe.distill.depth)
 
 
-def networks_of(family: Teacher, config: dict, taps: int, tokens: int) -> Networks:
-    """The networks of a teacher with this `config`, on the meta device. tokens: latent cells of a picture"""
+def networks_of(family: Teacher, config: dict, taps: int, tokens: int, depth: int = 0) -> Networks:
+    """The networks of a teacher with this `config`, on the meta device.
+
+    tokens   latent cells of a picture
+    depth    blocks of the student; 0: the teacher's
+    """
     sizes, adapted = family.sizes(config), family.adapted_config(config)
-    student = family.meta_network(family.student_config(adapted))
+    student = family.meta_network(family.with_depth(family.student_config(adapted), depth or sizes.depth))
     with torch.device("meta"):
         logvar, heads = nn.Linear(sizes.width, 1), DiscriminatorHeads(sizes.width, taps)
     return Networks(

@@ -17,14 +17,16 @@ from sprint.train.plan.networks import Networks
 class Work:
     """FLOPs of the passes for one picture.
 
-    forward      of the trained network, and of the teacher, which is as large
+    student      forward, of as many blocks as it has
+    teacher      forward, adapted or not
     features     of the teacher to its last tap
     heads        of all heads
     kinds        of picture that the discriminator's update sees: real, fake, misaligned
     recomputed   activation checkpointing: what a backward pass needs runs again
     """
 
-    forward: float
+    student: float
+    teacher: float
     features: float
     heads: float
     kinds: int
@@ -32,24 +34,24 @@ class Work:
 
     def flow(self) -> float:
         """Stage 1: one trained pass."""
-        return self._trained(self.forward)
+        return self._trained(self.teacher)
 
     def consistency(self) -> float:
         """The teacher with and without its prompt; the student's value and tangent; the backward of the value."""
-        return 2 * self.forward + self.forward + self._trained(self.forward)
+        return 2 * self.teacher + self.student + self._trained(self.student)
 
     def stored(self, tangent: bool) -> float:
         """The same on a stored velocity, or, without a tangent, regression: one trained pass."""
-        return tangent * self.forward + self._trained(self.forward)
+        return tangent * self.student + self._trained(self.student)
 
     def adversarial(self) -> float:
         """The student, the features of a real and of its picture, heads over both; back through one picture of them."""
         through = self.features * (3 if self.recomputed else 2)
-        return self._trained(self.forward) + self.features + through + 2 * 2 * self.heads
+        return self._trained(self.student) + self.features + through + 2 * 2 * self.heads
 
     def discriminator(self) -> float:
         """A picture of the student's, the features of every kind, and the heads, trained."""
-        return self.forward + self.kinds * (self.features + 3 * self.heads)
+        return self.student + self.kinds * (self.features + 3 * self.heads)
 
     def _trained(self, forward: float) -> float:
         return forward * (4 if self.recomputed else 3)
@@ -59,7 +61,8 @@ def work_of(recipe: Recipe, networks: Networks) -> Work:
     family, sizes, adversarial = networks.family, networks.sizes, recipe.distill.adversarial
     side, text = math.isqrt(networks.tokens) * sizes.patch, recipe.text.max_length
     return Work(
-        forward=family.forward_flops(networks.student["network"].config, side, text),
+        student=family.forward_flops(networks.student["network"].config, side, text),
+        teacher=family.forward_flops(networks.adapted.config, side, text),
         features=family.forward_flops(networks.adapted.config, side, text, max(adversarial.taps) + 1),
         heads=len(adversarial.taps) * 2 * networks.tokens * sizes.width**2 * (1 + 2 * REACH + 1),
         kinds=2 + adversarial.misaligned_pairs,
@@ -83,8 +86,8 @@ def flops_of(recipe: Recipe, networks: Networks) -> dict[str, float]:
     found, run = {}, 0.0
     for name, stage, evaluations in zip(("stage 1", "stage 2"), (adapt, distill), drawn(recipe), strict=True):
         if stage.steps > 0 and evaluations:
-            found[f"{name}, {evaluations:g} evaluations to draw"] = evaluations * work.forward
-            run += stage.steps * stage.batch_size * evaluations * work.forward
+            found[f"{name}, {evaluations:g} evaluations to draw"] = evaluations * work.teacher
+            run += stage.steps * stage.batch_size * evaluations * work.teacher
     if adapt.steps > 0:
         found["stage 1, an update"] = work.flow()
         run += adapt.steps * adapt.batch_size * work.flow()
