@@ -116,7 +116,7 @@ def test_who_draws_is_held_and_counted():
     assert drawing["teacher that draws"] == 4 * sum(p.numel() for p in made.teacher.parameters())
     recipe.adapt.steps = 0
     work = work_of(recipe, made)
-    assert flops_of(recipe, made)["stage 2, 4 evaluations to draw"] == 4 * work.forward
+    assert flops_of(recipe, made)["stage 2, 4 evaluations to draw"] == 4 * work.teacher
     recipe.distill.consistency.weight, recipe.distill.trajectories.states = 1.0, 0
     assert "frozen teacher" in distill_memory(recipe, made, 1)
 
