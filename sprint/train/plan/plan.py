@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from sprint.models.teacher import Footprint
-from sprint.recipe.schema import EngineKind, Optimizer, OptimizerKind, Recipe
+from sprint.recipe.schema import EngineKind, Optimizer, OptimizerKind, Precision, Recipe
 from sprint.recipe.shares import misfits
-from sprint.train.plan.activations import FP32, Update
+from sprint.train.plan.activations import BF16, FP32, Update
 from sprint.train.plan.engines import (
     BUFFERED,
     CASTS_KEPT,
     COPIES,
     GRADIENTS,
     RECOMPUTED,
+    WHOLE,
     ZERO,
     Layout,
     Parts,
@@ -28,7 +29,7 @@ from sprint.train.plan.engines import (
     layout_of,
     trained,
 )
-from sprint.train.plan.networks import Networks, build_networks
+from sprint.train.plan.networks import Networks, build_networks, fake_score_of
 from sprint.train.plan.work import flops_of
 
 GPU_COUNTS = (8, 32, 256)
@@ -87,6 +88,8 @@ def dry_run(recipe: Recipe) -> Plan:
     }
     if recipe.distill.adversarial.weight > 0:
         parameters[f"discriminator heads ({len(networks.heads.heads)})"] = count(networks.heads)
+    if recipe.distill.matching.weight > 0:
+        parameters["fake score, trained"] = count(fake_score_of(recipe, networks))
     return Plan(
         recipe=recipe,
         parameters=parameters,
@@ -130,7 +133,8 @@ def with_engine(recipe: Recipe, engine: EngineKind, shard_teacher: bool) -> Reci
 
     zero = engine in ZERO
     adapt = replace(recipe.adapt, optimizer=optimizer(recipe.adapt.optimizer))
-    distill = replace(recipe.distill, optimizer=optimizer(recipe.distill.optimizer))
+    matching = replace(recipe.distill.matching, optimizer=optimizer(recipe.distill.matching.optimizer))
+    distill = replace(recipe.distill, optimizer=optimizer(recipe.distill.optimizer), matching=matching)
     return replace(recipe, engine=engine, shard_teacher=shard_teacher, adapt=adapt, distill=distill)
 
 
@@ -156,9 +160,10 @@ def adapt_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
 
 
 def distill_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
-    """Bytes by part in stage 2, at the highest moment of either update."""
+    """Bytes by part in stage 2, at the highest moment of any update."""
     distill, adversarial = recipe.distill, recipe.distill.adversarial
     consistent, adverse = distill.consistency.weight > 0, adversarial.weight > 0
+    matched = distill.matching.weight > 0
     layout = layout_of(recipe, gpus)
     parts = trained(networks.student, distill.optimizer.kind, recipe.precision, layout)
     if distill.ema_decay > 0:
@@ -167,13 +172,36 @@ def distill_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
     if adverse:  # heads are whole everywhere
         heads = trained(networks.heads, adversarial.optimizer.kind, recipe.precision, Layout())
         parts["heads, with optimizer"] = sum(heads.values())
+    if matched:
+        parts["fake score, with optimizer"] = fake_score_bytes(recipe, networks, layout)
     parts[BATCH] = _batch_bytes(recipe, networks, local_batch(distill.batch_size, gpus))
     for row, recomputed in ACTIVATIONS.items():
         update = _update(recipe, networks, distill.batch_size, gpus, parts, recomputed)
         moments = update.consistency() if consistent else []
-        moments += update.adversarial(first=not consistent) + update.discriminator() if adverse else []
+        if matched:
+            sums = sums_bytes(recipe, networks, recomputed)
+            moments += update.matching(first=not consistent) + update.fake_score(sums)
+        first = not (consistent or matched)
+        moments += update.adversarial(first) + update.discriminator() if adverse else []
         parts[row] = max(moments)
     return parts
+
+
+def fake_score_bytes(recipe: Recipe, networks: Networks, layout: Layout) -> float:
+    """Of the fake score, as the student is held, or whole everywhere if it is additions to the teacher."""
+    matching = recipe.distill.matching
+    cut = layout if matching.lora_rank == 0 else Layout()
+    own = fake_score_of(recipe, networks)
+    parts = trained(own, matching.optimizer.kind, recipe.precision, cut)
+    sizes = [size for name, size in parts.items() if name != WHOLE and not name.endswith(RECOMPUTED)]
+    return sum(sizes)
+
+
+def sums_bytes(recipe: Recipe, networks: Networks, recomputed: bool) -> float:
+    """Of weights with what is added to them, which a pass makes and keeps for its backward; none of a whole network."""
+    blocks = networks.family.blocks(networks.adapted)
+    size = BF16 if recipe.precision is Precision.bf16 else FP32
+    return size * count(blocks[0] if recomputed else blocks) if recipe.distill.matching.lora_rank else 0
 
 
 def _update(
@@ -193,7 +221,7 @@ def _update(
         text_tokens=recipe.text.max_length,
         text_width=networks.sizes.text_width,
         taps=tuple(recipe.distill.adversarial.taps),
-        kinds=2 + recipe.distill.adversarial.misaligned_pairs,
+        kinds=recipe.distill.adversarial.looks,
         copies=0 if one_block_cast else parts.get(COPIES, 0),
         first_gradients=0 if there_before else parts[GRADIENTS],
     )

@@ -11,6 +11,13 @@ from dataclasses import dataclass
 from sprint.models.discriminator import REACH
 from sprint.recipe.schema import Recipe
 from sprint.train.plan.networks import Networks
+from sprint.train.turns import DISCRIMINATOR, FAKE_SCORE, GENERATOR, cycle
+
+ROWS = {
+    GENERATOR: "stage 2, the student's update",
+    DISCRIMINATOR: "stage 2, the heads' update",
+    FAKE_SCORE: "stage 2, the fake score's update",
+}
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,8 @@ class Work:
     forward      of the trained network, and of the teacher, which is as large
     features     of the teacher to its last tap
     heads        of all heads
-    kinds        of picture that the discriminator's update sees: real, fake, misaligned
+    kinds        of picture that the discriminator's update sees: real, fake, misaligned, with noise for R1 and R2
+    rollout      steps of the student's own samples, on the average
     recomputed   activation checkpointing: what a backward pass needs runs again
     """
 
@@ -28,6 +36,7 @@ class Work:
     features: float
     heads: float
     kinds: int
+    rollout: float
     recomputed: bool
 
     def flow(self) -> float:
@@ -47,6 +56,14 @@ class Work:
         """A picture of the student's, the features of every kind, and the heads, trained."""
         return self.forward + self.kinds * (self.features + 3 * self.heads)
 
+    def matching(self) -> float:
+        """The student's own sample, its last step trained; the teacher with and without its prompt, the fake score."""
+        return (self.rollout - 1) * self.forward + self._trained(self.forward) + 3 * self.forward
+
+    def fake_score(self) -> float:
+        """A sample of the student's, and one trained pass: additions to weights need the weights' gradients too."""
+        return self.rollout * self.forward + self._trained(self.forward)
+
     def _trained(self, forward: float) -> float:
         return forward * (4 if self.recomputed else 3)
 
@@ -58,7 +75,8 @@ def work_of(recipe: Recipe, networks: Networks) -> Work:
         forward=family.forward_flops(networks.student["network"].config, side, text),
         features=family.forward_flops(networks.adapted.config, side, text, max(adversarial.taps) + 1),
         heads=len(adversarial.taps) * 2 * networks.tokens * sizes.width**2 * (1 + 2 * REACH + 1),
-        kinds=2 + adversarial.misaligned_pairs,
+        kinds=adversarial.looks,
+        rollout=(1 + recipe.distill.matching.rollout) / 2,
         recomputed=recipe.activation_checkpointing,
     )
 
@@ -66,15 +84,16 @@ def work_of(recipe: Recipe, networks: Networks) -> Work:
 def flops_of(recipe: Recipe, networks: Networks) -> dict[str, float]:
     """By kind of update, FLOPs for one picture; `run`: of the whole run, with all its pictures."""
     work, adapt, distill = work_of(recipe, networks), recipe.adapt, recipe.distill
-    consistent, adverse = distill.consistency.weight > 0, distill.adversarial.weight > 0
+    weights = (distill.consistency.weight, distill.adversarial.weight, distill.matching.weight)
+    consistent, adverse, matched = (weight > 0 for weight in weights)
     found, run = {}, 0.0
     if adapt.steps > 0:
         found["stage 1, an update"] = work.flow()
         run += adapt.steps * adapt.batch_size * work.flow()
     if distill.steps > 0:
-        student = consistent * work.consistency() + adverse * work.adversarial()
-        critic = adverse * work.discriminator()
-        found["stage 2, the student's update"] = student
-        found |= {"stage 2, the heads' update": critic} if adverse else {}
-        run += distill.steps * distill.batch_size * ((student + critic) / 2 if adverse else student)
+        student = consistent * work.consistency() + adverse * work.adversarial() + matched * work.matching()
+        of_turn = {GENERATOR: student, DISCRIMINATOR: work.discriminator(), FAKE_SCORE: work.fake_score()}
+        turns = cycle(distill)
+        found |= {ROWS[turn]: of_turn[turn] for turn in turns}
+        run += distill.steps * distill.batch_size * sum(of_turn[turn] for turn in turns) / len(turns)
     return found | {"run": run}
