@@ -156,21 +156,6 @@ def test_the_gradient_vanishes_where_the_distributions_agree():
     assert gradient.abs().max() == 0
 
 
-def test_the_gradient_is_finite_where_the_teacher_sees_the_sample_itself():
-    """mean |x_0 − f_real| is 0 there: 0 / 0 must not be NaN."""
-    batch, draws = tiny_batch(dtype=torch.float64), draws_of(1)
-    shift = torch.zeros(8, *LATENT, dtype=torch.float64, requires_grad=True)
-    x_0, *_ = rollout(moved_student(0.3, shift), batch, draws)
-
-    def knows(x_hat, t, *told):
-        return velocity_from_data(SIGMA_DATA * x_hat, x_0.detach().repeat(len(x_hat) // 8, 1, 1, 1), t)
-
-    guided = GuidedText(torch.cat([batch.text, batch.text]), torch.cat([batch.mask, batch.mask]))
-    loss, _ = matching_term(moved_student(0.3, shift), knows, knows, batch, draws, guided, CLOCK)
-    loss.backward()
-    assert loss.isfinite() and shift.grad.isfinite().all()
-
-
 def test_the_fake_score_is_fit_to_the_students_own_samples():
     """Its loss is least, over all N(0, d²), at what the student draws, and there it is the variance of v given x_t."""
     batch, b = tiny_batch(dtype=torch.float64), 0.7

@@ -29,7 +29,6 @@ def rollout(student: Callable, batch: Batch, draws: Draws) -> tuple[Tensor, Tens
     with torch.no_grad():
         for step in before:
             x_0, _ = _step(student, x_0, step, batch, draws)
-    torch.clear_autocast_cache()  # casts of weights that were made without a gradient have none to give
     return _step(student, x_0, last, batch, draws)
 
 
