@@ -119,7 +119,7 @@ def _of_distill(distill: Distill) -> Iterator[str]:
     if distill.consistency.weight == 0 and matching.weight == 0:
         if adversarial.weight == 0:
             yield "the weights of distill.consistency, adversarial and matching are all 0: nothing to train on"
-        elif adversarial.warmup_steps > 0:
+        elif adversarial.warmup_steps > 0 and distill.self_consistency == 0:
             yield (
                 f"distill.adversarial.warmup_steps = {adversarial.warmup_steps}, but there is no other term to "
                 "train on meanwhile; set it to 0"

@@ -37,6 +37,7 @@ from sprint.train.terms import Logged
 from sprint.train.terms.adversarial import discriminator_term, sample_term
 from sprint.train.terms.consistency import consistency_term
 from sprint.train.terms.matching import fake_score_term, matching_term
+from sprint.train.terms.sample import self_consistency_term
 from sprint.train.turns import DISCRIMINATOR, FAKE_SCORE, GENERATOR, cycle, turn
 from sprint.train.update import Means, Updater, prefixed
 from sprint.weights.load import empty_like
@@ -133,10 +134,16 @@ class DistillStage(Stage):
 
     def student_terms(self) -> list[Term]:
         """(batch, guided, draws) -> loss, what to log. A term of weight zero is not computed."""
-        warm = self.generator_updates >= self.settings.adversarial.warmup_steps
+        of_samples = self.terms_of_samples() if self.adversarial else []
         terms: list[Term] = [self.consistency_term] if self.settings.consistency.weight > 0 else []
         terms += [self.matching_term] if self.matching else []
-        return terms + ([self.sample_term] if self.adversarial and warm else [])
+        return terms + of_samples
+
+    def terms_of_samples(self) -> list[Term]:
+        """LADD, once its heads are warm, with self-consistency; until then that alone, if it is on."""
+        if self.generator_updates >= self.settings.adversarial.warmup_steps:
+            return [self.sample_term]
+        return [self.self_consistency_term] if self.settings.self_consistency > 0 else []
 
     def consistency_term(self, batch: Batch, guided: GuidedText, draws: Draws) -> tuple[Tensor, Logged]:
         settings = self.settings.consistency
@@ -151,6 +158,10 @@ class DistillStage(Stage):
             return sample_term(
                 self.generator.trained, self.tapped, self.heads, batch, draws, self.settings, self.clock
             )
+
+    def self_consistency_term(self, batch: Batch, guided: GuidedText, draws: Draws) -> tuple[Tensor, Logged]:
+        loss, seen = self_consistency_term(self.generator.trained, batch, draws, self.clock)
+        return self.settings.self_consistency * loss, seen
 
     def matching_term(self, batch: Batch, guided: GuidedText, draws: Draws) -> tuple[Tensor, Logged]:
         student, fake_score = self.generator.trained, self.fake_score.trained

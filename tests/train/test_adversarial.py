@@ -174,6 +174,27 @@ def test_the_student_does_not_hear_the_heads_while_they_warm_up(engine):
     assert "loss_adv" in warm.update(4, tiny_batch()).read(engine)
 
 
+def test_self_consistency_does_not_wait_for_the_heads(engine):
+    """Alone it is what the term of both adds for it."""
+    stage, batch = stage_with(engine, warmup_steps=1), tiny_batch()
+    stage.settings.self_consistency = 3.0
+    draws, guided = draw(stage.recipe, G, LATENT), stage.with_null(batch)
+    assert stage.student_terms() == [stage.consistency_term, stage.self_consistency_term]
+    loss, seen = stage.self_consistency_term(batch, guided, draws)
+    stage.generator_updates = 1
+    assert stage.student_terms() == [stage.consistency_term, stage.sample_term]
+    both, told = stage.sample_term(batch, guided, draws)
+    exact = rounding(torch.float32, steps=3)
+    assert seen == {"loss_self": told["loss_self"]}
+    assert loss.item() == near(3 * seen["loss_self"].item(), exact)
+    assert both.item() == near(
+        loss.item() + 0.5 * told["loss_adv"].item(), exact, scale=both.abs().item() + 1
+    )
+    stage.generator.trained.zero_grad()
+    loss.backward()
+    assert all(gradient is not None for gradient in gradients(stage.student).values())
+
+
 def test_the_defaults_are_the_papers(engine):
     """A hinge on the samples of one step, nothing else: by hand."""
     stage, batch = make_stage(engine), tiny_batch()
