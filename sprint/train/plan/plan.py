@@ -94,11 +94,17 @@ def dry_run(recipe: Recipe) -> Plan:
         recipe=recipe,
         parameters=parameters,
         stages=stages_of(recipe, networks, gpu_counts(recipe.engine)),
-        engines={row: totals(with_engine(recipe, *engine), networks) for row, engine in ENGINES.items()},
+        engines={row: totals(with_engine(recipe, *engine), networks) for row, engine in engines_for(recipe)},
         misfits=gpu_misfits(recipe),
         footprint=networks.family.footprints[recipe.precision],
         flops=flops_of(recipe, networks),
     )
+
+
+def engines_for(recipe: Recipe) -> list[tuple[str, tuple[EngineKind, bool]]]:
+    """Rows of `ENGINES` that the recipe can have: additions to the teacher stand on its whole weights."""
+    whole = recipe.distill.matching.weight > 0 and recipe.distill.matching.lora_rank > 0
+    return [(row, engine) for row, engine in ENGINES.items() if not (whole and engine[1])]
 
 
 def gpu_counts(engine: EngineKind) -> tuple[int, ...]:

@@ -40,6 +40,7 @@ def test_of_the_06b_by_hand():
     assert plan.parameters["fake score, trained"] == 28 * 16 * a_block
     # CAME's statistics of such thin matrices weigh a tenth
     assert with_added[FAKE] == pytest.approx(14 * 28 * 16 * a_block, rel=0.1)
+    assert {*dry_run(full).engines} - {*plan.engines} == {"fsdp2, teacher too"}
     work = work_of(full, networks)
     assert work.rollout == 2.5  # the mean of 1 to 4
     assert plan.flops["stage 2, the fake score's update"] == work.forward * (2.5 + 4)  # recomputed once
