@@ -10,6 +10,7 @@ from enum import Enum
 
 from sprint.recipe.settings import (
     ABOVE_0,
+    DEPTH,
     FINITE,
     GUIDANCE,
     LATER,
@@ -72,6 +73,13 @@ class Precision(str, Enum):
     fp32 = "fp32"
     # network in bf16 over fp32 weights; maths and time stay fp32
     bf16 = "bf16"
+
+
+class Products(str, Enum):
+    # in the network's own precision
+    exact = "exact"
+    # of blocks on a CPU: of bf16 factors where that is much faster here, by the clock; all else as precision says
+    fastest = "fastest"
 
 
 class NormGroups(str, Enum):
@@ -259,6 +267,8 @@ class Distill:
     steps: int = setting(20000, at_least(0))
     # over all processes
     batch_size: int = setting(512, at_least(1))
+    # blocks of the student; 0: as many as the teacher. More are appended, and start without effect
+    depth: int = setting(0, DEPTH, later=True)
     # one is drawn for each sample, all equally likely
     guidance_scales: tuple[float, ...] = (4.0, 4.5, 5.0)
     # which tokens the guided teacher's unconditional branch sees
@@ -301,6 +311,8 @@ class Recipe:
     needs: str = setting("", decides=False)
     seed: int = setting(0, SEED)
     precision: Precision = Precision.fp32
+    # how blocks multiply on a CPU
+    products: Products = setting(Products.exact, later=True)
     # how processes share the work; several are started by torchrun
     engine: EngineKind = setting(EngineKind.single, decides=False)
     # fsdp2: processes that hold one copy of the weights between them; 0 is all of them

@@ -30,6 +30,7 @@ SHARE = Range("between 0 and 1", lambda v: 0 <= v <= 1)
 SHARE_BELOW_1 = Range("at least 0 and below 1", lambda v: 0 <= v < 1)
 # of a run, or of a first picture: the next ones count up
 SEED = Range("at least 0 and below 2**62", lambda v: 0 <= v < SEEDS // 2)
+DEPTH = Range("from 0 to 512", lambda v: 0 <= v <= 512)
 GUIDANCE = Range("from 0 to 1,000", lambda v: 0 <= v <= 1000)
 
 

@@ -3,19 +3,21 @@
 from collections.abc import Mapping
 
 from sprint.base.errors import SprintError
+from sprint.models.depth import check_depth
 from sprint.models.families import family_of_size
 from sprint.models.taps import check_taps
 from sprint.recipe.schema import Recipe
 
 
 def check_teacher(recipe: Recipe, config: Mapping, depth: int) -> None:
-    """Raise a `SprintError` where a teacher of this config has no block that the discriminator taps, or another size
-    than the recipe's `arch`.
+    """Raise a `SprintError` where a teacher of this config has no block that the discriminator taps, more blocks than
+    its student, or another size than the recipe's `arch`.
     """
     if recipe.arch:
         _check_arch(recipe, config)
     if recipe.distill.adversarial.weight > 0:
         check_taps(recipe.distill.adversarial.taps, depth)
+    check_depth(recipe.distill.depth, depth)
 
 
 def _check_arch(recipe: Recipe, config: Mapping) -> None:

@@ -22,6 +22,7 @@ from sprint.engine.engine import Engine
 from sprint.engine.held import Read, Tensors
 from sprint.maths import losses
 from sprint.maths.schedule import lognormal_trig_times
+from sprint.models.depth import grown
 from sprint.models.discriminator import DiscriminatorHeads
 from sprint.models.guidance import GuidedText, with_null, with_null_under_prompts_mask
 from sprint.models.student import Student, TrainedStudent, from_adapted
@@ -62,7 +63,7 @@ class DistillStage(Stage):
         super().__init__(recipe, engine, recipe.distill)
         check_shares(recipe, engine.processes)
         torch.manual_seed(recipe.seed)
-        network = from_adapted(adapted).to(engine.device)
+        network = grown(from_adapted(adapted), recipe.distill.depth).to(engine.device)
         self.student = Student(network, time_scale).train().to(engine.device)
         self._start_log_variance(math.prod(latent_shape))
         turns = [self.phase(step) for step in range(self.steps)]

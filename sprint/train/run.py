@@ -27,6 +27,7 @@ from sprint.base.files import sweep, write_whole
 from sprint.base.names import resolve
 from sprint.engine.engine import Engine
 from sprint.evaluate.models import OWN_PROMPTS
+from sprint.models.depth import depth_words
 from sprint.recipe.load import recipe_hash, recipe_text
 from sprint.recipe.schema import Recipe
 from sprint.recipe.shares import check_shares
@@ -130,6 +131,7 @@ class Run:
         self.train_stage(stage, run_log, self.checkpoints(stage.name))
         student, facts = stage.result(), model_facts(self.recipe)
         facts["times"] = self.recipe.distill.student_times
+        facts["depth"] = depth_words(stage.student.view.sizes.depth, stage.teacher.sizes.depth)
 
         def export() -> Path:
             if self.recipe.distill.steps:

@@ -439,6 +439,7 @@ def test_hash_of_a_run_made_before(name, overrides, expected):
         ("distill.adversarial.r1", "1", "0"),
         ("distill.adversarial.warmup_steps", "5", "0"),
         ("distill.matching.weight", "0.01", "0"),
+        ("distill.depth", "8", "0"),
     ],
 )
 def test_a_setting_that_came_later_counts_where_it_changes_something(key, value, as_before):

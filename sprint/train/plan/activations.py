@@ -25,7 +25,8 @@ class Update:
     recomputed: bool  # activation checkpointing: a block keeps its input alone
     pictures: int
     width: int
-    depth: int
+    depth: int  # blocks of the trained network
+    teacher_depth: int
     tokens: int
     text_tokens: int
     text_width: int
@@ -77,7 +78,7 @@ class Update:
         return [self._text + moment for moment in (teacher, *self.trained_pass(tangent=False, first=first))]
 
     def fake_score(self, sums: float) -> list[float]:
-        """One pass of a network like the student, while the student's gradients are still there.
+        """One pass of what this is told to be as deep as, while the student's gradients are still there.
 
         sums  bytes that the pass keeps of weights with additions
         """
@@ -120,4 +121,4 @@ class Update:
         """Prompts and null prompts, the same projected, and each teacher block's keys and values of the prompts."""
         compute = BF16 if self.precision is Precision.bf16 else FP32
         prompts = 2 * self.pictures * self.text_tokens * self.text_width
-        return compute * (prompts + 2 * self._words + 2 * self.depth * self._words)
+        return compute * (prompts + 2 * self._words + 2 * self.teacher_depth * self._words)

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from sprint.models.depth import depth_words
 from sprint.models.teacher import Footprint
 from sprint.recipe.schema import EngineKind, Optimizer, OptimizerKind, Precision, Recipe
 from sprint.recipe.shares import misfits
@@ -81,10 +82,11 @@ def dry_run(recipe: Recipe) -> Plan:
     Raises `SprintError` if the teacher is neither on disk nor named by `arch`, or the recipe does not fit it.
     """
     networks = build_networks(recipe)
+    of_student = depth_words(networks.student_depth, networks.sizes.depth) or "guidance embedder, logvar"
     parameters = {
         "teacher": count(networks.teacher),
         "adapted teacher (QK-norm)": count(networks.adapted),
-        "student (guidance embedder, logvar)": count(networks.student),
+        f"student ({of_student})": count(networks.student),
     }
     if recipe.distill.adversarial.weight > 0:
         parameters[f"discriminator heads ({len(networks.heads.heads)})"] = count(networks.heads)
@@ -160,7 +162,7 @@ def adapt_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
     parts = trained(networks.adapted, settings.optimizer.kind, recipe.precision, layout_of(recipe, gpus))
     parts[BATCH] = _batch_bytes(recipe, networks, local_batch(settings.batch_size, gpus))
     for row, recomputed in ACTIVATIONS.items():
-        update = _update(recipe, networks, settings.batch_size, gpus, parts, recomputed)
+        update = _update(recipe, networks, networks.sizes.depth, settings.batch_size, gpus, parts, recomputed)
         parts[row] = max(update.flow())
     return parts
 
@@ -182,11 +184,14 @@ def distill_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
         parts["fake score, with optimizer"] = fake_score_bytes(recipe, networks, layout)
     parts[BATCH] = _batch_bytes(recipe, networks, local_batch(distill.batch_size, gpus))
     for row, recomputed in ACTIVATIONS.items():
-        update = _update(recipe, networks, distill.batch_size, gpus, parts, recomputed)
+        update = _update(
+            recipe, networks, networks.student_depth, distill.batch_size, gpus, parts, recomputed
+        )
         moments = update.consistency() if consistent else []
         if matched:
             sums = sums_bytes(recipe, networks, recomputed)
-            moments += update.matching(first=not consistent) + update.fake_score(sums)
+            moments += update.matching(first=not consistent)
+            moments += replace(update, depth=networks.sizes.depth).fake_score(sums)
         first = not (consistent or matched)
         moments += update.adversarial(first) + update.discriminator() if adverse else []
         parts[row] = max(moments)
@@ -211,8 +216,15 @@ def sums_bytes(recipe: Recipe, networks: Networks, recomputed: bool) -> float:
 
 
 def _update(
-    recipe: Recipe, networks: Networks, batch_size: int, gpus: int, parts: Parts, recomputed: bool
+    recipe: Recipe,
+    networks: Networks,
+    depth: int,
+    batch_size: int,
+    gpus: int,
+    parts: Parts,
+    recomputed: bool,
 ) -> Update:
+    """depth: blocks of what the stage trains"""
     pictures = forward_batch(recipe, batch_size, gpus)
     there_before = recipe.engine in BUFFERED or pictures < local_batch(batch_size, gpus)
     one_block_cast = recomputed and recipe.engine not in CASTS_KEPT  # its copies may come at any moment
@@ -222,7 +234,8 @@ def _update(
         recomputed=recomputed,
         pictures=pictures,
         width=networks.sizes.width,
-        depth=networks.sizes.depth,
+        depth=depth,
+        teacher_depth=networks.sizes.depth,
         tokens=networks.tokens,
         text_tokens=recipe.text.max_length,
         text_width=networks.sizes.text_width,

@@ -24,7 +24,8 @@ ROWS = {
 class Work:
     """FLOPs of the passes for one picture.
 
-    forward      of the trained network, and of the teacher, which is as large
+    student      forward, of as many blocks as it has
+    teacher      forward, adapted or not
     features     of the teacher to its last tap
     heads        of all heads
     kinds        of picture that the discriminator's update sees: real, fake, misaligned, with noise for R1 and R2
@@ -32,7 +33,8 @@ class Work:
     recomputed   activation checkpointing: what a backward pass needs runs again
     """
 
-    forward: float
+    student: float
+    teacher: float
     features: float
     heads: float
     kinds: int
@@ -41,28 +43,28 @@ class Work:
 
     def flow(self) -> float:
         """Stage 1: one trained pass."""
-        return self._trained(self.forward)
+        return self._trained(self.teacher)
 
     def consistency(self) -> float:
         """The teacher with and without its prompt; the student's value and tangent; the backward of the value."""
-        return 2 * self.forward + self.forward + self._trained(self.forward)
+        return 2 * self.teacher + self.student + self._trained(self.student)
 
     def adversarial(self) -> float:
         """The student, the features of a real and of its picture, heads over both; back through one picture of them."""
         through = self.features * (3 if self.recomputed else 2)
-        return self._trained(self.forward) + self.features + through + 2 * 2 * self.heads
+        return self._trained(self.student) + self.features + through + 2 * 2 * self.heads
 
     def discriminator(self) -> float:
         """A picture of the student's, the features of every kind, and the heads, trained."""
-        return self.forward + self.kinds * (self.features + 3 * self.heads)
+        return self.student + self.kinds * (self.features + 3 * self.heads)
 
     def matching(self) -> float:
         """The student's own sample, its last step trained; the teacher with and without its prompt, the fake score."""
-        return (self.rollout - 1) * self.forward + self._trained(self.forward) + 3 * self.forward
+        return (self.rollout - 1) * self.student + self._trained(self.student) + 3 * self.teacher
 
     def fake_score(self) -> float:
         """A sample of the student's, and one trained pass: additions to weights need the weights' gradients too."""
-        return self.rollout * self.forward + self._trained(self.forward)
+        return self.rollout * self.student + self._trained(self.teacher)
 
     def _trained(self, forward: float) -> float:
         return forward * (4 if self.recomputed else 3)
@@ -72,7 +74,8 @@ def work_of(recipe: Recipe, networks: Networks) -> Work:
     family, sizes, adversarial = networks.family, networks.sizes, recipe.distill.adversarial
     side, text = math.isqrt(networks.tokens) * sizes.patch, recipe.text.max_length
     return Work(
-        forward=family.forward_flops(networks.student["network"].config, side, text),
+        student=family.forward_flops(networks.student["network"].config, side, text),
+        teacher=family.forward_flops(networks.adapted.config, side, text),
         features=family.forward_flops(networks.adapted.config, side, text, max(adversarial.taps) + 1),
         heads=len(adversarial.taps) * 2 * networks.tokens * sizes.width**2 * (1 + 2 * REACH + 1),
         kinds=adversarial.looks,

@@ -40,6 +40,7 @@ class Toy(Teacher):
     # a network
     velocity = staticmethod(network.velocity)
     blocks = staticmethod(network.blocks)
+    output_projections = staticmethod(network.output_projections)
     only_first = staticmethod(network.only_first)
     tokens = staticmethod(network.tokens)
     time_embedder = staticmethod(network.time_embedder)

@@ -43,7 +43,13 @@ def test_of_the_06b_by_hand():
     assert {*dry_run(full).engines} - {*plan.engines} == {"fsdp2, teacher too"}
     work = work_of(full, networks)
     assert work.rollout == 2.5  # the mean of 1 to 4
-    assert plan.flops["stage 2, the fake score's update"] == work.forward * (2.5 + 4)  # recomputed once
+    assert (
+        plan.flops["stage 2, the fake score's update"] == work.student * 2.5 + work.teacher * 4
+    )  # recomputed once
+    deeper = load_recipe(RECIPES / "0.6b.yaml", [*on, "distill.depth=40"])
+    assert (
+        distill_memory(deeper, build_networks(deeper), 8)[FAKE] == with_full[FAKE]
+    )  # no deeper than its teacher
     assert "the fake score's update" in "\n".join(page(plan))
 
 

@@ -30,6 +30,7 @@ def test_every_setting_of_the_losses_is_looked_at():
         *("steps", "batch_size", "ema_decay", "optimizer"),
         *("consistency.tangent_warmup_updates", "consistency.tangent_normalisation"),
         *("adversarial.taps", "adversarial.neighbours", "adversarial.optimizer"),
+        "depth",  # another sentence tells it, with the teacher's
         # the paper does not say; what the public trainer does stands in the large recipes
         *("adversarial.norm_groups", "adversarial.renoising", "null_mask"),
         # nothing without what is in the list
