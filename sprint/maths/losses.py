@@ -1,13 +1,14 @@
-"""The losses of SANA-Sprint as pure functions of tensors. float32 or float64 in and out.
+"""The losses of SANA-Sprint, and others to choose, as pure functions of tensors. float32 or float64 in and out.
 
-Sources: SANA-Sprint (arXiv 2503.09641, Algorithm 1 and §3.2-3.3), sCM (arXiv 2410.11081, Eq. 8 and §4).
+Sources: SANA-Sprint (arXiv 2503.09641, Algorithm 1 and §3.2-3.3), sCM (arXiv 2410.11081, Eq. 8 and §4); what is not
+in these says its own.
 Symbols as in `sprint.maths.trigflow`; F⁻ is F without gradient, F' its total time derivative times cos t · sin t,
 D = σ_d · F_teacher the teacher's dx_t/dt (guided), w_φ(t) = logvar.
 """
 
 import torch
 from torch import Tensor
-from torch.nn.functional import relu
+from torch.nn.functional import relu, softplus
 
 from sprint.maths.trigflow import SIGMA_DATA, expand_time
 
@@ -119,3 +120,51 @@ def generator_adversarial_loss(fake_logits: Tensor) -> Tensor:
 def discriminator_hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """½ · (mean relu(1 − real) + mean relu(1 + fake)).  (SANA-Sprint Eq. 11)"""
     return 0.5 * (relu(1 - real_logits).mean() + relu(1 + fake_logits).mean())
+
+
+def generator_relativistic_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """mean softplus(−(fake − real)), logit by logit.  (R3GAN, arXiv 2501.05441; AFM, arXiv 2511.22475)
+
+    real, fake  [B, L], of the same prompts in the same order.  -> scalar
+    """
+    return softplus(real_logits - fake_logits).mean()
+
+
+def discriminator_relativistic_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """mean softplus(−(real − fake)), as above; ln 2 where the two cannot be told apart.
+
+    real [B, L]; fake [K·B, L], of each of K kinds for the same prompts in the same order.  -> scalar
+    """
+    kinds = len(fake_logits) // len(real_logits)
+    return softplus(fake_logits - real_logits.repeat(kinds, 1)).mean()
+
+
+def nearby_penalty(logits: Tensor, nearby_logits: Tensor) -> Tensor:
+    """mean (D(x) − D(x + α n))²: R1 on real samples, R2 on generated ones, without a second derivative.
+
+    Over n ~ N(0, I) and for small α it is α² ‖∇D‖² for each logit.  (APT, arXiv 2501.08316 §3.4; FastGen)
+    Both of one shape.  -> scalar
+    """
+    return (logits - nearby_logits).square().mean()
+
+
+# ---- distribution matching --------------------------------------------------------------------------
+
+SMALLEST = 1e-5  # of the normaliser: two networks that agree to this have nothing more to say
+
+
+def distribution_matching_loss(x_0: Tensor, fake_x_0: Tensor, real_x_0: Tensor) -> Tensor:
+    """mean ‖x_0 − sg[x_0 − g]‖², g = (f_fake − f_real) / mean |x_0 − f_real|.  (rCM, arXiv 2510.08431; DMD2)
+
+    Its gradient in x_0 is 2g / (B·C·H·W), and g is along the difference of the two scores:
+    f_fake − f_real = (σ_d sin t)² / cos t · ∇ log (p_fake / p_real)(x_t).
+
+    x_0       the student's own sample, with its gradient
+    fake_x_0  what the score of the student's distribution makes of it after renoising; real_x_0: the teacher's
+    All [B, C, H, W]; the mean below the fraction is per sample.  -> scalar
+    """
+    with torch.no_grad():
+        distance = (x_0 - real_x_0).abs().mean(dim=(1, 2, 3), keepdim=True)
+        g = (fake_x_0 - real_x_0) / distance.clamp_min(SMALLEST)
+        target = x_0 - g
+    return (x_0 - target).square().mean()

@@ -14,7 +14,10 @@ from sprint.recipe.schema import Data, DataKind, Distill, EngineKind, Optimizer,
 from sprint.recipe.settings import GUIDANCE, each_setting, kinds, takes
 from sprint.recipe.shares import misfits
 
-_OPTIMIZERS = ("adapt.optimizer", "distill.optimizer", "distill.adversarial.optimizer")
+_OPTIMIZERS = (
+    *("adapt.optimizer", "distill.optimizer", "distill.adversarial.optimizer"),
+    "distill.matching.optimizer",
+)
 
 
 def validate(recipe: Recipe) -> None:
@@ -62,14 +65,21 @@ def out_of_range(group: object, prefix: str = "") -> Iterator[str]:
 def _of_engine(recipe: Recipe) -> Iterator[str]:
     engine = recipe.engine
     zero = engine in (EngineKind.zero2, EngineKind.zero3)
-    came = OptimizerKind.came in (recipe.adapt.optimizer.kind, recipe.distill.optimizer.kind)
-    if zero and came:
+    matching, cut = recipe.distill.matching, [recipe.adapt.optimizer, recipe.distill.optimizer]
+    if matching.weight > 0 and matching.lora_rank == 0:
+        cut.append(matching.optimizer)
+    if zero and any(each.kind is OptimizerKind.came for each in cut):
         yield (
             f"engine = {engine.value} hands optimizers flat pieces of weights, and CAME needs whole rows: "
             "use engine=fsdp2, or the adamw optimizer"
         )
     if recipe.shard_size > 0 and engine is not EngineKind.fsdp2:
         yield f"shard_size = {recipe.shard_size}, but engine = {engine.value} knows none; use engine=fsdp2"
+    if matching.weight > 0 and matching.lora_rank > 0 and recipe.shard_teacher:
+        yield (
+            "distill.matching.lora_rank > 0 stands on the teacher's whole weights, and shard_teacher = true cuts them: "
+            "set lora_rank to 0, or shard_teacher to false"
+        )
     if recipe.compile and engine is EngineKind.zero3:
         yield "compile = true, but compiled blocks have not been tried with engine = zero3; use engine=fsdp2"
     yield from misfits(recipe, processes=1)
@@ -105,10 +115,19 @@ def _what_it_looks_like(path: str) -> str:
 
 
 def _of_distill(distill: Distill) -> Iterator[str]:
-    adversarial = distill.adversarial
+    adversarial, matching = distill.adversarial, distill.matching
     taps, scales = list(adversarial.taps), list(distill.guidance_scales)
-    if distill.consistency.weight == 0 and adversarial.weight == 0 and distill.regression == 0:
-        yield "distill.consistency.weight and distill.adversarial.weight are both 0: nothing to train on"
+    if distill.consistency.weight == 0 and matching.weight == 0 and distill.regression == 0:
+        if adversarial.weight == 0:
+            yield (
+                "the weights of distill.consistency, adversarial and matching and distill.regression are all 0: "
+                "nothing to train on"
+            )
+        elif adversarial.warmup_steps > 0 and distill.self_consistency == 0:
+            yield (
+                f"distill.adversarial.warmup_steps = {adversarial.warmup_steps}, but there is no other term to "
+                "train on meanwhile; set it to 0"
+            )
     if distill.self_consistency > 0 and adversarial.weight == 0:
         yield (
             "distill.self_consistency looks at LADD's samples, but distill.adversarial.weight is 0; "

@@ -31,6 +31,8 @@ def _check_arch(recipe: Recipe, config: Mapping) -> None:
 
 
 def needs_teacher(distill: Distill) -> bool:
-    """Whether stage 2 asks the adapted teacher: its features for LADD, its velocity where no trajectory stores it."""
+    """Whether stage 2 asks the adapted teacher: its features for LADD, its score for distribution matching, its
+    velocity where no trajectory stores it.
+    """
     velocity = distill.consistency.weight > 0 and not distill.trajectories.states
-    return velocity or distill.adversarial.weight > 0
+    return velocity or distill.adversarial.weight > 0 or distill.matching.weight > 0

@@ -1,8 +1,8 @@
-"""Stage 2: sCM + LADD. Generator and discriminator take turns on successive batches.
+"""Stage 2: sCM + LADD, and distribution matching. What is trained takes turns on successive batches.
 
 Source: SANA-Sprint (arXiv 2503.09641, Algorithm 1), and the public trainer's settings. Ours is the self-consistency
 term: from the one-step sample that LADD judges and the same noise, a second step shall lead to that sample again.
-The student F_θ, the frozen adapted teacher F_T (with guidance for sCM, its features for LADD), the heads.
+The student F_θ, the frozen adapted teacher F_T (guided, or its features for LADD), the heads, the fake score.
 What is drawn is in `sprint.train.draws`, the losses in `sprint.train.terms`.
 """
 
@@ -33,21 +33,24 @@ from sprint.recipe.schema import NullMask, Recipe
 from sprint.recipe.shares import check_shares
 from sprint.train.checks import needs_teacher
 from sprint.train.draws import Draws, draw
+from sprint.train.matching import start_fake_score
 from sprint.train.stage import Stage, Term
 from sprint.train.states import spread
 from sprint.train.terms import Logged
 from sprint.train.terms.adversarial import discriminator_term, sample_term
 from sprint.train.terms.consistency import Point, consistency_term, stored_point, teacher_point
+from sprint.train.terms.matching import fake_score_term, matching_term
 from sprint.train.terms.regression import regression_term
+from sprint.train.terms.sample import self_consistency_term
+from sprint.train.turns import DISCRIMINATOR, FAKE_SCORE, GENERATOR, cycle, turn
 from sprint.train.update import Means, Updater, prefixed
 from sprint.weights.load import empty_like
 
-GENERATOR, DISCRIMINATOR = "G", "D"
 WITH_NULL = {NullMask.own: with_null, NullMask.prompts: with_null_under_prompts_mask}
 
 
 class DistillStage(Stage):
-    """State and updates of stage 2. Even steps train the student, odd ones the heads (if LADD is on)."""
+    """State and updates of stage 2; whose turn it is, `sprint.train.turns` says."""
 
     name = "distill"
 
@@ -66,13 +69,16 @@ class DistillStage(Stage):
         network = grown(from_adapted(adapted), recipe.distill.depth).to(engine.device)
         self.student = Student(network, time_scale).train().to(engine.device)
         self._start_log_variance(math.prod(latent_shape))
+        turns = [self.phase(step) for step in range(self.steps)]
+        if self.matching:
+            fake_score = start_fake_score(recipe, engine, adapted, time_scale)
+            self.fake_score = Updater(fake_score, engine, turns.count(FAKE_SCORE))
         for each in (network, adapted) if needs_teacher(recipe.distill) else (network,):
             prepare_blocks(each, recipe.compile, recipe.activation_checkpointing)
         if needs_teacher(recipe.distill):
             self.teacher = TrigFlowView(engine.frozen(adapted), time_scale)
             self.memory = self.teacher.teacher.text_memory(adapted)
             self.null = (null[0].to(adapted.dtype), null[1])
-        turns = [self.phase(step) for step in range(self.steps)]
         trained = engine.wrap(TrainedStudent(self.student), self.settings.optimizer)
         self.generator = Updater(trained, engine, turns.count(GENERATOR))
         if self.adversarial:
@@ -100,14 +106,19 @@ class DistillStage(Stage):
         """Whether there is a discriminator."""
         return self.settings.adversarial.weight > 0
 
+    @property
+    def matching(self) -> bool:
+        """Whether there is a fake score."""
+        return self.settings.matching.weight > 0
+
     # ---- Algorithm 1 ------------------------------------------------------------------------------------
 
     @property
     def kinds(self) -> int:
-        return 2 if self.adversarial else 1
+        return len(cycle(self.settings))
 
     def phase(self, step: int) -> str:
-        return DISCRIMINATOR if step % 2 == 1 and self.adversarial else GENERATOR
+        return turn(step, self.settings)
 
     @property
     def reads(self) -> int:
@@ -118,9 +129,12 @@ class DistillStage(Stage):
         if self.settings.trajectories.states:
             batch = spread(self.recipe, step, batch, self.engine.share(self.reads))
             draws = draws._replace(guidance=batch.trajectory.guidance)
-        if self.phase(step) == DISCRIMINATOR:
-            return self._update_heads(batch, draws)
-        return self._update_student(batch, draws)
+        updates = {
+            GENERATOR: self._update_student,
+            DISCRIMINATOR: self._update_heads,
+            FAKE_SCORE: self._update_fake_score,
+        }
+        return updates[self.phase(step)](batch, draws)
 
     def _update_student(self, batch: Batch, draws: Draws) -> Means:
         prepared = self._guided if needs_teacher(self.settings) else self._untaught
@@ -133,10 +147,18 @@ class DistillStage(Stage):
 
     def student_terms(self) -> list[Term]:
         """(batch, guided, draws) -> loss, what to log. A term of weight zero is not computed."""
+        of_samples = self.terms_of_samples() if self.adversarial else []
         consistency = self.stored_term if self.settings.trajectories.states else self.consistency_term
         terms: list[Term] = [consistency] if self.settings.consistency.weight > 0 else []
         terms += [self.regression_term] if self.settings.regression > 0 else []
-        return terms + ([self.sample_term] if self.adversarial else [])
+        terms += [self.matching_term] if self.matching else []
+        return terms + of_samples
+
+    def terms_of_samples(self) -> list[Term]:
+        """LADD, once its heads are warm, with self-consistency; until then that alone, if it is on."""
+        if self.generator_updates >= self.settings.adversarial.warmup_steps:
+            return [self.sample_term]
+        return [self.self_consistency_term] if self.settings.self_consistency > 0 else []
 
     def consistency_term(self, batch: Batch, guided: GuidedText, draws: Draws) -> tuple[Tensor, Logged]:
         point = teacher_point(self.teacher, batch, draws, guided, self.clock)
@@ -163,6 +185,15 @@ class DistillStage(Stage):
                 self.generator.trained, self.tapped, self.heads, batch, draws, self.settings, self.clock
             )
 
+    def self_consistency_term(self, batch: Batch, guided: GuidedText, draws: Draws) -> tuple[Tensor, Logged]:
+        loss, seen = self_consistency_term(self.generator.trained, batch, draws, self.clock)
+        return self.settings.self_consistency * loss, seen
+
+    def matching_term(self, batch: Batch, guided: GuidedText, draws: Draws) -> tuple[Tensor, Logged]:
+        student, fake_score = self.generator.trained, self.fake_score.trained
+        loss, seen = matching_term(student, self.teacher, fake_score, batch, draws, guided, self.clock)
+        return self.settings.matching.weight * loss, seen
+
     def _update_heads(self, batch: Batch, draws: Draws) -> Means:
         means, _ = self.descend(self.discriminator, [self.heads_term], batch, draws, self._for_heads)
         return means
@@ -173,6 +204,14 @@ class DistillStage(Stage):
             return discriminator_term(
                 student, self.tapped, heads, batch, draws, self.settings.adversarial, self.clock
             )
+
+    def _update_fake_score(self, batch: Batch, draws: Draws) -> Means:
+        means, _ = self.descend(self.fake_score, [self.fake_score_term], batch, draws)
+        return means
+
+    def fake_score_term(self, batch: Batch, draws: Draws) -> tuple[Tensor, Logged]:
+        student, fake_score = self.generator.trained, self.fake_score.trained
+        return fake_score_term(student, fake_score, batch, draws, self.clock)
 
     # ---- what the teacher reads -------------------------------------------------------------------------
 
@@ -213,7 +252,8 @@ class DistillStage(Stage):
 
     def updaters(self) -> dict[str, Updater]:
         heads = {"heads": self.discriminator} if self.adversarial else {}
-        return {"student": self.generator} | heads
+        fake_score = {"fake": self.fake_score} if self.matching else {}
+        return {"student": self.generator} | heads | fake_score
 
     def tensors(self) -> Tensors:
         average = self.generator.trained.saved(self.ema.shadow) if self.ema else {}

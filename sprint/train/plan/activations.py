@@ -31,7 +31,7 @@ class Update:
     text_tokens: int
     text_width: int
     taps: tuple[int, ...]
-    kinds: int  # of picture that the discriminator's update sees: real, fake, misaligned
+    kinds: int  # of picture that the discriminator's update sees: real, fake, misaligned, with noise for R1 and R2
     copies: float  # bytes of bf16 copies, which autocast makes of trained weights
     first_gradients: float  # bytes that the first backward pass adds; 0 where gradients accumulate
 
@@ -81,6 +81,18 @@ class Update:
             of_a_block = per.frozen_block + per.frozen_backward + gradients
             moments += [graph + of_a_block * self._cells - freed, *self.trained_pass(False, first)]
         return [self._text + moment for moment in moments]
+
+    def matching(self, first: bool) -> list[float]:
+        """The student, whose graph stays while the teacher looks, with and without prompts."""
+        teacher = self._kept + 2 * self.per.no_grad * self._cells - (self.first_gradients if first else 0)
+        return [self._text + moment for moment in (teacher, *self.trained_pass(tangent=False, first=first))]
+
+    def fake_score(self, sums: float) -> list[float]:
+        """One pass of what this is told to be as deep as, while the student's gradients are still there.
+
+        sums  bytes that the pass keeps of weights with additions
+        """
+        return [sums + moment for moment in self.trained_pass(tangent=False, first=False)]
 
     def discriminator(self) -> list[float]:
         """Features of every kind, twice while they are mixed; then the heads, which alone keep anything."""

@@ -12,6 +12,7 @@ from sprint.base.errors import SprintError
 from sprint.base.names import resolve
 from sprint.models.discriminator import DiscriminatorHeads
 from sprint.models.families import check_role, family_of_size
+from sprint.models.low_rank import add_low_rank, twin
 from sprint.models.teacher import Sizes, Teacher
 from sprint.recipe.schema import Recipe
 from sprint.train.checks import check_teacher
@@ -66,6 +67,14 @@ def networks_of(family: Teacher, config: dict, taps: int, tokens: int, depth: in
         tokens=tokens,
         latent_numel=sizes.channels * tokens * sizes.patch**2,
     )
+
+
+def fake_score_of(recipe: Recipe, networks: Networks) -> nn.Module:
+    """What distribution matching trains: a network as deep as the teacher, or additions to the teacher's blocks."""
+    rank, family = recipe.distill.matching.lora_rank, networks.family
+    if rank == 0:
+        return family.meta_network(family.student_config(networks.adapted.config))
+    return add_low_rank(networks.family.blocks(twin(networks.adapted)), rank)
 
 
 def teacher_config(recipe: Recipe) -> tuple[Teacher, dict]:

@@ -11,16 +11,17 @@ from typing import NamedTuple
 
 from sprint.models.depth import depth_words
 from sprint.models.teacher import Footprint
-from sprint.recipe.schema import EngineKind, Optimizer, OptimizerKind, Recipe
+from sprint.recipe.schema import EngineKind, Optimizer, OptimizerKind, Precision, Recipe
 from sprint.recipe.shares import misfits
 from sprint.train.checks import needs_teacher
-from sprint.train.plan.activations import FP32, Update
+from sprint.train.plan.activations import BF16, FP32, Update
 from sprint.train.plan.engines import (
     BUFFERED,
     CASTS_KEPT,
     COPIES,
     GRADIENTS,
     RECOMPUTED,
+    WHOLE,
     ZERO,
     Layout,
     Parts,
@@ -31,7 +32,7 @@ from sprint.train.plan.engines import (
     layout_of,
     trained,
 )
-from sprint.train.plan.networks import Networks, build_networks
+from sprint.train.plan.networks import Networks, build_networks, fake_score_of
 from sprint.train.plan.work import drawn, flops_of
 
 GPU_COUNTS = (8, 32, 256)
@@ -91,15 +92,23 @@ def dry_run(recipe: Recipe) -> Plan:
     }
     if recipe.distill.adversarial.weight > 0:
         parameters[f"discriminator heads ({len(networks.heads.heads)})"] = count(networks.heads)
+    if recipe.distill.matching.weight > 0:
+        parameters["fake score, trained"] = count(fake_score_of(recipe, networks))
     return Plan(
         recipe=recipe,
         parameters=parameters,
         stages=stages_of(recipe, networks, gpu_counts(recipe.engine)),
-        engines={row: totals(with_engine(recipe, *engine), networks) for row, engine in ENGINES.items()},
+        engines={row: totals(with_engine(recipe, *engine), networks) for row, engine in engines_for(recipe)},
         misfits=gpu_misfits(recipe),
         footprint=networks.family.footprints[recipe.precision],
         flops=flops_of(recipe, networks),
     )
+
+
+def engines_for(recipe: Recipe) -> list[tuple[str, tuple[EngineKind, bool]]]:
+    """Rows of `ENGINES` that the recipe can have: additions to the teacher stand on its whole weights."""
+    whole = recipe.distill.matching.weight > 0 and recipe.distill.matching.lora_rank > 0
+    return [(row, engine) for row, engine in ENGINES.items() if not (whole and engine[1])]
 
 
 def gpu_counts(engine: EngineKind) -> tuple[int, ...]:
@@ -134,7 +143,8 @@ def with_engine(recipe: Recipe, engine: EngineKind, shard_teacher: bool) -> Reci
 
     zero = engine in ZERO
     adapt = replace(recipe.adapt, optimizer=optimizer(recipe.adapt.optimizer))
-    distill = replace(recipe.distill, optimizer=optimizer(recipe.distill.optimizer))
+    matching = replace(recipe.distill.matching, optimizer=optimizer(recipe.distill.matching.optimizer))
+    distill = replace(recipe.distill, optimizer=optimizer(recipe.distill.optimizer), matching=matching)
     return replace(recipe, engine=engine, shard_teacher=shard_teacher, adapt=adapt, distill=distill)
 
 
@@ -163,10 +173,11 @@ def adapt_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
 
 
 def distill_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
-    """Bytes by part in stage 2, at the highest moment of either update."""
+    """Bytes by part in stage 2, at the highest moment of any update."""
     distill, adversarial = recipe.distill, recipe.distill.adversarial
     consistent, adverse = distill.consistency.weight > 0, adversarial.weight > 0
     states, (_, draws) = distill.trajectories.states, drawn(recipe)
+    matched = distill.matching.weight > 0
     layout = layout_of(recipe, gpus)
     parts = trained(networks.student, distill.optimizer.kind, recipe.precision, layout)
     if distill.ema_decay > 0:
@@ -178,6 +189,8 @@ def distill_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
     if adverse:  # heads are whole everywhere
         heads = trained(networks.heads, adversarial.optimizer.kind, recipe.precision, Layout())
         parts["heads, with optimizer"] = sum(heads.values())
+    if matched:
+        parts["fake score, with optimizer"] = fake_score_bytes(recipe, networks, layout)
     parts[BATCH] = _batch_bytes(recipe, networks, local_batch(distill.batch_size, gpus))
     if states:
         parts[TRAJECTORIES] = _trajectory_bytes(recipe, networks, local_batch(distill.batch_size, gpus))
@@ -192,9 +205,31 @@ def distill_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
         if distill.regression > 0:
             moments += update.stored(tangent=False, first=not consistent)
         first = not consistent and distill.regression == 0
+        if matched:
+            sums = sums_bytes(recipe, networks, recomputed)
+            moments += update.matching(first)
+            moments += replace(update, depth=networks.sizes.depth).fake_score(sums)
+        first = first and not matched
         moments += update.adversarial(first) + update.discriminator() if adverse else []
         parts[row] = max(moments)
     return parts
+
+
+def fake_score_bytes(recipe: Recipe, networks: Networks, layout: Layout) -> float:
+    """Of the fake score, as the student is held, or whole everywhere if it is additions to the teacher."""
+    matching = recipe.distill.matching
+    cut = layout if matching.lora_rank == 0 else Layout()
+    own = fake_score_of(recipe, networks)
+    parts = trained(own, matching.optimizer.kind, recipe.precision, cut)
+    sizes = [size for name, size in parts.items() if name != WHOLE and not name.endswith(RECOMPUTED)]
+    return sum(sizes)
+
+
+def sums_bytes(recipe: Recipe, networks: Networks, recomputed: bool) -> float:
+    """Of weights with what is added to them, which a pass makes and keeps for its backward; none of a whole network."""
+    blocks = networks.family.blocks(networks.adapted)
+    size = BF16 if recipe.precision is Precision.bf16 else FP32
+    return size * count(blocks[0] if recomputed else blocks) if recipe.distill.matching.lora_rank else 0
 
 
 def _update(
@@ -222,7 +257,7 @@ def _update(
         text_tokens=recipe.text.max_length,
         text_width=networks.sizes.text_width,
         taps=tuple(recipe.distill.adversarial.taps),
-        kinds=2 + recipe.distill.adversarial.misaligned_pairs,
+        kinds=recipe.distill.adversarial.looks,
         copies=0 if one_block_cast else parts.get(COPIES, 0),
         first_gradients=0 if there_before else parts[GRADIENTS],
     )

@@ -11,6 +11,13 @@ from dataclasses import dataclass
 from sprint.models.discriminator import REACH
 from sprint.recipe.schema import DataKind, Recipe
 from sprint.train.plan.networks import Networks
+from sprint.train.turns import DISCRIMINATOR, FAKE_SCORE, GENERATOR, cycle
+
+ROWS = {
+    GENERATOR: "stage 2, the student's update",
+    DISCRIMINATOR: "stage 2, the heads' update",
+    FAKE_SCORE: "stage 2, the fake score's update",
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,8 @@ class Work:
     teacher      forward, adapted or not
     features     of the teacher to its last tap
     heads        of all heads
-    kinds        of picture that the discriminator's update sees: real, fake, misaligned
+    kinds        of picture that the discriminator's update sees: real, fake, misaligned, with noise for R1 and R2
+    rollout      steps of the student's own samples, on the average
     recomputed   activation checkpointing: what a backward pass needs runs again
     """
 
@@ -30,6 +38,7 @@ class Work:
     features: float
     heads: float
     kinds: int
+    rollout: float
     recomputed: bool
 
     def flow(self) -> float:
@@ -53,6 +62,14 @@ class Work:
         """A picture of the student's, the features of every kind, and the heads, trained."""
         return self.student + self.kinds * (self.features + 3 * self.heads)
 
+    def matching(self) -> float:
+        """The student's own sample, its last step trained; the teacher with and without its prompt, the fake score."""
+        return (self.rollout - 1) * self.student + self._trained(self.student) + 3 * self.teacher
+
+    def fake_score(self) -> float:
+        """A sample of the student's, and one trained pass: additions to weights need the weights' gradients too."""
+        return self.rollout * self.student + self._trained(self.teacher)
+
     def _trained(self, forward: float) -> float:
         return forward * (4 if self.recomputed else 3)
 
@@ -65,7 +82,8 @@ def work_of(recipe: Recipe, networks: Networks) -> Work:
         teacher=family.forward_flops(networks.adapted.config, side, text),
         features=family.forward_flops(networks.adapted.config, side, text, max(adversarial.taps) + 1),
         heads=len(adversarial.taps) * 2 * networks.tokens * sizes.width**2 * (1 + 2 * REACH + 1),
-        kinds=2 + adversarial.misaligned_pairs,
+        kinds=adversarial.looks,
+        rollout=(1 + recipe.distill.matching.rollout) / 2,
         recomputed=recipe.activation_checkpointing,
     )
 
@@ -82,7 +100,8 @@ def drawn(recipe: Recipe) -> tuple[float, float]:
 def flops_of(recipe: Recipe, networks: Networks) -> dict[str, float]:
     """By kind of update, FLOPs for one picture; `run`: of the whole run, with all its pictures."""
     work, adapt, distill = work_of(recipe, networks), recipe.adapt, recipe.distill
-    consistent, adverse = distill.consistency.weight > 0, distill.adversarial.weight > 0
+    weights = (distill.consistency.weight, distill.adversarial.weight, distill.matching.weight)
+    consistent, adverse, matched = (weight > 0 for weight in weights)
     found, run = {}, 0.0
     for name, stage, evaluations in zip(("stage 1", "stage 2"), (adapt, distill), drawn(recipe), strict=True):
         if stage.steps > 0 and evaluations:
@@ -92,11 +111,12 @@ def flops_of(recipe: Recipe, networks: Networks) -> dict[str, float]:
         found["stage 1, an update"] = work.flow()
         run += adapt.steps * adapt.batch_size * work.flow()
     if distill.steps > 0:
-        consistency = work.stored(tangent=True) if distill.trajectories.states else work.consistency()
-        regressed = (distill.regression > 0) * work.stored(tangent=False)
-        student = consistent * consistency + regressed + adverse * work.adversarial()
-        critic = adverse * work.discriminator()
-        found["stage 2, the student's update"] = student
-        found |= {"stage 2, the heads' update": critic} if adverse else {}
-        run += distill.steps * distill.batch_size * ((student + critic) / 2 if adverse else student)
+        stored, regressed = distill.trajectories.states > 0, distill.regression > 0
+        student = consistent * (work.stored(tangent=True) if stored else work.consistency())
+        student += regressed * work.stored(tangent=False)
+        student += adverse * work.adversarial() + matched * work.matching()
+        of_turn = {GENERATOR: student, DISCRIMINATOR: work.discriminator(), FAKE_SCORE: work.fake_score()}
+        turns = cycle(distill)
+        found |= {ROWS[turn]: of_turn[turn] for turn in turns}
+        run += distill.steps * distill.batch_size * sum(of_turn[turn] for turn in turns) / len(turns)
     return found | {"run": run}

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Sequence
+from enum import Enum
 from operator import attrgetter
 from pathlib import Path
 
@@ -40,6 +41,11 @@ OF_THE_METHOD = (
     "adversarial.time",
     "adversarial.max_time_probability",
     "adversarial.misaligned_pairs",
+    "adversarial.loss",
+    "adversarial.r1",
+    "adversarial.r2",
+    "adversarial.warmup_steps",
+    "matching.weight",
     "self_consistency",
     "trajectories",
     "regression",
@@ -143,6 +149,8 @@ def beside_the_paper(distill: Distill) -> str:
 def _shown(value: object) -> str:
     if dataclasses.is_dataclass(value):
         return " ".join(f"{name} {each}" for name, each in dataclasses.asdict(value).items())
+    if isinstance(value, Enum):
+        return value.value
     if isinstance(value, Sequence):
         return f"[{', '.join(map(_shown, value))}]" if value else "none"
     return f"{value:g}" if isinstance(value, float) else f"{value}"
