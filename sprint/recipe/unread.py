@@ -34,7 +34,7 @@ def _unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield f"distill.adversarial.{name}", "distill.adversarial.weight is 0"
     if not distill.trajectories.states:
         yield "distill.trajectories.max_time_probability", "distill.trajectories.states is 0"
-    elif distill.consistency.weight > 0:
+    elif distill.consistency.weight > 0 and matching.weight == 0:
         yield "distill.null_mask", "trajectories bring the guided teacher's velocities along"
     if adversarial.penalties == 0:
         yield "distill.adversarial.sigma", "distill.adversarial.r1 and r2 are 0"

@@ -147,12 +147,11 @@ class DistillStage(Stage):
 
     def student_terms(self) -> list[Term]:
         """(batch, guided, draws) -> loss, what to log. A term of weight zero is not computed."""
-        of_samples = self.terms_of_samples() if self.adversarial else []
         consistency = self.stored_term if self.settings.trajectories.states else self.consistency_term
         terms: list[Term] = [consistency] if self.settings.consistency.weight > 0 else []
         terms += [self.regression_term] if self.settings.regression > 0 else []
         terms += [self.matching_term] if self.matching else []
-        return terms + of_samples
+        return terms + (self.terms_of_samples() if self.adversarial else [])
 
     def terms_of_samples(self) -> list[Term]:
         """LADD, once its heads are warm, with self-consistency; until then that alone, if it is on."""
