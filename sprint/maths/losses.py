@@ -12,6 +12,8 @@ from torch.nn.functional import relu, softplus
 
 from sprint.maths.trigflow import SIGMA_DATA, expand_time
 
+PURE_NOISE = 1e-6  # cos t at most: t is π/2 but for rounding in float32
+
 
 def mean_square_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Unweighted, over everything: flow matching, stage 1.  -> scalar"""
@@ -59,10 +61,12 @@ def consistency_loss(
 ) -> Tensor:
     """mean[ e^(−logvar) / (σ_d tan t) · (F − F⁻ − g)² + logvar ].  (Algorithm 1)
 
+    Pure noise, t = π/2, counts as 0: nothing there would hold logvar, which the loss else drives to −∞.
     F carries the gradient; F⁻ and g carry none.  logvar, t [B].  -> scalar
     """
-    weight = torch.exp(-logvar) / (sigma_data * torch.tan(t))
-    return (expand_time(weight, F) * (F - F_minus - g).square()).mean() + logvar.mean()
+    counts = torch.cos(t) > PURE_NOISE
+    weight = counts * torch.exp(-logvar) / (sigma_data * torch.tan(t))
+    return (expand_time(weight, F) * (F - F_minus - g).square()).mean() + (counts * logvar).mean()
 
 
 def tangent_warmup(generator_updates: int, warmup_updates: int) -> float:
@@ -76,6 +80,19 @@ def settled_logvar(t: Tensor, values: int, sigma_data: float = SIGMA_DATA) -> Te
     values  C·H·W.  It is the minimum over logvar of the loss above, so the loss is 1 + this there.
     """
     return -torch.log(values * sigma_data * torch.tan(t))
+
+
+# ---- a teacher's whole path -----------------------------------------------------------------------
+
+
+def end_point_loss(x_0: Tensor, end: Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
+    """mean[ (f(x_t, t) − x_end)² ] / σ_d², x_end the end of the teacher's path through x_t: both are x_0 in size.
+
+    What knowledge distillation of a sampler does from noise (arXiv 2101.02388), here from any state of the
+    path. Its minimum is the mean of the ends that x_t leads to, and 0 where the path is the flow's own: there
+    x_t has one end.  Both [B, C, H, W].  -> scalar
+    """
+    return (x_0 - end).square().mean() / sigma_data**2
 
 
 # ---- a straighter path ----------------------------------------------------------------------------

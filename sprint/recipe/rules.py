@@ -43,6 +43,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             check_betas(attrgetter(key)(recipe), key)
         except SprintError as error:
             yield str(error)
+    yield from _of_trajectories(recipe)
     yield from _of_engine(recipe)
     if Path(recipe.name).name != recipe.name or recipe.name in ("", ".."):
         yield f"name = {recipe.name!r} cannot name a folder in runs/"
@@ -116,9 +117,12 @@ def _what_it_looks_like(path: str) -> str:
 def _of_distill(distill: Distill) -> Iterator[str]:
     adversarial, matching = distill.adversarial, distill.matching
     taps, scales = list(adversarial.taps), list(distill.guidance_scales)
-    if distill.consistency.weight == 0 and matching.weight == 0:
+    if distill.consistency.weight == 0 and matching.weight == 0 and distill.regression == 0:
         if adversarial.weight == 0:
-            yield "the weights of distill.consistency, adversarial and matching are all 0: nothing to train on"
+            yield (
+                "distill.regression and the weights of distill.consistency, adversarial and matching are all 0: "
+                "nothing to train on"
+            )
         elif adversarial.warmup_steps > 0 and distill.self_consistency == 0:
             yield (
                 f"distill.adversarial.warmup_steps = {adversarial.warmup_steps}, but there is no other term to "
@@ -136,6 +140,29 @@ def _of_distill(distill: Distill) -> Iterator[str]:
     if not scales or not all(map(GUIDANCE.holds, scales)):
         yield f"distill.guidance_scales = {shown(scales)}, but it takes one or more numbers {GUIDANCE.words}"
     yield from _of_times(distill.student_times)
+
+
+def _of_trajectories(recipe: Recipe) -> Iterator[str]:
+    distill, path = recipe.distill, recipe.distill.trajectories
+    if distill.regression > 0 and not path.states:
+        yield (
+            f"distill.regression = {distill.regression}, but it looks at states of trajectories, and "
+            "distill.trajectories.states is 0; set that to 1 or more"
+        )
+    if not path.states:
+        return
+    if path.states > path.steps:
+        yield (
+            f"distill.trajectories.states = {path.states}, but a trajectory of distill.trajectories.steps = "
+            f"{path.steps} has {path.steps}; use fewer, or more steps"
+        )
+    if distill.batch_size % path.states:
+        yield (
+            f"distill.batch_size = {distill.batch_size} is no multiple of distill.trajectories.states = "
+            f"{path.states}, of which each trajectory gives so many"
+        )
+    if recipe.data.aspect_buckets:
+        yield "data.aspect_buckets = true, but trajectories lead to square pictures"
 
 
 def _of_times(lists: Sequence[Sequence[float]]) -> Iterator[str]:

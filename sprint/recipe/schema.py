@@ -149,7 +149,7 @@ class Data:
     bad_share: float = setting(0.01, SHARE, decides=False)
     # threads that read and decode ahead, in every process
     workers: int = setting(1, at_least(1), decides=False)
-    # for kind=prompts: how the teacher draws
+    # for kind=prompts: how the teacher draws pictures; its trajectories have their own steps and scales, in `distill`
     teacher_steps: int = setting(20, at_least(1), kinds=("prompts",))
     # for kind=prompts
     guidance_scale: float = setting(4.5, GUIDANCE, kinds=("prompts",))
@@ -262,6 +262,18 @@ class Matching:
 
 
 @dataclass
+class Trajectories:
+    """Whole ways of the guided teacher from noise to picture, for the prompts of `data`, in place of its pictures."""
+
+    # of each, states that serve as samples of one update, whose batch_size counts states; 0 is off
+    states: int = setting(0, at_least(0), later=True)
+    # of the teacher along each: so many states there are, and their end point
+    steps: int = setting(20, at_least(1), later=True)
+    # that pure noise is among the states of a trajectory; where all of its states are used it is
+    max_time_probability: float = setting(0.5, SHARE, later=True)
+
+
+@dataclass
 class Distill:
     # updates of all that is trained together
     steps: int = setting(20000, at_least(0))
@@ -279,6 +291,9 @@ class Distill:
     matching: Matching = field(default_factory=Matching, metadata=LATER)
     # weight of the term that straightens paths; not in the paper
     self_consistency: float = setting(0.0, at_least(0))
+    trajectories: Trajectories = field(default_factory=Trajectories, metadata=LATER)
+    # weight of the term that leads every state of a trajectory to its end
+    regression: float = setting(0.0, at_least(0), later=True)
     # lists of times in place of the default ones, as found by `sprint search-steps`
     student_times: tuple[tuple[float, ...], ...] = ()
     # of the student's weights per generator update; 0 is off

@@ -37,6 +37,10 @@ def _unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if matching.weight == 0:
         for name in ("rollout", "time", "updates", "lora_rank", "optimizer"):
             yield f"distill.matching.{name}", "distill.matching.weight is 0"
+    if not distill.trajectories.states:
+        yield "distill.trajectories.max_time_probability", "distill.trajectories.states is 0"
+    elif distill.consistency.weight > 0 and matching.weight == 0:
+        yield "distill.null_mask", "trajectories bring the guided teacher's velocities along"
     if consistency.weight == 0:
         for name in ("tangent_warmup_updates", "normalise_tangent", "tangent_normalisation"):
             yield f"distill.consistency.{name}", "distill.consistency.weight is 0"

@@ -6,7 +6,7 @@ from sprint.base.errors import SprintError
 from sprint.models.depth import check_depth
 from sprint.models.families import family_of_size
 from sprint.models.taps import check_taps
-from sprint.recipe.schema import Recipe
+from sprint.recipe.schema import Distill, Recipe
 
 
 def check_teacher(recipe: Recipe, config: Mapping, depth: int) -> None:
@@ -28,3 +28,9 @@ def _check_arch(recipe: Recipe, config: Mapping) -> None:
             raise SprintError(
                 f"arch = {recipe.arch} has {key} = {expected[key]}, but {recipe.teacher} has {config.get(key)}"
             )
+
+
+def needs_teacher(distill: Distill) -> bool:
+    """Whether stage 2 asks the adapted teacher: its features for LADD, its velocity where no trajectory stores it."""
+    velocity = distill.consistency.weight > 0 and not distill.trajectories.states
+    return velocity or distill.adversarial.weight > 0 or distill.matching.weight > 0

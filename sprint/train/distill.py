@@ -15,7 +15,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from sprint.base.random import step_generator
-from sprint.data.batch import Batch
+from sprint.data.batch import Batch, Traced
 from sprint.engine.compiled import prepare_blocks
 from sprint.engine.ema import Ema
 from sprint.engine.engine import Engine
@@ -31,13 +31,16 @@ from sprint.models.teacher import DENSE_TIME
 from sprint.models.view import TrigFlowView
 from sprint.recipe.schema import NullMask, Recipe
 from sprint.recipe.shares import check_shares
+from sprint.train.checks import needs_teacher
 from sprint.train.draws import Draws, draw
 from sprint.train.matching import start_fake_score
 from sprint.train.stage import Stage, Term
+from sprint.train.states import spread
 from sprint.train.terms import Logged
 from sprint.train.terms.adversarial import discriminator_term, sample_term
-from sprint.train.terms.consistency import consistency_term
+from sprint.train.terms.consistency import Point, consistency_term, stored_point, teacher_point
 from sprint.train.terms.matching import fake_score_term, matching_term
+from sprint.train.terms.regression import regression_term
 from sprint.train.terms.sample import self_consistency_term
 from sprint.train.turns import DISCRIMINATOR, FAKE_SCORE, GENERATOR, cycle, turn
 from sprint.train.update import Means, Updater, prefixed
@@ -70,11 +73,12 @@ class DistillStage(Stage):
         if self.matching:
             fake_score = start_fake_score(recipe, engine, adapted, time_scale)
             self.fake_score = Updater(fake_score, engine, turns.count(FAKE_SCORE))
-        for each in (network, adapted):
+        for each in (network, adapted) if needs_teacher(recipe.distill) else (network,):
             prepare_blocks(each, recipe.compile, recipe.activation_checkpointing)
-        self.teacher = TrigFlowView(engine.frozen(adapted), time_scale)
-        self.memory = self.teacher.teacher.text_memory(adapted)
-        self.null = (null[0].to(adapted.dtype), null[1])
+        if needs_teacher(recipe.distill):
+            self.teacher = TrigFlowView(engine.frozen(adapted), time_scale)
+            self.memory = self.teacher.teacher.text_memory(adapted)
+            self.null = (null[0].to(adapted.dtype), null[1])
         trained = engine.wrap(TrainedStudent(self.student), self.settings.optimizer)
         self.generator = Updater(trained, engine, turns.count(GENERATOR))
         if self.adversarial:
@@ -116,8 +120,15 @@ class DistillStage(Stage):
     def phase(self, step: int) -> str:
         return turn(step, self.settings)
 
-    def update(self, step: int, batch: Batch) -> Means:
+    @property
+    def reads(self) -> int:
+        return self.batch_size // (self.settings.trajectories.states or 1)
+
+    def update(self, step: int, batch: Batch | Traced) -> Means:
         draws = self.my_share(draw(self.recipe, step, tuple(batch.latent.shape[1:])))
+        if self.settings.trajectories.states:
+            batch = spread(self.recipe, step, batch, self.engine.share(self.reads))
+            draws = draws._replace(guidance=batch.trajectory.guidance)
         updates = {
             GENERATOR: self._update_student,
             DISCRIMINATOR: self._update_heads,
@@ -126,7 +137,8 @@ class DistillStage(Stage):
         return updates[self.phase(step)](batch, draws)
 
     def _update_student(self, batch: Batch, draws: Draws) -> Means:
-        means, moved = self.descend(self.generator, self.student_terms(), batch, draws, self._guided)
+        prepared = self._guided if needs_teacher(self.settings) else self._untaught
+        means, moved = self.descend(self.generator, self.student_terms(), batch, draws, prepared)
         if self.ema:
             with self.clock.part("optimizer"):
                 self.ema.update(self.generator.trained.local(), moved)
@@ -135,10 +147,11 @@ class DistillStage(Stage):
 
     def student_terms(self) -> list[Term]:
         """(batch, guided, draws) -> loss, what to log. A term of weight zero is not computed."""
-        of_samples = self.terms_of_samples() if self.adversarial else []
-        terms: list[Term] = [self.consistency_term] if self.settings.consistency.weight > 0 else []
+        consistency = self.stored_term if self.settings.trajectories.states else self.consistency_term
+        terms: list[Term] = [consistency] if self.settings.consistency.weight > 0 else []
+        terms += [self.regression_term] if self.settings.regression > 0 else []
         terms += [self.matching_term] if self.matching else []
-        return terms + of_samples
+        return terms + (self.terms_of_samples() if self.adversarial else [])
 
     def terms_of_samples(self) -> list[Term]:
         """LADD, once its heads are warm, with self-consistency; until then that alone, if it is on."""
@@ -147,12 +160,23 @@ class DistillStage(Stage):
         return [self.self_consistency_term] if self.settings.self_consistency > 0 else []
 
     def consistency_term(self, batch: Batch, guided: GuidedText, draws: Draws) -> tuple[Tensor, Logged]:
+        point = teacher_point(self.teacher, batch, draws, guided, self.clock)
+        return self._consistency(point, batch, draws.guidance)
+
+    def stored_term(self, batch: Traced, guided: GuidedText | None, draws: Draws) -> tuple[Tensor, Logged]:
+        return self._consistency(stored_point(batch), batch, draws.guidance)
+
+    def _consistency(self, point: Point, batch: Batch, guidance: Tensor) -> tuple[Tensor, Logged]:
         settings = self.settings.consistency
         r = losses.tangent_warmup(self.generator_updates, settings.tangent_warmup_updates)
-        loss, seen = consistency_term(
-            self.generator.trained, self.teacher, batch, draws, guided, r, settings, self.clock
-        )
+        loss, seen = consistency_term(self.generator.trained, point, batch, guidance, r, settings, self.clock)
         return settings.weight * loss, seen
+
+    def regression_term(
+        self, batch: Traced, guided: GuidedText | None, draws: Draws
+    ) -> tuple[Tensor, Logged]:
+        loss, seen = regression_term(self.generator.trained, batch, self.clock)
+        return self.settings.regression * loss, seen
 
     def sample_term(self, batch: Batch, guided: GuidedText, draws: Draws) -> tuple[Tensor, Logged]:
         with self.heads.frozen():
@@ -201,6 +225,11 @@ class DistillStage(Stage):
         size, guided = len(batch.latent), self.with_null(batch)
         with self.memory.of(guided.text, keep=size):
             yield batch._replace(text=guided.text[:size], mask=guided.mask[:size]), guided
+
+    @contextmanager
+    def _untaught(self, batch: Batch, first: bool) -> Iterator[tuple[Batch, None]]:
+        """The batch, where no term asks the teacher."""
+        yield batch, None
 
     @contextmanager
     def _for_heads(self, batch: Batch, first: bool) -> Iterator[tuple[Batch]]:

@@ -104,6 +104,29 @@ def test_self_consistency_is_the_mean_square_distance_in_latents():
     assert losses.self_consistency_loss(x_0, target).item() == pytest.approx((1 + 4 + 0 + 1) / 4 / 0.5**2)
 
 
+def test_pure_noise_counts_nothing_in_scm_and_holds_no_logvar():
+    F, g = pictures(1.0, 3.0).float(), pictures(0.5, 7.0).float()
+    t = torch.tensor([0.7, math.pi / 2])  # float32 rounds it to above π/2, where tan is negative
+    logvar = torch.tensor([0.25, -3.0], requires_grad=True)
+    F.requires_grad_()
+    loss = losses.consistency_loss(F, F.detach(), g, logvar, t)
+    alone = losses.consistency_loss(F[:1], F[:1].detach(), g[:1], logvar[:1], t[:1])
+    assert loss.item() == near(alone.item() / 2, rounding(torch.float32, steps=10), scale=1.0)
+    loss.backward()
+    assert F.grad[1].abs().item() == 0 and logvar.grad[1].item() == 0
+    assert F.grad[0].abs().item() > 0 and logvar.grad[0].item() != 0
+
+
+def test_the_end_point_loss_is_least_at_the_mean_of_the_ends():
+    ends = pictures(1.0, 4.0, -2.0)
+    f = pictures(3.0).requires_grad_()
+    loss = losses.end_point_loss(f.expand_as(ends), ends)
+    assert loss.item() == near((4 + 1 + 25) / 3 / SIGMA_DATA**2, EXACT)
+    (slope,) = torch.autograd.grad(loss, f)
+    assert slope.item() == near(2 * (3.0 - 1.0) / SIGMA_DATA**2, EXACT)
+    assert losses.end_point_loss(ends, ends).item() == 0
+
+
 def test_adversarial_losses():
     real, fake = torch.tensor([2.0, 0.5, -1.0, 1.0]), torch.tensor([-3.0, 0.5])
     assert losses.generator_adversarial_loss(fake).item() == 1.25

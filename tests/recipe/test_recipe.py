@@ -197,7 +197,7 @@ def test_broken_files(tmp_path):
 
 def test_missing_file_names_what_is_there(small, monkeypatch):
     monkeypatch.chdir(small.parent)
-    built_in = [file.stem for file in SHIPPED]
+    built_in = sorted(file.stem for file in SHIPPED)
     there, way = f"there are {', '.join(built_in)})", "`sprint recipes 0.6b > mine.yaml` makes one to edit"
     assert refusal("huge") == f"huge: no such recipe (looked for huge and recipes/huge.yaml; {there}; {way}"
     assert "(looked for huge.yaml and recipes/huge.yaml; " in refusal("huge.yaml")

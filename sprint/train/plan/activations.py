@@ -55,6 +55,16 @@ class Update:
         teacher = 2 * self.per.no_grad * self._cells - self.copies - self.first_gradients
         return [self._text + moment for moment in (teacher, *self.trained_pass(tangent=True, first=True))]
 
+    def stored(self, tangent: bool, first: bool) -> list[float]:
+        """sCM (with its tangent) or regression on the states of trajectories: no teacher, and one pass."""
+        return self.trained_pass(tangent, first)
+
+    def drawing(self, pictures: int) -> list[float]:
+        """The teacher with and without so many prompts, before there is anything else."""
+        share = pictures / self.pictures
+        teacher = share * (self._text + 2 * self.per.no_grad * self._cells)
+        return [teacher - self.copies - self.first_gradients]
+
     def adversarial(self, first: bool) -> list[float]:
         """The student, the teacher to its last tap, and the heads, which see real and generated pictures."""
         per, taps = self.per, len(self.taps)

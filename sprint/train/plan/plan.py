@@ -13,6 +13,7 @@ from sprint.models.depth import depth_words
 from sprint.models.teacher import Footprint
 from sprint.recipe.schema import EngineKind, Optimizer, OptimizerKind, Precision, Recipe
 from sprint.recipe.shares import misfits
+from sprint.train.checks import needs_teacher
 from sprint.train.plan.activations import BF16, FP32, Update
 from sprint.train.plan.engines import (
     BUFFERED,
@@ -26,16 +27,17 @@ from sprint.train.plan.engines import (
     Parts,
     average_bytes,
     count,
+    drawing_bytes,
     frozen,
     layout_of,
     trained,
 )
 from sprint.train.plan.networks import Networks, build_networks, fake_score_of
-from sprint.train.plan.work import flops_of
+from sprint.train.plan.work import drawn, flops_of
 
 GPU_COUNTS = (8, 32, 256)
 
-BATCH = "texts and latents"
+BATCH, TRAJECTORIES, DRAWS = "texts and latents", "trajectories", "teacher that draws"
 ACTIVATIONS = {"activations": False, f"activations{RECOMPUTED}": True}  # rows: activation checkpointing
 ENGINES = {  # rows of the table of totals, with what they set in the recipe
     "single": (EngineKind.single, False),
@@ -161,9 +163,12 @@ def adapt_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
     settings = recipe.adapt
     parts = trained(networks.adapted, settings.optimizer.kind, recipe.precision, layout_of(recipe, gpus))
     parts[BATCH] = _batch_bytes(recipe, networks, local_batch(settings.batch_size, gpus))
+    draws, _ = drawn(recipe)
+    if draws:
+        parts[DRAWS] = drawing_bytes(networks.teacher, recipe)
     for row, recomputed in ACTIVATIONS.items():
         update = _update(recipe, networks, networks.sizes.depth, settings.batch_size, gpus, parts, recomputed)
-        parts[row] = max(update.flow())
+        parts[row] = max(update.flow() + (update.drawing(update.pictures) if draws else []))
     return parts
 
 
@@ -172,27 +177,39 @@ def distill_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
     distill, adversarial = recipe.distill, recipe.distill.adversarial
     consistent, adverse = distill.consistency.weight > 0, adversarial.weight > 0
     matched = distill.matching.weight > 0
+    states, (_, draws) = distill.trajectories.states, drawn(recipe)
     layout = layout_of(recipe, gpus)
     parts = trained(networks.student, distill.optimizer.kind, recipe.precision, layout)
     if distill.ema_decay > 0:
         parts["EMA (fp32)"] = average_bytes(networks.student, layout)
-    parts |= frozen(networks.adapted, recipe, gpus)
+    if needs_teacher(distill):
+        parts |= frozen(networks.adapted, recipe, gpus)
+    if draws:
+        parts[DRAWS] = drawing_bytes(networks.teacher, recipe)
     if adverse:  # heads are whole everywhere
         heads = trained(networks.heads, adversarial.optimizer.kind, recipe.precision, Layout())
         parts["heads, with optimizer"] = sum(heads.values())
     if matched:
         parts["fake score, with optimizer"] = fake_score_bytes(recipe, networks, layout)
     parts[BATCH] = _batch_bytes(recipe, networks, local_batch(distill.batch_size, gpus))
+    if states:
+        parts[TRAJECTORIES] = _trajectory_bytes(recipe, networks, local_batch(distill.batch_size, gpus))
+    reads = distill.batch_size // (states or 1)
     for row, recomputed in ACTIVATIONS.items():
         update = _update(
             recipe, networks, networks.student_depth, distill.batch_size, gpus, parts, recomputed
         )
-        moments = update.consistency() if consistent else []
+        moments = update.drawing(forward_batch(recipe, reads, gpus)) if draws else []
+        if consistent:
+            moments += update.stored(tangent=True, first=True) if states else update.consistency()
+        if distill.regression > 0:
+            moments += update.stored(tangent=False, first=not consistent)
+        first = not consistent and distill.regression == 0
         if matched:
             sums = sums_bytes(recipe, networks, recomputed)
-            moments += update.matching(first=not consistent)
+            moments += update.matching(first)
             moments += replace(update, depth=networks.sizes.depth).fake_score(sums)
-        first = not (consistent or matched)
+        first = first and not matched
         moments += update.adversarial(first) + update.discriminator() if adverse else []
         parts[row] = max(moments)
     return parts
@@ -261,6 +278,13 @@ def _batch_bytes(recipe: Recipe, networks: Networks, pictures: int) -> int:
     """Embedded prompts, latents and up to three draws of noise."""
     text = networks.sizes.text_width * recipe.text.max_length
     return FP32 * pictures * (text + 4 * networks.latent_numel)
+
+
+def _trajectory_bytes(recipe: Recipe, networks: Networks, pictures: int) -> float:
+    """States and velocities of the samples, and of the whole trajectories from which they are chosen, with texts."""
+    path, text = recipe.distill.trajectories, networks.sizes.text_width * recipe.text.max_length
+    whole = text + (1 + 2 * path.steps) * networks.latent_numel
+    return FP32 * pictures * (2 * networks.latent_numel + whole / path.states)
 
 
 def with_totals(parts: Parts) -> Parts:

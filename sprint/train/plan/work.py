@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from sprint.models.discriminator import REACH
-from sprint.recipe.schema import Recipe
+from sprint.recipe.schema import DataKind, Recipe
 from sprint.train.plan.networks import Networks
 from sprint.train.turns import DISCRIMINATOR, FAKE_SCORE, GENERATOR, cycle
 
@@ -49,6 +49,10 @@ class Work:
         """The teacher with and without its prompt; the student's value and tangent; the backward of the value."""
         return 2 * self.teacher + self.student + self._trained(self.student)
 
+    def stored(self, tangent: bool) -> float:
+        """The same on a stored velocity, or, without a tangent, regression: one trained pass."""
+        return tangent * self.student + self._trained(self.student)
+
     def adversarial(self) -> float:
         """The student, the features of a real and of its picture, heads over both; back through one picture of them."""
         through = self.features * (3 if self.recomputed else 2)
@@ -84,17 +88,33 @@ def work_of(recipe: Recipe, networks: Networks) -> Work:
     )
 
 
+def drawn(recipe: Recipe) -> tuple[float, float]:
+    """Evaluations of the teacher that draw what one sample of stage 1, and of stage 2, begins with."""
+    data, path = recipe.data, recipe.distill.trajectories
+    of_pictures = 2 * data.teacher_steps if data.kind is DataKind.prompts else 0
+    if not path.states or data.kind is DataKind.cache:
+        return of_pictures, of_pictures
+    return of_pictures, 2 * path.steps / path.states
+
+
 def flops_of(recipe: Recipe, networks: Networks) -> dict[str, float]:
     """By kind of update, FLOPs for one picture; `run`: of the whole run, with all its pictures."""
     work, adapt, distill = work_of(recipe, networks), recipe.adapt, recipe.distill
     weights = (distill.consistency.weight, distill.adversarial.weight, distill.matching.weight)
     consistent, adverse, matched = (weight > 0 for weight in weights)
     found, run = {}, 0.0
+    for name, stage, evaluations in zip(("stage 1", "stage 2"), (adapt, distill), drawn(recipe), strict=True):
+        if stage.steps > 0 and evaluations:
+            found[f"{name}, {evaluations:g} evaluations to draw"] = evaluations * work.teacher
+            run += stage.steps * stage.batch_size * evaluations * work.teacher
     if adapt.steps > 0:
         found["stage 1, an update"] = work.flow()
         run += adapt.steps * adapt.batch_size * work.flow()
     if distill.steps > 0:
-        student = consistent * work.consistency() + adverse * work.adversarial() + matched * work.matching()
+        consistency = work.stored(tangent=True) if distill.trajectories.states else work.consistency()
+        regressed = (distill.regression > 0) * work.stored(tangent=False)
+        student = consistent * consistency + regressed + adverse * work.adversarial()
+        student += matched * work.matching()
         of_turn = {GENERATOR: student, DISCRIMINATOR: work.discriminator(), FAKE_SCORE: work.fake_score()}
         turns = cycle(distill)
         found |= {ROWS[turn]: of_turn[turn] for turn in turns}

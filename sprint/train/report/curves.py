@@ -36,8 +36,8 @@ class Curve:
 def training_curves(rows: Sequence[dict]) -> list[Curve]:
     """The charts of a metrics.jsonl (`sprint.train.log.read_metrics`); a metric that is not there draws nothing.
 
-    Names read: loss, grad_norm in every phase; loss_scm, loss_adv, loss_self, loss_dmd, tangent_norm, logvar in
-    phase G; loss_r1, loss_r2 in phase D.
+    Names read: loss, grad_norm in every phase; loss_scm, loss_end, loss_adv, loss_self, loss_dmd, tangent_norm, logvar
+    in phase G; loss_r1, loss_r2 in phase D.
     """
     trained = {"student": "G", "discriminator": "D", "fake score": "F"}
     drawn = [
@@ -46,6 +46,11 @@ def training_curves(rows: Sequence[dict]) -> list[Curve]:
             "Stage 1: gradient norm", {"norm": _line(rows, "flow", "grad_norm")}, y_label="norm", log_y=True
         ),
         Curve("Stage 2: consistency loss (sCM)", {"sCM": _line(rows, "G", "loss_scm")}),
+        Curve(
+            "Stage 2: regression onto the teacher's end points",
+            {"distance": _line(rows, "G", "loss_end")},
+            note="Mean square distance of latents, over the states of its trajectories.",
+        ),
         Curve(
             "Stage 2: adversarial losses",
             {"student": _line(rows, "G", "loss_adv"), "discriminator": _line(rows, "D", "loss")},

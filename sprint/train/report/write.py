@@ -47,6 +47,8 @@ OF_THE_METHOD = (
     "adversarial.warmup_steps",
     "matching.weight",
     "self_consistency",
+    "trajectories",
+    "regression",
     "guidance_scales",
     "student_times",
 )
@@ -66,7 +68,8 @@ def evaluate_run(folder: Path, command: str) -> Result:
 
 def model_facts(recipe: Recipe, result: Result | None = None) -> Facts:
     """What the model cards say of this run."""
-    data = "built-in scenes" if recipe.data.kind is DataKind.scenes else f"the pictures in {recipe.data.path}"
+    there = "prompts" if recipe.data.kind is DataKind.prompts else "pictures"
+    data = "built-in scenes" if recipe.data.kind is DataKind.scenes else f"the {there} in {recipe.data.path}"
     facts = Facts(recipe=recipe.name, teacher=recipe.teacher, data=data)
     if result:
         columns = in_reading_order(result).columns
