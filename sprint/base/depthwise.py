@@ -12,10 +12,14 @@ from torch.overrides import handle_torch_function, has_torch_function
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Each channel with its own k×k kernel, k odd, zeros around; as `conv2d(padding=k//2, groups=C)`.
 
-    x [B, H, W, C]; weight [C, 1, k, k]; bias [C].  -> [B, H, W, C], contiguous
+    x [B, H, W, C]; weight [C, 1, k, k]; bias [C].  -> [B, H, W, C], contiguous; in autocast's dtype where it is on
     """
     if has_torch_function((x,)):
         return handle_torch_function(depthwise, (x,), x, weight, bias)
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     return _depthwise(x, weight, bias)
 
 

@@ -81,3 +81,13 @@ def test_the_result_lies_channels_last():
     assert_close(
         depthwise(turned, weight, bias), depthwise(x, weight, bias), rounding(torch.float32, terms=10)
     )
+
+
+def test_under_autocast_it_is_a_convolution_of_that_dtype():
+    given = parts()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = gradients(depthwise, *given), gradients(oracle, *given)
+    assert ours[0].dtype == theirs[0].dtype == torch.bfloat16
+    for mine, expected in zip(ours, theirs, strict=True):
+        assert mine.dtype == expected.dtype
+        assert_close(mine, expected, rounding(torch.bfloat16, terms=40))
