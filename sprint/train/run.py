@@ -132,7 +132,8 @@ class Run:
         self.train_stage(stage, run_log, self.checkpoints(stage.name))
         student, facts = stage.result(), model_facts(self.recipe)
         facts["times"] = self.recipe.distill.student_times
-        facts["depth"] = depth_words(stage.student.view.sizes.depth, stage.teacher.sizes.depth)
+        teachers = understand(self.folder / "teacher").sizes.depth
+        facts["depth"] = depth_words(stage.student.view.sizes.depth, teachers)
 
         def export() -> Path:
             if self.recipe.distill.steps:
