@@ -316,11 +316,11 @@ class Teacher(ABC):
     def text_memory(self, network: nn.Module) -> TextMemory:
         return NoMemory()
 
+    @abstractmethod
     def lay_out(self, network: nn.Module) -> None:
         """Have the network compute in the order in memory that suits it best: same weights, names, hooks and, to
         rounding, values. Before it is compiled or sharded; a family without a better order leaves it as it is.
         """
-        return None
 
     # ---- adapted teacher and student --------------------------------------------------------------------
 

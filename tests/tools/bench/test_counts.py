@@ -10,6 +10,7 @@ from torch.nn import functional as nnf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from sprint.base.products import onednn_linear
 from sprint.models.sana.family import Sana
 from sprint.recipe.schema import Precision
 from sprint.train.plan.networks import networks_of
@@ -58,9 +59,9 @@ def test_a_product_and_its_backward():
 
 def test_the_engines_linear_layer_counts_with_gradients_and_without():
     x, weight = torch.randn(4, 3, 5), torch.randn(7, 5)
-    with_gradients = counted(lambda: bench_flops.linear(x, weight.clone().requires_grad_()))[0]
+    with_gradients = counted(lambda: onednn_linear(x, weight.clone().requires_grad_()))[0]
     with torch.no_grad():
-        assert counted(lambda: bench_flops.linear(x, weight))[0] == with_gradients == 2 * 4 * 3 * 5 * 7
+        assert counted(lambda: onednn_linear(x, weight))[0] == with_gradients == 2 * 4 * 3 * 5 * 7
 
 
 @pytest.mark.parametrize("groups", [1, 6])
