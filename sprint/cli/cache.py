@@ -66,6 +66,9 @@ def cache(args: argparse.Namespace) -> None:
         if not args.trajectories:
             raise SprintError("--guidance belongs to --trajectories; a picture's is data.guidance_scale")
         added.append(f"distill.guidance_scales={numbers('--guidance', args.guidance)}")
+    if args.trajectories:
+        # All are kept. A recipe that asks for none could else not be told of how many steps.
+        added.append("distill.trajectories.states=1")
     recipe = load_recipe(args.recipe, [*args.overrides, *added])
     folder = args.out or Path("caches") / recipe.name
     quiet_libraries()
