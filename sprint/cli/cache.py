@@ -65,7 +65,7 @@ def cache(args: argparse.Namespace) -> None:
     if args.guidance is not None:
         if not args.trajectories:
             raise SprintError("--guidance belongs to --trajectories; a picture's is data.guidance_scale")
-        added.append(f"distill.guidance_scales={numbers('--guidance', args.guidance)}")
+        added.append(f"distill.guidance_scales={numbers('--guidance', args.guidance, example='1.5,2,3')}")
     if args.trajectories:
         # All are kept. A recipe that asks for none could else not be told of how many steps.
         added.append("distill.trajectories.states=1")
