@@ -7,6 +7,7 @@ import torch
 
 from sprint.data.batch import Traced, Trajectory
 from sprint.engine.batches import take
+from sprint.maths import losses
 from sprint.maths.schedule import teacher_times
 from sprint.maths.trigflow import (
     HALF_PI,
@@ -257,3 +258,26 @@ def test_ladd_looks_at_the_end_point_beside_it(engine):
     assert {"loss_scm", "loss_end", "loss_adv", "loss_self"} <= read.keys()
     read = stage.update(D, traced(8)).read(engine)
     assert {"logit_real", "logit_fake"} <= read.keys() and read["skipped"] == 0
+
+
+@pytest.mark.parametrize("t", [0.02, 0.156, 1.2])
+def test_velocities_stored_in_bf16_do_not_bias_the_tangent(t):
+    """Student and teacher differ by 3% of the velocity, along the flow's circle; 32³ numbers as in Sana's latents."""
+    generator = torch.Generator().manual_seed(0)
+    count, shape = 8, (8, 32, 32, 32)
+
+    def normal() -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def tangent(D: torch.Tensor, x_t: torch.Tensor) -> torch.Tensor:
+        times = torch.full((count,), t, dtype=torch.float64)
+        return losses.normalise_tangent(losses.consistency_tangent(F, F_prime, D, x_t, times, 1.0))
+
+    x_t, D = SIGMA_DATA * normal(), SIGMA_DATA * normal()
+    F = D / SIGMA_DATA + 0.03 * normal()
+    F_prime = math.cos(t) * math.sin(t) * (0.03 * normal() - x_t / SIGMA_DATA)
+    exact, stored = tangent(D, x_t), tangent(D.bfloat16().double(), x_t.bfloat16().double())
+    length = (stored * exact).sum() / exact.square().sum()
+    error = stored - length * exact
+    assert length == pytest.approx(1, abs=0.002) and error.norm() < 0.06 * exact.norm()
+    assert abs(error.mean()) < 4 * error.std() / math.sqrt(error.numel())  # four deviations of a mean
