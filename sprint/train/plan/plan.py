@@ -221,8 +221,12 @@ def fake_score_bytes(recipe: Recipe, networks: Networks, layout: Layout) -> floa
     cut = layout if matching.lora_rank == 0 else Layout()
     own = fake_score_of(recipe, networks)
     parts = trained(own, matching.optimizer.kind, recipe.precision, cut)
-    sizes = [size for name, size in parts.items() if name != WHOLE and not name.endswith(RECOMPUTED)]
-    return sum(sizes)
+    of_a_moment = (
+        WHOLE,
+        COPIES,
+        COPIES + RECOMPUTED,
+    )  # the student's stand for both: one of them is trained at a time
+    return sum(size for name, size in parts.items() if name not in of_a_moment)
 
 
 def sums_bytes(recipe: Recipe, networks: Networks, recomputed: bool) -> float:
