@@ -88,7 +88,7 @@ def test_the_work_is_what_a_whole_update_computes(stage_of, terms):
     stage.update(0, traced())
     with counter:
         stage.update(1, traced())
-    counted = sum(flops for part in counter.operations.values() for flops, _ in part) / BATCH
+    counted = sum(each.flops for part in counter.operations.values() for each in part) / BATCH
     found = flops_of(recipe, networks())
     assert 0.99 < found["stage 2, the student's update"] / counted < 1.05
     assert found["run"] == BATCH * found["stage 2, the student's update"]
