@@ -40,6 +40,7 @@ from tests.tolerance import (
 from tests.train.matching_processes import losses_with
 from tests.train.test_adapt import load
 from tests.train.test_distill import assert_moments, gradients, make_recipe
+from tests.train.test_trajectories import traced
 
 G, D, F = 0, 1, 2  # steps of each phase
 CLOCK = Clock(torch.device("cpu"))
@@ -349,3 +350,13 @@ def test_two_processes_are_one(engine, tmp_path):
         for case in CASES:
             if case.endswith(f":{rank}"):
                 assert found[case] == growing(expected, tolerance), case
+
+
+def test_it_works_beside_trajectories(engine):
+    """Its teacher is asked, whatever the trajectories store; a sample's scale is its trajectory's."""
+    recipe = recipe_with(adversarial=0.0, updates=1)
+    recipe.distill.trajectories.states, recipe.distill.regression = 2, 1.0
+    stage = DistillStage(recipe, engine, tiny_network(), tiny_null(), LATENT)
+    read = stage.update(0, traced(4)).read(engine)
+    assert read["loss_dmd"] > 0 and read["loss_end"] > 0 and read["loss_scm"] != 0 and read["skipped"] == 0
+    assert stage.update(1, traced(4)).read(engine)["loss"] > 0

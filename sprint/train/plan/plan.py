@@ -202,8 +202,8 @@ def distill_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
         moments = update.drawing(forward_batch(recipe, reads, gpus)) if draws else []
         if consistent:
             moments += update.stored(tangent=True, first=True) if states else update.consistency()
-        if distill.regression > 0:
-            moments += update.stored(tangent=False, first=not consistent)
+        elif distill.regression > 0:
+            moments += update.stored(tangent=False, first=True)
         first = not consistent and distill.regression == 0
         if matched:
             sums = sums_bytes(recipe, networks, recomputed)
@@ -221,8 +221,12 @@ def fake_score_bytes(recipe: Recipe, networks: Networks, layout: Layout) -> floa
     cut = layout if matching.lora_rank == 0 else Layout()
     own = fake_score_of(recipe, networks)
     parts = trained(own, matching.optimizer.kind, recipe.precision, cut)
-    sizes = [size for name, size in parts.items() if name != WHOLE and not name.endswith(RECOMPUTED)]
-    return sum(sizes)
+    of_a_moment = (
+        WHOLE,
+        COPIES,
+        COPIES + RECOMPUTED,
+    )  # the student's stand for both: one of them is trained at a time
+    return sum(size for name, size in parts.items() if name not in of_a_moment)
 
 
 def sums_bytes(recipe: Recipe, networks: Networks, recomputed: bool) -> float:

@@ -29,17 +29,15 @@ def test_of_the_06b_by_hand():
     networks = build_networks(plain)
     without, with_full, with_added = (distill_memory(each, networks, 8) for each in (plain, full, added))
     assert FAKE not in without
-    fake = (
-        593_502_369 - 1153
-    )  # a student without log-variance: weights, gradients and momentum in fp32, bf16 copies
-    assert with_full[FAKE] == pytest.approx(14 * fake, rel=0.01)
+    # a student without log-variance: weights, gradients and momentum in fp32
+    fake = 593_502_369 - 1153
+    assert with_full[FAKE] == pytest.approx(12 * fake, rel=0.01)
     plan = dry_run(added)
-    a_block = (
-        8 * (1152 + 1152) + (1152 + 5760) + (2880 + 1152)
-    )  # eight projections, two pointwise convolutions
+    # eight projections, two pointwise convolutions
+    a_block = 8 * (1152 + 1152) + (1152 + 5760) + (2880 + 1152)
     assert plan.parameters["fake score, trained"] == 28 * 16 * a_block
-    # CAME's statistics of such thin matrices weigh a tenth
-    assert with_added[FAKE] == pytest.approx(14 * 28 * 16 * a_block, rel=0.1)
+    # CAME's statistics of such thin matrices weigh more
+    assert with_added[FAKE] == pytest.approx(12 * 28 * 16 * a_block, rel=0.05)
     assert {*dry_run(full).engines} - {*plan.engines} == {"fsdp2, teacher too"}
     work = work_of(full, networks)
     assert work.rollout == 2.5  # the mean of 1 to 4
