@@ -86,9 +86,9 @@ METHODS = Group(
             warmup=0.25,
         ),
         _row(
-            "+ distribution matching",
+            "+ matching",
             ("distill.matching.weight=0.01", *MATCHING),
-            "beside sCM and LADD, with rCM's weight",
+            "distribution matching beside sCM and LADD, with rCM's weight",
             updates=1.2,
         ),
         _together("together", (), "no sharpening", updates=0.8),
