@@ -1,6 +1,7 @@
 """The teacher's training: what a batch says, what the loss is, and that it goes on as if never interrupted."""
 
 import argparse
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from sprint.lab.scenes import BACKGROUND, SIZE, render, scene
 from sprint.lab.series import TEACHER_SEEDS, held_out_scenes
-from tests.tolerance import assert_close, near, of_autocast, of_network
+from tests.tolerance import assert_close, growing, of_network
 from tools.make import autoencoder, teacher, verdict
 from tools.make.parts import MAX_LENGTH, build_network
 from tools.make.teacher import (
@@ -110,19 +111,20 @@ def updates(of: Training, count: int) -> list[float]:
     return [of.update(of.teacher, data, null).item() for _ in range(count)]
 
 
-def test_it_goes_on_where_it_was(small, tmp_path):
+def test_it_goes_on_where_it_was(small, tmp_path, monkeypatch):
+    """In float32, where losses of the right batches and noise differ by rounding alone, those of others by far more."""
+    monkeypatch.setattr(torch, "autocast", lambda *_: nullcontext())
     whole = training(tmp_path)
-    expected = updates(whole, STEPS)
+    expected, near = updates(whole, STEPS), of_network(whole.teacher, passes=3)
     first = training(tmp_path)
-    assert updates(first, 2) == near(expected[:2], of_autocast(whole.teacher))
+    assert updates(first, 2) == growing(expected[:2], near)
     first.curve.append({"step": 2})
     first.save()
     second = training(tmp_path)
     second.resume()
     assert (second.step, second.curve) == (2, [{"step": 2}]) and second.seconds > 0
-    assert updates(second, 2) == near(expected[2:], STEPS * of_autocast(whole.teacher))
-    assert len(set(expected)) == STEPS
-    assert updates(second, 1) != near(expected[3:], STEPS * of_autocast(whole.teacher))
+    assert updates(second, 2) == growing(expected[2:], near, done=2)
+    assert updates(second, 1) != growing(expected[3:], near, done=4)
 
 
 def test_scenes_are_encoded_once_with_all_their_captions(small, tmp_path):
@@ -155,7 +157,7 @@ def test_what_it_draws_depends_on_prompt_and_seed_alone(small, tmp_path, monkeyp
 
 
 def test_the_best_guidance_is_the_one_whose_pictures_are_right(monkeypatch):
-    blank = np.broadcast_to(np.array(BACKGROUND, np.uint8), (12, SIZE, SIZE, 3))
+    blank = np.full((12, SIZE, SIZE, 3), BACKGROUND, np.uint8)
     right = np.stack([render(s.things) for s in held_out_scenes(12)])
     some = np.concatenate([right[:6], blank[:6]])
     of = {1.0: blank, 1.5: some, 2.0: right, 3.0: some, 4.5: blank}
