@@ -37,7 +37,7 @@ EMA_DECAY = 0.999
 TOKENIZER_SCENES = 4000  # whose captions teach the tokenizer its words
 TOLD = 4  # captions of a training scene: its own, and fuller ones
 PLAIN = 0.5  # how often it is its own
-QUICK_PROMPTS, QUICK_GUIDANCES = 120, (1.5, 2.0, 3.0)  # of the scores on the way
+QUICK_PROMPTS, QUICK_GUIDANCES = 120, (2.0, 3.0)  # of the scores on the way
 TEXT_TOKENS = 16  # captions are padded to a multiple of it
 
 
@@ -110,7 +110,7 @@ def export(teacher: Teacher, family: Family, record: dict, out: Path) -> None:
     pipeline = SanaPipeline(
         tokenizer=family.tokenizer,
         text_encoder=half.text_encoder,
-        vae=copy.deepcopy(family.autoencoder).half().cpu(),
+        vae=copy.deepcopy(family.autoencoder).half().cpu().to(memory_format=torch.contiguous_format),
         transformer=half.network,
         scheduler=scheduler,
     )
@@ -151,6 +151,7 @@ class Training:
         )
         self.family = SanaEncoders(tokenizer, self.ema.module.text_encoder, autoencoder, MAX_LENGTH, False)
         self.family.to(args.device)
+        self.family.channels_last()
         self.optimizer = torch.optim.AdamW(
             self.teacher.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
