@@ -24,15 +24,15 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from sprint.base.cpu import use_onednn
 from sprint.base.errors import SprintError
 from sprint.base.place import check_launcher
+from sprint.base.products import bf16_linear, fastest_products, float32_products, use_products
 from sprint.engine.heartbeat import Heartbeat
 from sprint.engine.held import Held, Replicated, RowSharded
 from sprint.engine.restart import rendezvous_after_restart
 from sprint.models.families import family_of, networks_in
 from sprint.models.teacher import DENSE_TIME
-from sprint.recipe.schema import EngineKind, Optimizer, Precision, Recipe
+from sprint.recipe.schema import EngineKind, Optimizer, Precision, Products, Recipe
 from sprint.recipe.shares import share_of
 
 # One process may hash or export for hours; dead processes are found by the heartbeat, not by this.
@@ -47,6 +47,7 @@ class Engine:
     shard_size     fsdp2: processes that hold one copy of the weights between them; 0 is all
     shard_teacher  frozen networks in rows over the same processes too
     timeout        seconds that a process waits for the others
+    products       how blocks multiply on a CPU
 
     Raises SprintError if the launcher asked for several processes and fewer are there, if there are several
     and the engine is for one, and where the processes do not divide into shards.
@@ -59,8 +60,10 @@ class Engine:
         shard_size: int = 0,
         shard_teacher: bool = False,
         timeout: int = 600,
+        products: Products = Products.exact,
     ):
         self.precision, self.asked = precision, kind
+        self.multiply = fastest_products() if products is Products.fastest else float32_products()
         self.timeout = timedelta(seconds=timeout)
         bf16 = precision is Precision.bf16
         check_launcher()
@@ -96,7 +99,14 @@ class Engine:
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Engine":
-        return cls(recipe.precision, recipe.engine, recipe.shard_size, recipe.shard_teacher, recipe.timeout)
+        return cls(
+            recipe.precision,
+            recipe.engine,
+            recipe.shard_size,
+            recipe.shard_teacher,
+            recipe.timeout,
+            recipe.products,
+        )
 
     @property
     def kind(self) -> EngineKind:
@@ -128,9 +138,14 @@ class Engine:
             alone = (
                 "" if self.asked is EngineKind.single else f" ({self.asked.value} has nobody to share with)"
             )
-            return f"engine single, 1 process on {self.device.type}{alone}"
+            return f"engine single, 1 process on {self.device.type}{alone}{self._products}"
         copies = f", {self.mesh.shape[0]} copies of the weights" if self.mesh.ndim > 1 else ""
-        return f"engine {self.kind.value}, {self.processes} processes on {self.device.type}{copies}"
+        return f"engine {self.kind.value}, {self.processes} processes on {self.device.type}{copies}{self._products}"
+
+    @property
+    def _products(self) -> str:
+        on_cpu = self.device.type == "cpu" and self.multiply is bf16_linear
+        return ", blocks multiply in bf16" if on_cpu else ""
 
     @property
     def device(self) -> torch.device:
@@ -174,7 +189,7 @@ class Engine:
     def frozen(self, network: ModelMixin) -> ModelMixin:
         """On the device without gradients; in bf16 but for the time embedding, if the run is."""
         network.to(self.device).eval().requires_grad_(False)
-        use_onednn(network)
+        self.hasten(network)
         time_embedder = family_of(network).time_embedder(network)
         if self.precision is Precision.bf16:
             exact = {name: tensor.clone() for name, tensor in time_embedder.state_dict().items()}
@@ -191,12 +206,20 @@ class Engine:
     def _place(self, module: nn.Module) -> None:
         """On the device in fp32, on every process as on the first; time embeddings stay fp32 under autocast."""
         module.to(self.device, torch.float32)
-        use_onednn(module)
+        self.hasten(module)
         if self.processes > 1:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, src=0)
         if self.precision is Precision.bf16:
             keep_time_in_float32(module)
+
+    def hasten(self, module: nn.Module) -> None:
+        """The order in memory and the products that are fastest here; only blocks multiply in bf16."""
+        use_products(module)
+        for network in networks_in(module):
+            family = family_of(network)
+            family.lay_out(network)
+            use_products(family.blocks(network), self.multiply)
 
     def _shard(self, module: nn.Module) -> None:
         for network in networks_in(module):

@@ -374,7 +374,7 @@ FIRST: dict[str, Callable] = {
     "permute transpose movedim swapaxes swapdims moveaxis contiguous clone roll flip": linear,
     "chunk split split_with_sizes tensor_split unbind": linear,
     "__getitem__ select narrow index_select view_as_real sum mean cumsum neg negative": linear,
-    "linear conv1d conv2d conv3d": projection,
+    "linear onednn_linear bf16_linear depthwise conv1d conv2d conv3d": projection,
     "dropout": dropout,
     "layer_norm": layer_norm,
 }

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sprint.base.cpu import use_onednn
 from sprint.base.errors import SprintError
 from sprint.base.finite import is_finite
+from sprint.base.products import use_products
 from sprint.base.random import on_device
 
 TEXT_UNIT = 16  # trimmed text comes in multiples of it: few different lengths
@@ -59,7 +59,7 @@ class Family(ABC):
 
     def to(self, device: torch.device) -> "Family":
         for part in (self.text_encoder, self.autoencoder):
-            use_onednn(part.to(device))
+            use_products(part.to(device))
         return self
 
     @property

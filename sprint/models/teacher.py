@@ -8,6 +8,7 @@ A family is a folder here (`sana/`) and a line in `sprint.models.families`. In e
     positions    how its positions follow from the picture size
     keys         names of its weights: the original layout and diffusers'
     blocks       what is where inside of the network, and how it is called at (x, t)
+    layout       the order in memory in which it computes
     text_memory  a text's keys and values, computed once for many calls
     encoders     tokenizer, text encoder, autoencoder
     pipelines    the folders that it is exported as, and how to use them
@@ -300,6 +301,12 @@ class Teacher(ABC):
 
     def text_memory(self, network: nn.Module) -> TextMemory:
         return NoMemory()
+
+    def lay_out(self, network: nn.Module) -> None:
+        """Have the network compute in the order in memory that suits it best: same weights, names, hooks and, to
+        rounding, values. Before it is compiled or sharded; a family without a better order leaves it as it is.
+        """
+        return None
 
     # ---- adapted teacher and student --------------------------------------------------------------------
 

@@ -64,6 +64,13 @@ class Precision(str, Enum):
     bf16 = "bf16"
 
 
+class Products(str, Enum):
+    # in the network's own precision
+    exact = "exact"
+    # of blocks on a CPU: of bf16 factors where that is much faster here, by the clock; all else as precision says
+    fastest = "fastest"
+
+
 class NormGroups(str, Enum):
     # real, generated and misaligned samples share batch-norm statistics
     mixed = "mixed"
@@ -247,6 +254,8 @@ class Recipe:
     needs: str = setting("", decides=False)
     seed: int = setting(0, SEED)
     precision: Precision = Precision.fp32
+    # how blocks multiply on a CPU
+    products: Products = setting(Products.exact, later=True)
     # how processes share the work; several are started by torchrun
     engine: EngineKind = setting(EngineKind.single, decides=False)
     # fsdp2: processes that hold one copy of the weights between them; 0 is all of them

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sprint.base.cpu import use_onednn
 from sprint.base.door import shown
 from sprint.base.errors import SprintError
 from sprint.base.finite import is_finite
+from sprint.base.products import use_products
 from sprint.maths.samplers import Noise, sample_consistency, sample_ode
 from sprint.maths.schedule import check_times, student_times, teacher_times
 from sprint.models.encoders import TEXT_UNIT, Family, encode_null
@@ -50,7 +50,8 @@ class Generator:
         size: int | None = None,
         own_times: Sequence[Sequence[float]] = (),
     ):
-        self.view = use_onednn(view.eval())
+        self.view = use_products(view.eval())
+        view.teacher.lay_out(view.network)
         self.family = family
         self.own_times = {len(times) - 1: list(times) for times in own_times}
         self.size = size or view.sizes.side * family.downscale

@@ -31,8 +31,8 @@ from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
 from sprint.base.clock import OTHER, Clock
-from sprint.base.cpu import linear
 from sprint.base.errors import SprintError
+from sprint.base.products import float32_products
 from sprint.recipe.schema import Precision
 from tools.bench.measure import (
     SIZES,
@@ -103,6 +103,10 @@ FLOPS: dict[object, Callable[..., int]] = {  # by operator: of what it gave and 
     aten.convolution: lambda out, x, weight, *options: 2 * out.numel() * weight[0].numel(),
     aten.convolution_backward: lambda out, *args: convolution_backward(*args),
     torch.ops.sprint.onednn_linear: lambda out, x, *rest: 2 * out.numel() * x.shape[-1],
+    torch.ops.sprint.depthwise: lambda out, x, weight, *rest: 2 * out.numel() * weight[0].numel(),
+    torch.ops.sprint.depthwise_backward: lambda out, grad, x, weight, for_x, for_weight: (
+        2 * grad.numel() * weight[0].numel() * (for_x + for_weight)
+    ),
     aten._scaled_dot_product_flash_attention_for_cpu: lambda out, *args: attention(*args),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda out, *args: attention_backward(*args),
     aten._scaled_dot_product_flash_attention: lambda out, *args: attention(*args),
@@ -113,7 +117,7 @@ FLOPS: dict[object, Callable[..., int]] = {  # by operator: of what it gave and 
     aten._scaled_dot_product_cudnn_attention_backward: lambda out, *args: attention_backward(*args),
 }
 
-if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # what sprint.base.cpu takes without gradients
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # what sprint.base.products takes without gradients
     FLOPS[torch.ops.mkldnn._linear_pointwise] = FLOPS[torch.ops.sprint.onednn_linear]
 
 
@@ -201,13 +205,14 @@ def product_speeds(request: Request, rounds: int) -> dict[str, float]:
         return torch.randn(shape, device=device, dtype=dtype)
 
     n, rows = 1024 if device == "cpu" else 8192, batch * side**2
+    multiply = float32_products()
     square, x, weight = new(n, n), new(batch, side**2, width), new(width, width)
     picture, wide = new(batch, width, side, side), new(2 * inner, width, 1, 1)
     last = picture.to(memory_format=torch.channels_last)
     ring, nine = last.flatten(2).unsqueeze(2), new(width, width, 1, 9)  # as a head sees its tokens
     products = {
-        f"{n}×{n} by {n}×{n}": (lambda: linear(square, square), 2 * n**3),
-        f"projection {rows}×{width} by {width}×{width}": (lambda: linear(x, weight), 2 * rows * width**2),
+        f"{n}×{n} by {n}×{n}": (lambda: multiply(square, square), 2 * n**3),
+        f"projection {rows}×{width} by {width}×{width}": (lambda: multiply(x, weight), 2 * rows * width**2),
         f"1×1 convolution {width} to {2 * inner}": (
             lambda: nnf.conv2d(picture, wide),
             4 * rows * width * inner,

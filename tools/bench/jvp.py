@@ -7,7 +7,7 @@
     plain         F(x, t) of diffusers' network as it is, then the backward pass: forward 1 + backward 2
     two passes    torch.func.jvp without gradients, then plain: at least 2 more than plain's 3
     ours          sprint.maths.dual.value_and_tangent, then the backward pass: 1 more, so the floor is 4/3
-    as trained    ours with the layers that the trainer's engine picks: on some CPUs other products (sprint/base/cpu.py)
+    as trained    ours as the trainer's engine lays networks out and multiplies (sprint/base/products.py)
     compiled      ours as trained and plain, blocks through torch.compile
 
 The networks are random. Times are medians of interleaved rounds, with freed memory kept as a run keeps it;
@@ -22,7 +22,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sprint.base.cpu import keep_freed_memory, use_onednn
+from sprint.base.cpu import keep_freed_memory
 from sprint.base.errors import SprintError
 from sprint.engine.compiled import compile_blocks
 from sprint.engine.engine import keep_time_in_float32
@@ -63,7 +63,7 @@ def pass_of(variant: str, request: Request) -> Callable[[], None]:
     device = engine.device
     student = Student(from_adapted(size.teacher(device))).to(device).train()
     if variant in AS_TRAINED:
-        use_onednn(student)
+        engine.hasten(student)
     if request.precision is Precision.bf16:
         keep_time_in_float32(student)
     torch.manual_seed(1)

@@ -30,8 +30,8 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sprint.base.cpu import use_onednn
 from sprint.base.errors import SprintError
+from sprint.base.products import use_products
 from sprint.engine.engine import Engine, keep_time_in_float32
 from sprint.maths.dual import Dual
 from sprint.maths.trigflow import flow_time, to_flow_input, to_trig_velocity
@@ -176,7 +176,7 @@ VARIANTS = {
 
 def gradient_in(variant: Variant, case: Case, engine: Engine) -> tuple[Outcome, float]:
     """The variant's outcome and what it took, in seconds of processor time (others' work does not count)."""
-    student, teacher = (use_onednn(copy.deepcopy(network)) for network in (case.student, case.teacher))
+    student, teacher = (use_products(copy.deepcopy(network)) for network in (case.student, case.teacher))
     if variant.autocast:
         keep_time_in_float32(student.to(engine.device))
         for island in variant.student:
@@ -191,7 +191,7 @@ def gradient_in(variant: Variant, case: Case, engine: Engine) -> tuple[Outcome, 
     if variant.rounded_time:
         for each in (view, student.view):
             each.forward = MethodType(_forward_of_rounded_time, each)
-    tangent_of = use_onednn(copy.deepcopy(case.student)) if variant.exact_tangent else None
+    tangent_of = use_products(copy.deepcopy(case.student)) if variant.exact_tangent else None
     began = time.process_time()
     outcome = consistency_gradient(case, student, view, torch.float32, variant.autocast, tangent_of)
     return outcome, time.process_time() - began

@@ -5,7 +5,7 @@
 
     plain           tools/bench/plain_step.py: the published algorithm as its trainers compute it
     ours            sprint.train.distill.DistillStage
-    ours, products  the same with torch's own matrix products, on CPUs where sprint/base/cpu.py picks others
+    ours, products  the same with torch's own matrix products, on CPUs where sprint/base/products.py picks others
     ours, compiled  with compile=true, for --compile
 
 Same networks, random from one seed, same batches, optimizer (CAME) and draws. Times are medians of interleaved
@@ -22,8 +22,9 @@ from itertools import count
 
 import torch
 
-from sprint.base.cpu import keep_freed_memory, onednn_is_faster
+from sprint.base.cpu import keep_freed_memory
 from sprint.base.errors import SprintError
+from sprint.base.products import onednn_is_faster
 from sprint.recipe.schema import Adversarial, Distill, Recipe, Text
 from sprint.train.distill import DistillStage
 from tools.bench.measure import (

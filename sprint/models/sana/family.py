@@ -7,6 +7,7 @@ from sprint.models.sana import encoders, pipelines, positions, ranges
 from sprint.models.sana import presets as config
 from sprint.models.sana.costs import FOOTPRINTS
 from sprint.models.sana.keys import KEYS
+from sprint.models.sana.layout import lay_channels_last
 from sprint.models.sana.text_memory import SanaTextMemory
 from sprint.models.teacher import Teacher
 
@@ -48,6 +49,7 @@ class Sana(Teacher):
     keep_time_in_float32 = staticmethod(network.keep_time_in_float32)
     embed_time = staticmethod(network.embed_time)
     text_memory = SanaTextMemory
+    lay_out = staticmethod(lay_channels_last)
 
     # adapted teacher and student
     qk = staticmethod(network.qk)
