@@ -156,10 +156,10 @@ def reconstructions_read(autoencoder: AutoencoderDC, seed: int, count: int = 600
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--pool", type=int, default=24000, help="distinct scenes drawn ahead")
+    parser.add_argument("--pool", type=int, default=16000, help="distinct scenes drawn ahead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()

@@ -22,6 +22,7 @@ from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline
 from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
+from sprint.base.cpu import keep_freed_memory
 from sprint.base.products import fastest_products
 from sprint.lab.scenes import render, scene
 from sprint.lab.series import TEACHER_SEEDS
@@ -39,6 +40,7 @@ TOKENIZER_SCENES = 4000  # whose captions teach the tokenizer its words
 TOLD = 4  # captions of a training scene: its own, and fuller ones
 PLAIN = 0.5  # how often it is its own
 QUICK_PROMPTS, QUICK_GUIDANCES = 120, (2.0, 3.0)  # of the scores on the way
+ENCODED_AT_ONCE = 50  # pictures: more take longer each
 TEXT_TOKENS = 16  # captions are padded to a multiple of it
 
 
@@ -53,8 +55,8 @@ def cached_scenes(path: Path, family: Family, count: int) -> dict[str, torch.Ten
     if path.exists():
         return torch.load(path, weights_only=True)
     latents, captions = [], []
-    for start in tqdm(range(0, count, 250), desc="encoding scenes"):
-        numbers = range(start, min(start + 250, count))
+    for start in tqdm(range(0, count, ENCODED_AT_ONCE), desc="encoding scenes"):
+        numbers = range(start, min(start + ENCODED_AT_ONCE, count))
         pictures = np.stack([render(scene(TEACHER_SEEDS[0], i).things) for i in numbers])
         latents.append(family.encode_pictures(pictures).half())
         captions += [caption for i in numbers for caption in captions_of(TEACHER_SEEDS[0], i)]
@@ -218,6 +220,7 @@ class Training:
 
 def main() -> None:
     args = arguments()
+    keep_freed_memory()
     autoencoder = AutoencoderDC.from_pretrained(args.out / "vae").float().eval().requires_grad_(False)
     training = Training(args, autoencoder)
     data = cached_scenes(args.out / "scenes.pt", training.family, args.scenes)
