@@ -60,6 +60,11 @@ teacher: $(READY) ## train the built-in tiny teacher anew into TEACHER_DIR: abou
 	test -f $(TEACHER_DIR)/vae/training.json || $(BIN)/python -m tools.make.autoencoder --out $(TEACHER_DIR)
 	$(BIN)/python -m tools.make.teacher --out $(TEACHER_DIR)
 
+.PHONY: triton-check
+triton-check: $(READY) ## the GPU's own kernels by Triton's interpreter, on a CPU: installs Triton, 200 MB
+	$(BIN)/python -m pip install --quiet triton
+	$(PYTEST) tests/base/test_depthwise.py
+
 gpu-check: $(READY) ## everything that needs a GPU, in at most ten minutes
 	$(BIN)/python -m tools.gpu
 

@@ -160,6 +160,8 @@ def test_an_evaluation_draws_nothing_again(sprint):
     assert as_it_was("evaluated/pictures/*/*.png")
     for each in (before, again):  # scored anew: the rule became stricter
         del each["protocols"]["scenes"]["reader"]
+    depths = [column.pop("depth") for column in again["columns"]]  # it was not told then
+    assert min(depths) > 0
     for key in ("columns", "sets", "used", "protocols", "left_out"):
         assert again[key] == before[key]
 

@@ -14,6 +14,23 @@ class Sample(NamedTuple):
     caption: str
 
 
+class Trajectory(NamedTuple):
+    """K states of the guided teacher's way from pure noise to a picture, which is its batch's or sample's `latent`.
+
+    states    [B, K, C, h, w], x_t = σ_d · x_hat; the first of a whole way is pure noise, t = π/2
+    velocity  [B, K, C, h, w], D = dx_t/dt = σ_d · F there, F guided
+    t         [B, K], TrigFlow times in radians, falling
+    guidance  [B], the scale
+
+    Of one sample, the same without B.
+    """
+
+    states: Tensor
+    velocity: Tensor
+    t: Tensor
+    guidance: Tensor
+
+
 class Encoded(NamedTuple):
     """A sample that the family has seen already, on the CPU.
 
@@ -22,6 +39,7 @@ class Encoded(NamedTuple):
 
     latent: Tensor
     text: Tensor
+    trajectory: Trajectory | None = None
 
 
 class Prompt(NamedTuple):
@@ -40,6 +58,23 @@ class Batch(NamedTuple):
     latent: Tensor
     text: Tensor
     mask: Tensor
+
+
+class Traced(NamedTuple):
+    """A `Batch` with the trajectories that end at its latents."""
+
+    latent: Tensor
+    text: Tensor
+    mask: Tensor
+    trajectory: Trajectory
+
+
+def flat(tensors: tuple) -> dict[str, Tensor]:
+    """Every tensor of a named tuple and of those in it, by its name."""
+    found: dict[str, Tensor] = {}
+    for name, value in tensors._asdict().items():
+        found |= flat(value) if isinstance(value, tuple) else {} if value is None else {name: value}
+    return found
 
 
 def parts(size: int, largest: int) -> Iterator[slice]:

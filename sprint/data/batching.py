@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from sprint.base.errors import SprintError
 from sprint.base.random import on_device
-from sprint.data.batch import Batch, Encoded, Sample, parts
+from sprint.data.batch import Batch, Encoded, Sample, Traced, Trajectory, parts
 from sprint.data.source import T
 from sprint.models.encoders import TEXT_UNIT, Family
 from sprint.recipe.shares import share_of
@@ -54,13 +54,14 @@ def encode(samples: list[Sample], family: Family, largest: int = 0, unit: int = 
 
 def collate(
     encoded: list[Encoded], device: torch.device | str, unit: int = TEXT_UNIT, max_length: int = 0
-) -> Batch:
+) -> Batch | Traced:
     """One batch of samples that were encoded before: the latents stacked, the texts padded with zeros.
 
     unit         the text's length is a multiple of it that holds the longest text,
     max_length   but no more than this (0: no such limit); longer texts keep their first tokens
 
-    -> float32 latent and text, int64 mask, on the device.  Raises `SprintError` for latents of several shapes.
+    -> float32 latent, text and trajectories, int64 mask, on the device.  Raises `SprintError` for latents of
+    several shapes.
     """
     shapes = sorted({tuple(sample.latent.shape) for sample in encoded})
     if len(shapes) > 1:
@@ -72,11 +73,16 @@ def collate(
     length = max(math.ceil(max(map(len, texts)) / unit), 1) * unit
     length = min(length, max_length or length)
     masks = [torch.ones(len(text), dtype=torch.int64) for text in texts]
-    return Batch(
+    batch = Batch(
         on_device(torch.stack([sample.latent for sample in encoded]), device).float(),
         on_device(torch.stack([pad(text, (0, 0, 0, length - len(text))) for text in texts]), device).float(),
         on_device(torch.stack([pad(mask, (0, length - len(mask))) for mask in masks]), device),
     )
+    trajectories = [sample.trajectory for sample in encoded if sample.trajectory]
+    if not trajectories:
+        return batch
+    stacked = (torch.stack(tensors) for tensors in zip(*trajectories, strict=True))
+    return Traced(*batch, Trajectory(*(on_device(tensor, device).float() for tensor in stacked)))
 
 
 def prefetch(make: Callable[[int], T], start: int, stop: int, workers: int = 1) -> Iterator[T]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from sprint.base.door import shown
 from sprint.base.errors import SprintError
-from sprint.data.batch import Item
+from sprint.data.batch import Item, Prompt
 
 Reason = Literal[
     "missing picture",
@@ -83,6 +83,26 @@ class Items(ABC):
         Asked for aspect buckets only, once for every item. Raises `BadSample`.
         """
         raise SprintError("data.aspect_buckets = true, but samples of this kind have no aspect to keep")
+
+
+class PromptedItems(Items):
+    """Captions of other samples, whose pictures nobody reads; the position is their place among them."""
+
+    def __init__(self, items: Items):
+        self._items, self.in_order = items, items.in_order
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def item(self, index: int, draw: np.random.Generator) -> Prompt:
+        return Prompt(self._items.caption(index, draw), index)
+
+    def where(self, index: int) -> str:
+        return self._items.where(index)
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self._items.fingerprint
 
 
 def said(error: BaseException) -> str:

@@ -16,9 +16,9 @@ import numpy as np
 from sprint.base.door import at_home, check_no_address
 from sprint.base.errors import SprintError
 from sprint.data.bad import BadSamples
-from sprint.data.batch import Item, Sample
+from sprint.data.batch import Item, Prompt, Sample
 from sprint.data.buckets import Bucketed, find_buckets, shapes_of
-from sprint.data.items import BadSample, Items
+from sprint.data.items import BadSample, Items, PromptedItems
 from sprint.data.order import InOrder, Order, Shuffled
 from sprint.lab.scenes import render, scene
 from sprint.lab.series import training_seed
@@ -41,6 +41,9 @@ class Source(Protocol):
 
     def batched(self, batch_size: int) -> "Source":
         """The same samples for batches of this size over all processes; with aspect buckets in another order."""
+
+    def prompted(self) -> "Source":
+        """The same samples, of which only the captions are read: each a `Prompt`."""
 
     @property
     def fingerprint(self) -> str | None:
@@ -145,6 +148,11 @@ class ItemSource:
         other._order = self._order_for(batch_size)
         return other
 
+    def prompted(self) -> "ItemSource":
+        other = copy(self)
+        other._items = PromptedItems(self._items)
+        return other
+
     @property
     def fingerprint(self) -> str | None:
         return self._items.fingerprint
@@ -205,6 +213,9 @@ class SceneSource:
     def batched(self, batch_size: int) -> "SceneSource":
         return self
 
+    def prompted(self) -> "PromptedScenes":
+        return PromptedScenes(self.seed)
+
     @property
     def fingerprint(self) -> None:
         return None
@@ -212,3 +223,11 @@ class SceneSource:
     @property
     def skipped(self) -> dict[str, int]:
         return {}
+
+
+class PromptedScenes(SceneSource):
+    """What the built-in scenes would show."""
+
+    def samples(self, positions: range) -> list[Prompt]:
+        series = training_seed(self.seed)
+        return [Prompt(scene(series, position).caption, position) for position in positions]

@@ -1,22 +1,28 @@
 """What the lines of a metrics.jsonl (`sprint.train.log`) say of a run: skipped updates, norms, losses, heads.
 
-Only logged updates are there. A phase is "flow" (stage 1), "G" (student) or "D" (discriminator heads).
+Only logged updates are there. A phase is "flow" (stage 1), "G" (student), "D" (heads) or "F" (fake score).
 """
 
 from collections.abc import Sequence
+from math import log
 from statistics import mean, median, pstdev
 
 from sprint.doctor.findings import Finding, note, ok, wrong
-from sprint.recipe.schema import Recipe
+from sprint.recipe.schema import AdversarialLoss, Recipe
 
 Rows = Sequence[dict]
-PHASES = {"flow": "stage 1", "G": "the student", "D": "the discriminator"}
+PHASES = {"flow": "stage 1", "G": "the student", "D": "the discriminator", "F": "the fake score"}
+STAGE_2 = "GDF"
+NAMES = {AdversarialLoss.hinge: "hinge", AdversarialLoss.relativistic: "relativistic loss"}
 ENOUGH = 3  # rows of a phase before a course can be told
 ENDS = 4  # a quarter at either end is compared
 MANY_SKIPPED = 0.1  # share of a phase's updates
 GREW = 100.0  # times as large at the end
-SATURATED = 0.02  # hinge loss that heads have only where nearly every logit is beyond 1
-BLIND = 1.0  # hinge loss of heads that say 0 to everything
+SATURATED = 0.02  # loss that heads have only where they tell nearly every picture apart
+BLIND = {
+    AdversarialLoss.hinge: 1.0,
+    AdversarialLoss.relativistic: log(2),
+}  # of heads that say 0 to everything
 FLAT = 1e-4  # deviation over mean of a loss that does not change
 APART = 0.01  # least difference of mean logits where the heads tell anything
 
@@ -31,16 +37,26 @@ def examine_curves(rows: Rows, recipe: Recipe | None) -> list[Finding]:
             findings += _gradients(logged, title, _clip(recipe, phase))
             findings += _loss(logged, title)
     findings += _tangent([row for row in rows if row.get("phase") == "G"])
-    return findings + _heads([row for row in rows if row.get("phase") == "D"])
+    kind = recipe.distill.adversarial.loss if recipe else AdversarialLoss.hinge
+    return findings + _heads([row for row in rows if row.get("phase") == "D"], kind)
 
 
 def updates(rows: Rows, phase: str) -> int:
-    """How many of a phase there were up to its last line; of stage 2 the two kinds take turns."""
+    """How many of a phase there were up to its last line; of stage 2 the kinds take turns."""
     steps = [row["step"] for row in rows if row.get("phase") == phase]
     if not steps:
         return 0
-    alternate = phase in "GD" and {"G", "D"} <= {row.get("phase") for row in rows}
-    return (steps[-1] + (phase == "G")) // 2 if alternate else steps[-1]
+    turns = _turns(rows) if phase in STAGE_2 else [phase]
+    rounds, rest = divmod(steps[-1], len(turns))
+    return rounds * turns.count(phase) + turns[:rest].count(phase)
+
+
+def _turns(rows: Rows) -> list[str]:
+    """The kinds of updates of stage 2 in their order: a log has the whole of its first round."""
+    logged = [(row["step"], row["phase"]) for row in rows if row.get("phase") in STAGE_2]
+    following = [phase for k, (step, phase) in enumerate(logged) if step == logged[0][0] + k]
+    again = (k for k, phase in enumerate(following) if k > 0 and phase == following[0])
+    return following[: next(again, None)]
 
 
 def _values(rows: Rows, name: str) -> list[float]:
@@ -60,6 +76,7 @@ def _clip(recipe: Recipe | None, phase: str) -> float | None:
         "flow": recipe.adapt.optimizer,
         "G": recipe.distill.optimizer,
         "D": recipe.distill.adversarial.optimizer,
+        "F": recipe.distill.matching.optimizer,
     }
     return optimizers[phase].clip_norm
 
@@ -105,7 +122,7 @@ def _gradients(rows: Rows, title: str, clip: float | None) -> list[Finding]:
 
 def _dead(title: str) -> str:
     if title == PHASES["D"]:
-        return "its hinge is saturated: raise the noise it sees, or lower its learning rate, and start anew"
+        return "its loss is saturated: raise the noise it sees, or lower its learning rate, and start anew"
     return "the loss does not reach the weights: are they frozen, is every term's weight 0?"
 
 
@@ -158,13 +175,16 @@ def _tangent(rows: Rows) -> list[Finding]:
     return [ok("tangent", text)]
 
 
-def _heads(rows: Rows) -> list[Finding]:
-    """The hinge is 1 for heads that say 0 to everything, and 0 where real is above 1 and fake below −1."""
+def _heads(rows: Rows, kind: AdversarialLoss) -> list[Finding]:
+    """The hinge is 1 for heads that say 0 to everything, and 0 where real is above 1 and fake below −1.
+
+    The relativistic loss is ln 2 of the former, and near 0 where real is far above fake.
+    """
     losses, real, fake = (_values(rows, name) for name in ("loss", "logit_real", "logit_fake"))
     if not (losses and real and fake):
         return []
     loss, apart = _ends(losses)[1], _ends([r - f for r, f in zip(real, fake, strict=False)])[1]
-    text = f"hinge {loss:.3g}, real − generated logits {apart:.3g} at last"
+    text = f"{NAMES[kind]} {loss:.3g}, real − generated logits {apart:.3g} at last"
     if len(losses) < ENOUGH:
         return [ok("heads", text)]
     if loss < SATURATED:
@@ -176,7 +196,7 @@ def _heads(rows: Rows) -> list[Finding]:
                 "distill.adversarial.optimizer.lr, and look at the student's pictures",
             )
         ]
-    if abs(loss - BLIND) < SATURATED and abs(apart) < APART:
+    if abs(loss - BLIND[kind]) < SATURATED and abs(apart) < APART:
         return [
             wrong(
                 "heads",

@@ -11,7 +11,7 @@ from sprint.base.door import shown
 from sprint.base.errors import SprintError
 from sprint.base.files import write_whole
 from sprint.data.batch import Encoded
-from sprint.data.cache.items import CACHE, read_settings
+from sprint.data.cache.items import CACHE, check_trajectories, read_settings
 from sprint.data.items import BadSample, Items
 from sprint.data.look import Facts, Shown, look
 from sprint.data.source import open_items
@@ -63,6 +63,7 @@ def examine_recipe_data(recipe: Recipe) -> list[Finding]:
         return [note("data", f"{data.path} is no folder here: the datasets library may download it")]
     try:
         if data.kind is DataKind.cache:
+            check_trajectories(open_items(data), recipe)
             return examine_cache(data)
         return findings_of(look(data, QUICK, first=0, seconds=QUICK_SECONDS))
     except SprintError as error:
@@ -150,7 +151,9 @@ def examine_cache(data: Data) -> list[Finding]:
     """Latents and texts as they are stored. Raises SprintError for a cache that cannot be opened."""
     items = open_items(data)
     encoded, bad = _some(items)
-    findings = [ok("data", f"cache {data.path}: {len(items):,} samples, {len(encoded) + len(bad)} looked at")]
+    whole = " with the teacher's trajectories" * any(one.trajectory is not None for one in encoded)
+    looked = f"{len(items):,} samples{whole}, {len(encoded) + len(bad)} looked at"
+    findings = [ok("data", f"cache {data.path}: {looked}")]
     if bad:
         text = f"{len(bad)} cannot be used: {bad[0]}"
         findings.append(wrong("bad samples", text, "make the cache anew, or remove them"))

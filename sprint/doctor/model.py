@@ -12,6 +12,7 @@ from sprint.doctor.findings import Finding, Level, note, ok, refused, wrong
 from sprint.doctor.movement import movement
 from sprint.doctor.probe import probe
 from sprint.doctor.weights import LARGEST_HALF, Tally, compare, names_of, tally, weights_of
+from sprint.models.depth import depth_words
 from sprint.models.teacher import SPARSE_TIME
 from sprint.weights.checkpoint import Checkpoint, understand
 from sprint.weights.hub import folder_here
@@ -64,7 +65,8 @@ def examine_movement(checkpoint: Checkpoint, teacher: str, called: str = "") -> 
     except SprintError as error:
         return [refused("teacher", error)]
     found = compare(weights_of(checkpoint), weights_of(other), checkpoint.family.keys)
-    return movement(found, called or teacher, _role(checkpoint))
+    told = depth_words(checkpoint.sizes.depth, other.sizes.depth)
+    return [*([ok("depth", told)] if told else []), *movement(found, called or teacher, _role(checkpoint))]
 
 
 def _role(checkpoint: Checkpoint) -> str:
@@ -77,7 +79,7 @@ def _role(checkpoint: Checkpoint) -> str:
 def _what(checkpoint: Checkpoint, counted: Tally) -> list[Finding]:
     role = "a student (embeds guidance)" if checkpoint.is_student else "a teacher (embeds no guidance)"
     dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in counted.dtypes)
-    size = checkpoint.family.size_name(checkpoint.config)
+    size = f"{checkpoint.family.size_name(checkpoint.config)}, {checkpoint.sizes.depth} blocks"
     clock = "1000·t" if checkpoint.time_scale == SPARSE_TIME else "t itself"
     return [
         ok("model", f"{role}: {size}, {counted.numbers:,} weights, {dtypes}, {checkpoint.layout} names"),

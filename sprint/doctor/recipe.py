@@ -12,6 +12,7 @@ from sprint.doctor.findings import Finding, note, ok, refused, wrong
 from sprint.doctor.machine import Machine, Needs, examine_machine
 from sprint.doctor.model import ENCODER_PARTS
 from sprint.doctor.weights import names_of
+from sprint.models.depth import depth_words
 from sprint.models.families import check_role
 from sprint.recipe.load import load_recipe, recipe_hash
 from sprint.recipe.schema import Recipe
@@ -74,7 +75,11 @@ def _teacher(recipe: Recipe) -> list[Finding]:
     except SprintError as error:
         return [refused("teacher", error)]
     size = checkpoint.family.size_name(checkpoint.config)
-    return [ok("teacher", f"{name}: {size}, {checkpoint.time} time")]
+    own = checkpoint.sizes.depth
+    told = depth_words(recipe.distill.depth or own, own)
+    return [
+        ok("teacher", f"{name}: {size}, {checkpoint.time} time" + (f"; its student: {told}" if told else ""))
+    ]
 
 
 def _family(recipe: Recipe) -> list[Finding]:

@@ -255,6 +255,7 @@ def _record(result: Result) -> str:
 
 
 def _model_words(column: Column) -> str:
-    """Its hash, and size and dtype where they are told."""
+    """Its hash, and depth, size and dtype where they are told."""
     digest = f"SHA-256 {column.hash[:16]}…" if column.hash else "not hashed"
-    return ", ".join(filter(None, [digest, f"{column.size} px" if column.size else "", column.dtype]))
+    depth, size = (f"{n} {unit}" if n else "" for n, unit in ((column.depth, "blocks"), (column.size, "px")))
+    return ", ".join(filter(None, [digest, depth, size, column.dtype]))

@@ -91,6 +91,7 @@ class Column:
     folder     of its pictures, relative to result.json; empty where only time was measured
     called     tells it from another model of the same role; empty where there is none
     size       pixels a side;  dtype: of the weights;  batch: pictures drawn together
+    depth      blocks of its network; 0 where that is not known
     """
 
     role: str
@@ -104,6 +105,7 @@ class Column:
     size: int = 0
     dtype: str = ""
     batch: int = 0
+    depth: int = 0
 
     def figure(self, metric: str, name: str) -> Figure | None:
         return self.measured[metric].figures.get(name) if metric in self.measured else None
@@ -215,7 +217,7 @@ def _column(data: dict) -> Column:
     column = Column(**data, measured=measured)
     words = [column.role, column.model, column.hash, column.folder, column.called, column.dtype]
     _check("a column's names", words, str)
-    _check("a column's counts", [column.steps, column.size, column.batch], int)
+    _check("a column's counts", [column.steps, column.size, column.batch, column.depth], int)
     _check("times", column.times, (int, float))
     return dataclasses.replace(column, times=[float(t) for t in column.times])
 

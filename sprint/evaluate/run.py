@@ -132,6 +132,7 @@ def _draw(model: Model, evaluation: Evaluation, place: Place) -> list[DrawnColum
             size=generator.size,
             dtype=options.dtype,
             batch=options.batch_size,
+            depth=generator.view.sizes.depth,
         )
         for prompts in sets.values():
             what = f"drawing {prompts.name}, {column.title}"

@@ -8,6 +8,7 @@ latent   unit-scale latents [B, C, H, W], float32
 
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,8 +50,37 @@ def sample_ode(F: Velocity, noise: Noise, times: list[float]) -> Tensor:
     """First-order steps along the flow's own ODE: rotate between both estimated ends.  (sCM Eq. 5, DDIM)"""
     x_t = noise.draw() * SIGMA_DATA
     for now, later in itertools.pairwise(times):
-        t = x_t.new_full((len(x_t),), now)
-        F_t = F(x_t / SIGMA_DATA, t)
-        x_0, scaled_noise = data_estimate(x_t, F_t, t), noise_estimate(x_t, F_t, t)
-        x_t = diffuse(x_0, scaled_noise / SIGMA_DATA, x_t.new_full((len(x_t),), later))
+        x_t, _ = ode_step(F, x_t, now, later)
     return x_t / SIGMA_DATA
+
+
+class Trace(NamedTuple):
+    """What `sample_ode` passes through, K = len(times) − 1.
+
+    states    [B, K, C, H, W], x_t before each step; the first is pure noise
+    velocity  [B, K, C, H, W], D = dx_t/dt = σ_d · F there
+    latent    [B, C, H, W], unit scale: where it ends
+    """
+
+    states: Tensor
+    velocity: Tensor
+    latent: Tensor
+
+
+@torch.no_grad()
+def trace_ode(F: Velocity, noise: Noise, times: list[float]) -> Trace:
+    """`sample_ode`, which keeps all that it computes."""
+    x_t, states, velocity = noise.draw() * SIGMA_DATA, [], []
+    for now, later in itertools.pairwise(times):
+        states.append(x_t)
+        x_t, F_t = ode_step(F, x_t, now, later)
+        velocity.append(SIGMA_DATA * F_t)
+    return Trace(torch.stack(states, 1), torch.stack(velocity, 1), x_t / SIGMA_DATA)
+
+
+def ode_step(F: Velocity, x_t: Tensor, now: float, later: float) -> tuple[Tensor, Tensor]:
+    """x at time `later` on the circle through both ends that F tells at time `now`.  -> that, and F"""
+    t = x_t.new_full((len(x_t),), now)
+    F_t = F(x_t / SIGMA_DATA, t)
+    x_0, scaled_noise = data_estimate(x_t, F_t, t), noise_estimate(x_t, F_t, t)
+    return diffuse(x_0, scaled_noise / SIGMA_DATA, x_t.new_full((len(x_t),), later)), F_t

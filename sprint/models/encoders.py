@@ -62,9 +62,15 @@ class Family(ABC):
             use_products(part.to(device))
         return self
 
+    def text_to(self, device: torch.device) -> "Family":
+        """The text side alone, where there are no pictures to encode or decode; the autoencoder stays where it is."""
+        use_products(self.text_encoder.to(device))
+        return self
+
     @property
     def device(self) -> torch.device:
-        return self.autoencoder.device
+        """Where texts are read."""
+        return self.text_encoder.device
 
     def channels_last(self) -> "Family":
         """The autoencoder's weights laid out as its convolutions and its norms over channels read them.
@@ -99,7 +105,7 @@ class Family(ABC):
     @torch.no_grad()
     def encode_pictures(self, pictures: np.ndarray) -> Tensor:
         """uint8 [B, H, W, 3] -> unit-scale latents [B, C, H/down, W/down], float32"""
-        x = on_device(torch.from_numpy(pictures), self.device).permute(0, 3, 1, 2)
+        x = on_device(torch.from_numpy(pictures), self.autoencoder.device).permute(0, 3, 1, 2)
         x = (x.float() / 127.5 - 1).to(self.autoencoder.dtype)
         return self.to_latents(x)
 
@@ -110,7 +116,7 @@ class Family(ABC):
         Raises SprintError where the autoencoder gives values that are not finite.
         """
         pixels = latent.shape[2] * latent.shape[3] * self.downscale**2
-        at_once = max(1, PIXELS_AT_ONCE.get(self.device.type, pixels) // pixels)
+        at_once = max(1, PIXELS_AT_ONCE.get(self.autoencoder.device.type, pixels) // pixels)
         return torch.cat([self._decode(some) for some in latent.split(at_once)]).cpu().numpy()
 
     def _decode(self, latent: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -228,6 +229,13 @@ class Teacher(ABC):
     def meta_network(self, config: Mapping) -> ModelMixin:
         """The real class with no memory behind it."""
 
+    def empty_network(self, config: Mapping) -> ModelMixin:
+        """As `meta_network`, with its buffers in memory; `load_state_dict(..., assign=True)` fills it."""
+        # of a config's private notes one lists what was a default, and from_config would drop those fields
+        fields = {name: value for name, value in config.items() if not name.startswith("_")}
+        with init_empty_weights(include_buffers=False):
+            return self.network_class.from_config(fields)
+
     @abstractmethod
     def time_clues(self, config: Mapping, pipeline: str) -> tuple[list[tuple[str, float | None]], str]:
         """What tells a checkpoint's time scale if nobody says it, the nearest first: (its name, scale or None).
@@ -276,6 +284,12 @@ class Teacher(ABC):
         """What is sharded, compiled, recomputed and tapped one by one."""
 
     @abstractmethod
+    def output_projections(self, block: nn.Module) -> list[str]:
+        """Names within a block of the weights that all it adds to its tokens goes through: where every one of them is
+        zero, the block is the identity.
+        """
+
+    @abstractmethod
     def only_first(self, network: nn.Module, count: int) -> AbstractContextManager:
         """Inside, the network ends after its first `count` blocks.
 
@@ -302,11 +316,11 @@ class Teacher(ABC):
     def text_memory(self, network: nn.Module) -> TextMemory:
         return NoMemory()
 
+    @abstractmethod
     def lay_out(self, network: nn.Module) -> None:
         """Have the network compute in the order in memory that suits it best: same weights, names, hooks and, to
         rounding, values. Before it is compiled or sharded; a family without a better order leaves it as it is.
         """
-        return None
 
     # ---- adapted teacher and student --------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from sprint.base.errors import SprintError
 from sprint.recipe.find import RECIPE_BYTES, find_recipe, place_of
 from sprint.recipe.rules import validate
 from sprint.recipe.schema import Recipe
-from sprint.recipe.settings import decides, each_setting
+from sprint.recipe.settings import undecided
 from sprint.recipe.text import NOT_A_VALUE, Place, look_over
 from sprint.recipe.unread import check_read
 
@@ -67,10 +67,9 @@ def recipe_text(recipe: Recipe) -> str:
 def recipe_hash(recipe: Recipe) -> str:
     """Twelve hex digits of SHA-256 over every setting that decides the result (see `setting`)."""
     settings = OmegaConf.to_container(OmegaConf.structured(recipe), resolve=True, enum_to_str=True)
-    for key, field, value in each_setting(recipe):
-        if not decides(field, value):
-            *groups, name = key.split(".")
-            del reduce(dict.__getitem__, groups, settings)[name]
+    for key in undecided(recipe):
+        *groups, name = key.split(".")
+        del reduce(dict.__getitem__, groups, settings)[name]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 

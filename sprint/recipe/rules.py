@@ -14,7 +14,10 @@ from sprint.recipe.schema import Data, DataKind, Distill, EngineKind, Optimizer,
 from sprint.recipe.settings import GUIDANCE, each_setting, kinds, takes
 from sprint.recipe.shares import misfits
 
-_OPTIMIZERS = ("adapt.optimizer", "distill.optimizer", "distill.adversarial.optimizer")
+_OPTIMIZERS = (
+    *("adapt.optimizer", "distill.optimizer", "distill.adversarial.optimizer"),
+    "distill.matching.optimizer",
+)
 
 
 def validate(recipe: Recipe) -> None:
@@ -40,6 +43,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             check_betas(attrgetter(key)(recipe), key)
         except SprintError as error:
             yield str(error)
+    yield from _of_trajectories(recipe)
     yield from _of_engine(recipe)
     if Path(recipe.name).name != recipe.name or recipe.name in ("", ".."):
         yield f"name = {recipe.name!r} cannot name a folder in runs/"
@@ -61,14 +65,21 @@ def out_of_range(group: object, prefix: str = "") -> Iterator[str]:
 def _of_engine(recipe: Recipe) -> Iterator[str]:
     engine = recipe.engine
     zero = engine in (EngineKind.zero2, EngineKind.zero3)
-    came = OptimizerKind.came in (recipe.adapt.optimizer.kind, recipe.distill.optimizer.kind)
-    if zero and came:
+    matching, cut = recipe.distill.matching, [recipe.adapt.optimizer, recipe.distill.optimizer]
+    if matching.weight > 0 and matching.lora_rank == 0:
+        cut.append(matching.optimizer)
+    if zero and any(each.kind is OptimizerKind.came for each in cut):
         yield (
             f"engine = {engine.value} hands optimizers flat pieces of weights, and CAME needs whole rows: "
             "use engine=fsdp2, or the adamw optimizer"
         )
     if recipe.shard_size > 0 and engine is not EngineKind.fsdp2:
         yield f"shard_size = {recipe.shard_size}, but engine = {engine.value} knows none; use engine=fsdp2"
+    if matching.weight > 0 and matching.lora_rank > 0 and recipe.shard_teacher:
+        yield (
+            "distill.matching.lora_rank > 0 stands on the teacher's whole weights, and shard_teacher = true cuts them: "
+            "set lora_rank to 0, or shard_teacher to false"
+        )
     if recipe.compile and engine is EngineKind.zero3:
         yield "compile = true, but compiled blocks have not been tried with engine = zero3; use engine=fsdp2"
     yield from misfits(recipe, processes=1)
@@ -104,10 +115,19 @@ def _what_it_looks_like(path: str) -> str:
 
 
 def _of_distill(distill: Distill) -> Iterator[str]:
-    adversarial = distill.adversarial
+    adversarial, matching = distill.adversarial, distill.matching
     taps, scales = list(adversarial.taps), list(distill.guidance_scales)
-    if distill.consistency.weight == 0 and adversarial.weight == 0:
-        yield "distill.consistency.weight and distill.adversarial.weight are both 0: nothing to train on"
+    if distill.consistency.weight == 0 and matching.weight == 0 and distill.regression == 0:
+        if adversarial.weight == 0:
+            yield (
+                "the weights of distill.consistency, adversarial and matching and distill.regression are all 0: "
+                "nothing to train on"
+            )
+        elif adversarial.warmup_steps > 0 and distill.self_consistency == 0:
+            yield (
+                f"distill.adversarial.warmup_steps = {adversarial.warmup_steps}, but there is no other term to "
+                "train on meanwhile; set it to 0"
+            )
     if distill.self_consistency > 0 and adversarial.weight == 0:
         yield (
             "distill.self_consistency looks at LADD's samples, but distill.adversarial.weight is 0; "
@@ -120,6 +140,29 @@ def _of_distill(distill: Distill) -> Iterator[str]:
     if not scales or not all(map(GUIDANCE.holds, scales)):
         yield f"distill.guidance_scales = {shown(scales)}, but it takes one or more numbers {GUIDANCE.words}"
     yield from _of_times(distill.student_times)
+
+
+def _of_trajectories(recipe: Recipe) -> Iterator[str]:
+    distill, path = recipe.distill, recipe.distill.trajectories
+    if distill.regression > 0 and not path.states:
+        yield (
+            f"distill.regression = {distill.regression}, but it looks at states of trajectories, and "
+            "distill.trajectories.states is 0; set that to 1 or more"
+        )
+    if not path.states:
+        return
+    if path.states > path.steps:
+        yield (
+            f"distill.trajectories.states = {path.states}, but a trajectory of distill.trajectories.steps = "
+            f"{path.steps} has {path.steps}; use fewer, or more steps"
+        )
+    if distill.batch_size % path.states:
+        yield (
+            f"distill.batch_size = {distill.batch_size} is no multiple of distill.trajectories.states = "
+            f"{path.states}, of which each trajectory gives so many"
+        )
+    if recipe.data.aspect_buckets:
+        yield "data.aspect_buckets = true, but trajectories lead to square pictures"
 
 
 def _of_times(lists: Sequence[Sequence[float]]) -> Iterator[str]:

@@ -1,14 +1,25 @@
 """A run as data: typed recipes, overrides, and errors that name the nearest valid key.
 
 Every field is explained on the line above it. `recipes/*.yaml` hold only what differs from these defaults.
-Steps are counted per stage; in stage 2 a step is one update, of the generator or of the discriminator.
+Steps are counted per stage; in stage 2 a step is one update, of the student, of the heads or of the fake score.
 """
 
 import os
 from dataclasses import dataclass, field
 from enum import Enum
 
-from sprint.recipe.settings import ABOVE_0, FINITE, GUIDANCE, SEED, SHARE, SHARE_BELOW_1, at_least, setting
+from sprint.recipe.settings import (
+    ABOVE_0,
+    DEPTH,
+    FINITE,
+    GUIDANCE,
+    LATER,
+    SEED,
+    SHARE,
+    SHARE_BELOW_1,
+    at_least,
+    setting,
+)
 
 
 class DataKind(str, Enum):
@@ -78,6 +89,13 @@ class NormGroups(str, Enum):
     separate = "separate"
 
 
+class AdversarialLoss(str, Enum):
+    # each logit by itself, as in the paper
+    hinge = "hinge"
+    # a real logit against the generated one of the same prompt: there is no place where a picture is real enough
+    relativistic = "relativistic"
+
+
 class Renoising(str, Enum):
     # one time and one noise for a real sample and what is compared with it
     shared = "shared"
@@ -131,7 +149,7 @@ class Data:
     bad_share: float = setting(0.01, SHARE, decides=False)
     # threads that read and decode ahead, in every process
     workers: int = setting(1, at_least(1), decides=False)
-    # for kind=prompts: how the teacher draws
+    # for kind=prompts: how the teacher draws pictures; its trajectories have their own steps and scales, in `distill`
     teacher_steps: int = setting(20, at_least(1), kinds=("prompts",))
     # for kind=prompts
     guidance_scale: float = setting(4.5, GUIDANCE, kinds=("prompts",))
@@ -192,12 +210,32 @@ class Adversarial:
     norm_groups: NormGroups = setting(NormGroups.mixed, later=True)
     # whether kinds of samples share noise and time before the teacher's features are taken
     renoising: Renoising = setting(Renoising.shared, later=True)
+    # of the heads, and of the student against them
+    loss: AdversarialLoss = setting(AdversarialLoss.hinge, later=True)
+    # weight of the heads' penalty (D(x) - D(x + sigma n))² on real samples; 0 is off
+    r1: float = setting(0.0, at_least(0), later=True)
+    # the same on generated ones
+    r2: float = setting(0.0, at_least(0), later=True)
+    # of the noise n of both, in units of latents
+    sigma: float = setting(0.1, ABOVE_0, later=True)
+    # generator updates without the term, while the heads learn already
+    warmup_steps: int = setting(0, at_least(0), later=True)
     optimizer: Optimizer = field(default_factory=Optimizer)
+
+    @property
+    def penalties(self) -> int:
+        """How many kinds of samples the heads see once more with a little noise, for R1 and R2."""
+        return (self.r1 > 0) + (self.r2 > 0)
+
+    @property
+    def looks(self) -> int:
+        """Pictures of a prompt that an update of the heads sees: real, generated, misaligned, those for R1 and R2."""
+        return 2 + self.misaligned_pairs + self.penalties
 
 
 @dataclass
 class Consistency:
-    # of the sCM term; 0 trains with LADD alone
+    # of the sCM term; 0 trains with the others alone
     weight: float = setting(1.0, at_least(0))
     time: TimeDensity = field(default_factory=TimeDensity)
     # r = min(1, generator updates / this)
@@ -209,19 +247,53 @@ class Consistency:
 
 
 @dataclass
+class Trajectories:
+    """Whole ways of the guided teacher from noise to picture, for the prompts of `data`, in place of its pictures."""
+
+    # of each, states that serve as samples of one update, whose batch_size counts states; 0 is off
+    states: int = setting(0, at_least(0))
+    # of the teacher along each: so many states there are, and their end point
+    steps: int = setting(20, at_least(1))
+    # that pure noise is among the states of a trajectory; where all of its states are used it is
+    max_time_probability: float = setting(0.5, SHARE)
+
+
+@dataclass
+class Matching:
+    # λ of the distribution-matching term beside the others; 0 trains without a fake score
+    weight: float = setting(0.0, at_least(0))
+    # most steps of the student's own samples; each update draws how many, all equally likely
+    rollout: int = setting(4, at_least(1))
+    # of where the two scores are compared, and of a rollout's later steps; here tan t = exp(N(0, 1.6²)), as rCM's
+    time: TimeDensity = field(default_factory=lambda: TimeDensity(-0.7, 1.6))
+    # of the fake score for each update of the student
+    updates: int = setting(4, at_least(1))
+    # 0: the fake score is a network of its own; else so many ranks on top of the frozen teacher
+    lora_rank: int = setting(0, at_least(0))
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(lr=4e-7))
+
+
+@dataclass
 class Distill:
-    # updates of generator and discriminator together
+    # updates of all that is trained together
     steps: int = setting(20000, at_least(0))
     # over all processes
     batch_size: int = setting(512, at_least(1))
+    # blocks of the student; 0: as many as the teacher. More are appended, and start without effect
+    depth: int = setting(0, DEPTH, later=True)
     # one is drawn for each sample, all equally likely
     guidance_scales: tuple[float, ...] = (4.0, 4.5, 5.0)
     # which tokens the guided teacher's unconditional branch sees
     null_mask: NullMask = setting(NullMask.own, later=True)
     consistency: Consistency = field(default_factory=Consistency)
     adversarial: Adversarial = field(default_factory=Adversarial)
+    # rCM's; not in the paper
+    matching: Matching = field(default_factory=Matching, metadata=LATER)
     # weight of the term that straightens paths; not in the paper
     self_consistency: float = setting(0.0, at_least(0))
+    trajectories: Trajectories = field(default_factory=Trajectories, metadata=LATER)
+    # weight of the term that leads every state of a trajectory to its end
+    regression: float = setting(0.0, at_least(0), later=True)
     # lists of times in place of the default ones, as found by `sprint search-steps`
     student_times: tuple[tuple[float, ...], ...] = ()
     # of the student's weights per generator update; 0 is off
@@ -277,7 +349,7 @@ class Recipe:
     evaluate: Evaluate = field(default_factory=Evaluate)
     # steps between checkpoints
     save_every: int = setting(200, at_least(1), decides=False)
-    # updates from one line of metrics.jsonl to the next of its kind: of stage 1, of the student, of the discriminator
+    # updates from one line of metrics.jsonl to the next of its kind: of stage 1, student, heads, fake score
     log_every: int = setting(5, at_least(1), decides=False)
     # also log to Weights & Biases (offline unless WANDB_MODE says otherwise)
     wandb: bool = setting(False, decides=False)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -30,7 +30,11 @@ SHARE = Range("between 0 and 1", lambda v: 0 <= v <= 1)
 SHARE_BELOW_1 = Range("at least 0 and below 1", lambda v: 0 <= v < 1)
 # of a run, or of a first picture: the next ones count up
 SEED = Range("at least 0 and below 2**62", lambda v: 0 <= v < SEEDS // 2)
+DEPTH = Range("from 0 to 512", lambda v: 0 <= v <= 512)
 GUIDANCE = Range("from 0 to 1,000", lambda v: 0 <= v <= 1000)
+
+
+LATER = {"later": True}  # metadata of a group that came when there were runs already
 
 
 def setting(
@@ -61,12 +65,23 @@ def takes(one: Field) -> Range | None:
 
 def decides(one: Field, value: Any) -> bool:
     """Whether the hash of a recipe that has this value counts it."""
-    as_before = one.metadata.get("later", False) and value == one.default
+    default = one.default if one.default_factory is MISSING else one.default_factory()
+    as_before = one.metadata.get("later", False) and value == default
     return one.metadata.get("decides", True) and not as_before
 
 
 def kinds(one: Field) -> tuple[str, ...]:
     return one.metadata.get("kinds", ())
+
+
+def undecided(group: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of the fields and groups in `group` that decide nothing."""
+    for one in fields(group):
+        key, value = f"{prefix}{one.name}", getattr(group, one.name)
+        if not decides(one, value):
+            yield key
+        elif is_dataclass(value):
+            yield from undecided(value, f"{key}.")
 
 
 def each_setting(group: Any, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:

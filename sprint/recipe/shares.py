@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from sprint.base.errors import SprintError
-from sprint.recipe.schema import Recipe
+from sprint.recipe.schema import Distill, Recipe
 
 
 def share_of(batch_size: int, rank: int, processes: int, key: str = "batch_size") -> range:
@@ -38,6 +38,8 @@ def misfits(recipe: Recipe, processes: int) -> Iterator[str]:
             else:
                 if stage == "distill" and recipe.distill.adversarial.weight > 0:
                     yield from _parted(recipe, share, processes)
+                if stage == "distill" and recipe.distill.trajectories.states:
+                    yield from _torn(recipe, processes)
 
 
 def _parted(recipe: Recipe, share: int, processes: int) -> Iterator[str]:
@@ -59,4 +61,22 @@ def _parted(recipe: Recipe, share: int, processes: int) -> Iterator[str]:
     elif recipe.micro_batch_size % neighbours:
         yield (
             f"micro_batch_size = {recipe.micro_batch_size}, but it must be a multiple of {key} = {neighbours}"
+        )
+
+
+def groups_of(distill: Distill) -> int:
+    """Trajectories side by side in a batch, before their next states: neighbours swap prompts, so they need several."""
+    return distill.adversarial.neighbours if distill.adversarial.weight > 0 else 1
+
+
+def _torn(recipe: Recipe, processes: int) -> Iterator[str]:
+    distill = recipe.distill
+    count, group = distill.batch_size // distill.trajectories.states, groups_of(distill)
+    if count % (processes * group):
+        whole = processes * group * distill.trajectories.states
+        of_group = f" in groups of distill.adversarial.neighbours = {group}" if group > 1 else ""
+        yield (
+            f"distill.batch_size = {distill.batch_size} with distill.trajectories.states = "
+            f"{distill.trajectories.states} takes {count} trajectories, which do not divide over {processes} "
+            f"processes{of_group}; set distill.batch_size to a multiple of {whole}"
         )

@@ -18,22 +18,33 @@ def check_read(recipe: Recipe, keys: Iterable[str]) -> None:
 def _unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """(key or group, why nothing reads it)"""
     adapt, distill = recipe.adapt, recipe.distill
-    consistency, adversarial = distill.consistency, distill.adversarial
+    consistency, adversarial, matching = distill.consistency, distill.adversarial, distill.matching
     if recipe.shard_teacher and recipe.engine is EngineKind.single:
         yield "shard_teacher", "engine = single has nobody to share with"
     if adapt.steps == 0:
         for name in ("optimizer", "caption_dropout"):
             yield f"adapt.{name}", "adapt.steps is 0"
     if distill.steps == 0:
-        for name in ("optimizer", "adversarial.optimizer"):
+        for name in ("optimizer", "adversarial.optimizer", "matching.optimizer"):
             yield f"distill.{name}", "distill.steps is 0"
     if adversarial.weight == 0:
         looks = ("taps", "time", "max_time_probability", "misaligned_pairs")
-        for name in (*looks, "neighbours", "norm_groups", "renoising", "optimizer"):
+        looks = (*looks, "neighbours", "norm_groups", "renoising", "optimizer")
+        for name in (*looks, "loss", "r1", "r2", "sigma", "warmup_steps"):
             yield f"distill.adversarial.{name}", "distill.adversarial.weight is 0"
+    if not distill.trajectories.states:
+        yield "distill.trajectories.max_time_probability", "distill.trajectories.states is 0"
+    elif distill.consistency.weight > 0 and matching.weight == 0:
+        yield "distill.null_mask", "trajectories bring the guided teacher's velocities along"
+    if adversarial.penalties == 0:
+        yield "distill.adversarial.sigma", "distill.adversarial.r1 and r2 are 0"
+    if matching.weight == 0:
+        for name in ("rollout", "time", "updates", "lora_rank", "optimizer"):
+            yield f"distill.matching.{name}", "distill.matching.weight is 0"
     if consistency.weight == 0:
         for name in ("tangent_warmup_updates", "normalise_tangent", "tangent_normalisation"):
             yield f"distill.consistency.{name}", "distill.consistency.weight is 0"
-        yield "distill.null_mask", "distill.consistency.weight is 0"
+        if matching.weight == 0:
+            yield "distill.null_mask", "distill.consistency.weight is 0"
     if not consistency.normalise_tangent:
         yield "distill.consistency.tangent_normalisation", "distill.consistency.normalise_tangent is false"

@@ -16,10 +16,11 @@ from sprint.base.door import shown
 from sprint.base.errors import SprintError
 from sprint.base.finite import is_finite
 from sprint.base.products import use_products
-from sprint.maths.samplers import Noise, sample_consistency, sample_ode
+from sprint.base.random import on_device
+from sprint.maths.samplers import Noise, Trace, sample_consistency, sample_ode, trace_ode
 from sprint.maths.schedule import check_times, student_times, teacher_times
 from sprint.models.encoders import TEXT_UNIT, Family, encode_null
-from sprint.models.guidance import guided_velocity, with_null
+from sprint.models.guidance import GuidedText, guided_velocity, with_null
 from sprint.models.teacher import TextMemory
 from sprint.models.view import TrigFlowView
 from sprint.recipe.settings import GUIDANCE, SEEDS
@@ -144,8 +145,7 @@ class Generator:
         if not GUIDANCE.holds(guidance_scale):
             raise SprintError(f"guidance {guidance_scale}: give a number {GUIDANCE.words}")
         times = self.times(num_inference_steps, times)
-        cells = self._cells(self.size if size is None else size)
-        noise = Noise(seeds, (self.view.sizes.channels, cells, cells), self.family.device)
+        noise = Noise(seeds, self._latent_shape(self.size if size is None else size), self.family.device)
         with self.part("text"):
             text, mask = self.family.encode_trimmed(prompts, self.text_unit)
         _check_values("text encoder", text, prompts)
@@ -171,8 +171,8 @@ class Generator:
             )
         return times
 
-    def _cells(self, size: int) -> int:
-        """Latent cells a side of a picture of `size` pixels."""
+    def _latent_shape(self, size: int) -> tuple[int, int, int]:
+        """[C, h, w] of a picture of `size` pixels a side. Raises SprintError where it does not divide into cells."""
         unit = self.family.downscale * self.view.sizes.patch
         if size > LARGEST:
             raise SprintError(f"size {size}: pictures of at most {LARGEST:,} pixels a side are drawn")
@@ -180,7 +180,8 @@ class Generator:
             below = max(size // unit, 1) * unit
             nearest = f"{below} or {below + unit}" if size > unit else f"{unit}"
             raise SprintError(f"size {size} is not a multiple of {unit} pixels; the nearest is {nearest}")
-        return size // self.family.downscale
+        cells = size // self.family.downscale
+        return self.view.sizes.channels, cells, cells
 
     def _default_times(self, num_inference_steps: int) -> list[float]:
         raise NotImplementedError
@@ -217,12 +218,42 @@ class TeacherGenerator(Generator):
         return teacher_times(num_inference_steps)
 
     def denoise(self, text: Tensor, mask: Tensor, scales: Tensor, noise: Noise, times: list[float]) -> Tensor:
-        with self.part("text"):
-            null_text, null_mask = encode_null(self.family)
-        guided = with_null(text, mask, null_text.to(text.dtype), null_mask)
+        guided = self._guided(text, mask)
         F = partial(guided_velocity, self.view, guided=guided, guidance_scale=scales)
         with self.part("network"), self.one_text(guided.text):
             return sample_ode(F, noise, times)
+
+    @torch.no_grad()
+    def trace(
+        self,
+        prompts: list[str],
+        text: Tensor,
+        mask: Tensor,
+        seeds: list[int],
+        guidance: Tensor,
+        times: list[float],
+        size: int,
+    ) -> Trace:
+        """The whole way of `latents`, each picture with a guidance scale of its own: guidance [B].
+
+        prompts   as texts, and as `Family.encode_trimmed` gives them: text [B, T, D], mask [B, T]
+
+        -> K = len(times) − 1 states and velocities, and the latent.  Raises SprintError as `latents` does.
+        """
+        noise = Noise(seeds, self._latent_shape(size), self.family.device)
+        _check_values("text encoder", text, prompts)
+        guided = self._guided(text.to(self.view.network.dtype), mask)
+        guidance = on_device(guidance, self.family.device)
+        F = partial(guided_velocity, self.view, guided=guided, guidance_scale=guidance)
+        with self.part("network"), self.one_text(guided.text):
+            trace = trace_ode(F, noise, times)
+        _check_values("network", trace.latent, prompts)
+        return trace
+
+    def _guided(self, text: Tensor, mask: Tensor) -> GuidedText:
+        with self.part("text"):
+            null_text, null_mask = encode_null(self.family)
+        return with_null(text, mask, null_text.to(text.dtype), null_mask)
 
 
 def _check_values(part: str, values: Tensor, prompts: list[str]) -> None:

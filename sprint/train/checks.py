@@ -3,19 +3,21 @@
 from collections.abc import Mapping
 
 from sprint.base.errors import SprintError
+from sprint.models.depth import check_depth
 from sprint.models.families import family_of_size
 from sprint.models.taps import check_taps
-from sprint.recipe.schema import Recipe
+from sprint.recipe.schema import Distill, Recipe
 
 
 def check_teacher(recipe: Recipe, config: Mapping, depth: int) -> None:
-    """Raise a `SprintError` where a teacher of this config has no block that the discriminator taps, or another size
-    than the recipe's `arch`.
+    """Raise a `SprintError` where a teacher of this config has no block that the discriminator taps, more blocks than
+    its student, or another size than the recipe's `arch`.
     """
     if recipe.arch:
         _check_arch(recipe, config)
     if recipe.distill.adversarial.weight > 0:
         check_taps(recipe.distill.adversarial.taps, depth)
+    check_depth(recipe.distill.depth, depth)
 
 
 def _check_arch(recipe: Recipe, config: Mapping) -> None:
@@ -26,3 +28,11 @@ def _check_arch(recipe: Recipe, config: Mapping) -> None:
             raise SprintError(
                 f"arch = {recipe.arch} has {key} = {expected[key]}, but {recipe.teacher} has {config.get(key)}"
             )
+
+
+def needs_teacher(distill: Distill) -> bool:
+    """Whether stage 2 asks the adapted teacher: its features for LADD, its score for distribution matching, its
+    velocity where no trajectory stores it.
+    """
+    velocity = distill.consistency.weight > 0 and not distill.trajectories.states
+    return velocity or distill.adversarial.weight > 0 or distill.matching.weight > 0

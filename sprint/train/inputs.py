@@ -1,5 +1,6 @@
 """What a run begins with: its teacher, the samples, and the frozen networks that encode them."""
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -8,16 +9,18 @@ from torch import Tensor
 
 from sprint.base.errors import SprintError
 from sprint.base.names import resolve
-from sprint.data.batch import Batch, Encoded, Item, Prompt
+from sprint.data.batch import Batch, Encoded, Item, Prompt, Traced
 from sprint.data.batching import collate, encode
-from sprint.data.cache.items import CachedItems
-from sprint.data.encode.encoder import TeacherDraws, load_draws
+from sprint.data.cache.items import CachedItems, check_trajectories
+from sprint.data.encode.draws import TeacherDraws, own_teacher
+from sprint.data.encode.traces import TeacherTraces
 from sprint.data.source import ItemSource, Source, open_items, open_source
 from sprint.engine.engine import Engine
 from sprint.models.encoders import TEXT_UNIT, Family, encode_null
 from sprint.models.families import load_family
 from sprint.models.teacher import Sizes
 from sprint.recipe.schema import DataKind, Precision, Recipe
+from sprint.sample.generate import TeacherGenerator
 from sprint.train.checks import check_teacher
 from sprint.weights.checkpoint import Checkpoint
 from sprint.weights.load import understand_teacher
@@ -87,6 +90,7 @@ class Inputs:
         """A cache may bring the empty prompt too, and then nothing that encodes is loaded."""
         recipe, items = self.recipe, open_items(self.recipe.data)
         ours = isinstance(items, CachedItems)
+        check_trajectories(items, recipe)
         if ours:
             items.check(self.family_name, recipe.text)
             self.of_scenes = items.settings.data["kind"] == DataKind.scenes.value
@@ -106,18 +110,37 @@ class Inputs:
         text, bf16 = self.recipe.text, self.recipe.precision is Precision.bf16
         dtype = torch.bfloat16 if bf16 else torch.float32
         family = load_family(self.family_name, text.max_length, text.instruction, dtype)
-        return family if self._cached else family.to(self.engine.device)  # of a cache's run: to be exported
+        if self._cached:
+            return family  # to be exported
+        prompts = self.recipe.data.kind is DataKind.prompts
+        return family.text_to(self.engine.device) if prompts else family.to(self.engine.device)
 
     @cached_property
-    def draws(self) -> TeacherDraws:
-        """The teacher as it was, where it draws the pictures that prompts lack."""
-        return load_draws(self.recipe, self.family)
+    def drawing(self) -> TeacherGenerator:
+        """The teacher as it was, where it draws what prompts say."""
+        return own_teacher(self.recipe, self.family)
+
+    def feed(self, trajectories: bool) -> tuple[Source, Callable[[list[Item]], Batch | Traced]]:
+        """What a stage reads, and how it becomes a batch: with `trajectories` one that holds them."""
+        if not trajectories:
+            return self.source, self.encode
+        return (self.source, self._collate) if self._cached else (self.source.prompted(), self._trace)
 
     def encode(self, samples: list[Item]) -> Batch:
-        """A batch for either stage; compiled graphs are made anew for each length of text, so they get one."""
-        unit = self.recipe.text.max_length if self.recipe.compile else TEXT_UNIT
+        """A batch of pictures alone."""
         if isinstance(samples[0], Encoded):
-            return collate(samples, self.engine.device, unit, self.recipe.text.max_length)
+            return self._collate([sample._replace(trajectory=None) for sample in samples])
         if isinstance(samples[0], Prompt):
-            return self.draws.batch_of(samples, unit)
-        return encode(samples, self.family, self.recipe.micro_batch_size, unit)
+            return TeacherDraws(self.drawing, self.recipe).batch_of(samples, self._text_unit)
+        return encode(samples, self.family, self.recipe.micro_batch_size, self._text_unit)
+
+    @property
+    def _text_unit(self) -> int:
+        """Compiled graphs are made anew for each length of text, so they get one."""
+        return self.recipe.text.max_length if self.recipe.compile else TEXT_UNIT
+
+    def _collate(self, samples: list[Encoded]) -> Batch | Traced:
+        return collate(samples, self.engine.device, self._text_unit, self.recipe.text.max_length)
+
+    def _trace(self, prompts: list[Prompt]) -> Traced:
+        return TeacherTraces(self.drawing, self.recipe).batch_of(prompts, self._text_unit)

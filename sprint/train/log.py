@@ -6,7 +6,7 @@ One line of metrics.jsonl is one logged update:
 
 stage    "adapt" or "distill"
 step     updates of this stage, this one included; the first is 1
-phase    "flow" (stage 1), "G" (student) or "D" (discriminator heads)
+phase    "flow" (stage 1), "G" (student), "D" (discriminator heads) or "F" (fake score)
 seconds  of training since the run began; a resumed run counts on from its last kept line
 ms_…     milliseconds that a part of this update took, "ms_teacher" say (`sprint.base.clock`); "ms_other" is what
          lies between the parts

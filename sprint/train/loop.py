@@ -69,7 +69,7 @@ def train(
     saver = checkpoint.Saver(folder, group=engine.new_gloo_group())
 
     def read(step: int) -> list[Item]:
-        return source.samples(batch_positions(step, stage.batch_size, engine.rank, engine.processes))
+        return source.samples(batch_positions(step, stage.reads, engine.rank, engine.processes))
 
     def save(step: int, wait: bool) -> None:
         _good(stage.check, engine, saver)

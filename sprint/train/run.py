@@ -27,6 +27,7 @@ from sprint.base.files import sweep, write_whole
 from sprint.base.names import resolve
 from sprint.engine.engine import Engine
 from sprint.evaluate.models import OWN_PROMPTS
+from sprint.models.depth import depth_words
 from sprint.recipe.load import recipe_hash, recipe_text
 from sprint.recipe.schema import Recipe
 from sprint.recipe.shares import check_shares
@@ -127,9 +128,12 @@ class Run:
     def distill(self, run_log: RunLog) -> None:
         adapted, _ = load_teacher(self.folder / "teacher")
         stage = DistillStage(self.recipe, self.engine, adapted, self.inputs.null, self.inputs.latent_shape)
+        del adapted  # a stage that needs no teacher has let go of it
         self.train_stage(stage, run_log, self.checkpoints(stage.name))
         student, facts = stage.result(), model_facts(self.recipe)
         facts["times"] = self.recipe.distill.student_times
+        teachers = understand(self.folder / "teacher").sizes.depth
+        facts["depth"] = depth_words(stage.student.view.sizes.depth, teachers)
 
         def export() -> Path:
             if self.recipe.distill.steps:
@@ -149,8 +153,10 @@ class Run:
         """A stage from where it is to its last step; its checkpoints stay until its result is written."""
         recipe = self.recipe
         rhythm = Rhythm(recipe.save_every, recipe.log_every, recipe.data.workers)
-        source = self.inputs.source.batched(stage.batch_size)
-        seconds = train(stage, source, self.inputs.encode, self.engine, log, checkpoints, rhythm)
+        trajectories = isinstance(stage, DistillStage) and recipe.distill.trajectories.states > 0
+        source, encode = self.inputs.feed(trajectories)
+        source = source.batched(stage.reads)
+        seconds = train(stage, source, encode, self.engine, log, checkpoints, rhythm)
         if self.engine.main_process:
             note_cost(self.folder, stage.name, seconds)
 

@@ -48,6 +48,11 @@ class Stage:
         return self.settings.batch_size
 
     @property
+    def reads(self) -> int:
+        """Samples of the data that a batch is made of, over all processes."""
+        return self.batch_size
+
+    @property
     def kinds(self) -> int:
         """Of updates that take turns, step by step."""
         return 1

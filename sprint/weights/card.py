@@ -28,6 +28,7 @@ class Facts(TypedDict, total=False):
 
     recipe: str  # its name
     teacher: str
+    depth: str  # of a student that is deeper: "8 blocks, its teacher 4"
     data: str
     prompt: str  # an example for the card
     times: Sequence[Sequence[float]]  # a student's own step lists, at most one for a number of steps
@@ -127,7 +128,9 @@ sprint sample {shlex.quote(name)} --prompt {prompt} --steps 20 --seed 0
 
 
 def _origin(facts: Facts) -> str:
-    told = [(key.capitalize(), facts[key]) for key in ("recipe", "teacher", "data") if facts.get(key)]
+    told = [
+        (key.capitalize(), facts[key]) for key in ("recipe", "teacher", "depth", "data") if facts.get(key)
+    ]
     return "".join(f"- {key}: {escaped(value)}\n" for key, value in told) + "\n" * bool(told)
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import ModelMixin
 
 from sprint.models.families import family_of
@@ -12,12 +11,7 @@ from sprint.weights.checkpoint import Checkpoint, understand
 
 def empty_like(network: ModelMixin) -> ModelMixin:
     """A network of the same config, without memory for its weights; `load_state_dict(..., assign=True)` fills it."""
-    return _empty(family_of(network).network_class, dict(network.config))
-
-
-def _empty(network_class: type[ModelMixin], config: dict) -> ModelMixin:
-    with init_empty_weights(include_buffers=False):
-        return network_class.from_config(config)
+    return family_of(network).empty_network(network.config)
 
 
 def build_network(
@@ -34,7 +28,7 @@ def build_network(
     for weights that are not finite.
     """
     family, config = checkpoint.family, checkpoint.config
-    network = _empty(family.network_class, family.with_depth(config, depth) if depth else config)
+    network = family.empty_network(family.with_depth(config, depth) if depth else config)
     stream = checkpoint.stream("diffusers", rounded, only=network.state_dict().keys())
     state = {name: tensor.to(dtype) for name, tensor in stream}
     network.load_state_dict(state, strict=True, assign=True)

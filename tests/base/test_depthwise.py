@@ -1,5 +1,11 @@
 """The depthwise operator against torch's convolution: value, gradients, tangent, and graphs that know its shape."""
 
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn.functional import conv2d
@@ -81,3 +87,37 @@ def test_the_result_lies_channels_last():
     assert_close(
         depthwise(turned, weight, bias), depthwise(x, weight, bias), rounding(torch.float32, terms=10)
     )
+
+
+def test_under_autocast_it_is_a_convolution_of_that_dtype():
+    given = parts()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = gradients(depthwise, *given), gradients(oracle, *given)
+    assert ours[0].dtype == theirs[0].dtype == torch.bfloat16
+    for mine, expected in zip(ours, theirs, strict=True):
+        assert mine.dtype == expected.dtype
+        assert_close(mine, expected, rounding(torch.bfloat16, terms=40))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton here: make triton-check")
+def test_the_kernels_of_a_gpu_by_tritons_interpreter():
+    command = [sys.executable, "tests/base/depthwise_processes.py"]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": "."}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert len(found) == 3
+    assert max(map(max, found)) < rounding(torch.float32, terms=192)  # places of the largest
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_as_on_a_cpu(dtype):
+    given = parts(dtype=dtype)
+    there = [leaf.detach().cuda().requires_grad_() for leaf in given]
+    expected = gradients(depthwise, *given)
+    y = depthwise(*there)
+    towards = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=dtype).cuda()
+    found = [y, *torch.autograd.grad(y, there, towards)]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_close(ours.cpu(), theirs, rounding(dtype, terms=2 * 5 * 4))

@@ -11,6 +11,7 @@ from sprint.doctor.curves import examine_curves, updates
 from sprint.doctor.findings import Level
 from sprint.doctor.run import examine_run
 from sprint.engine.checkpoint import Saver
+from sprint.recipe.schema import AdversarialLoss, Recipe
 from tests.doctor.cases import WEIGHTS, rows
 from tests.doctor.test_model import found, troubles
 
@@ -35,6 +36,9 @@ def test_updates_are_counted_by_their_kind():
     assert updates(rows(12), "G") == updates(rows(12), "D") == 12
     assert updates([row for row in rows(12) if row["phase"] == "G"], "G") == 23  # no heads: every step is one
     assert updates([], "G") == 0
+    log = [{"step": k + 1, "phase": "GDFF"[k % 4]} for k in range(30) if k // 4 % 3 == 0]  # every third round
+    assert [updates(log, phase) for phase in "GDF"] == [7, 7, 14]  # 27 and 28 are of the seventh round
+    assert updates(log[:3], "F") == 1
 
 
 def test_every_update_skipped_and_a_few():
@@ -69,6 +73,17 @@ def test_dead_heads():
     assert "dead, they say the same of every picture" in worst("D", "heads", **blind)
     swapped = {"logit_real": lambda k: -0.2, "logit_fake": lambda k: 0.2}
     assert "take generated pictures for real" in worst("D", "heads", Level.note, **swapped)
+
+
+def test_dead_heads_of_the_relativistic_loss():
+    """ln 2 where every logit is 0, which is a loss like any other for the hinge."""
+    recipe = Recipe()
+    recipe.distill.adversarial.loss = AdversarialLoss.relativistic
+    of_blind = {"loss": lambda k: 0.693 + 1e-3 * (k % 2)}
+    blind = rows(D=of_blind | {"logit_real": lambda k: 0.0, "logit_fake": lambda k: 0.0})
+    said = found(examine_curves(blind, recipe), Level.wrong, "heads")
+    assert "relativistic loss 0.69" in said and "they say the same of every picture" in said
+    assert found(examine_curves(blind, None), Level.wrong, "heads") == ""
 
 
 # ---- the folder ---------------------------------------------------------------------------------------

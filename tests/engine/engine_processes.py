@@ -1,6 +1,6 @@
 """Started for test_engine.py: steps of both stages under one engine, losses and weights to FOLDER.
 
-torchrun --nproc_per_node 2 -m tests.engine.engine_processes FOLDER ENGINE [STEPS] [MICRO_BATCH] [SHARD_SIZE] [TEACHER]
+torchrun --nproc_per_node 2 -m tests.engine.engine_processes FOLDER STEPS ENGINE:MICRO_BATCH:SHARD_SIZE:TEACHER:DEPTH…
 """
 
 import sys
@@ -20,8 +20,9 @@ BATCH = 16
 ADAPT_STEPS = 4
 
 
-def recipe_for_engines(micro_batch: int = 0) -> Recipe:
+def recipe_for_engines(micro_batch: int = 0, depth: int = 0) -> Recipe:
     recipe = tiny_recipe()
+    recipe.distill.depth = depth
     recipe.micro_batch_size = micro_batch
     recipe.adapt.batch_size = recipe.distill.batch_size = BATCH
     recipe.distill.steps = recipe.adapt.steps = 20
@@ -52,9 +53,9 @@ def both_stages(engine: Engine, recipe: Recipe, steps: int) -> dict:
 
 
 def run_case(case: str, steps: int) -> dict:
-    kind, micro_batch, shard_size, teacher = case.split(":")
+    kind, micro_batch, shard_size, teacher, depth = case.split(":")
     engine = Engine(Precision.fp32, EngineKind(kind), int(shard_size), shard_teacher=teacher == "sharded")
-    found = both_stages(engine, recipe_for_engines(int(micro_batch)), steps)
+    found = both_stages(engine, recipe_for_engines(int(micro_batch), int(depth)), steps)
     return found | {"processes": engine.processes, "engine": str(engine)}
 
 

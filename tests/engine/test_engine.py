@@ -21,7 +21,7 @@ from sprint.recipe.schema import EngineKind, Precision
 from sprint.train.distill import DistillStage
 from tests.engine.engine_processes import BATCH, both_stages, recipe_for_engines
 from tests.launch import forked, torchrun
-from tests.tiny import LATENT, tiny_batch, tiny_network, tiny_null, tiny_recipe
+from tests.tiny import DEPTH, LATENT, tiny_batch, tiny_network, tiny_null, tiny_recipe
 from tests.tolerance import assert_close, assert_moved_alike, growing, near, of_autocast, of_network
 
 T = torch.tensor([0.5, 0.5 + 1e-4])
@@ -176,16 +176,21 @@ def test_frozen_bf16_holds_half_the_memory_but_for_time(bf16_engine):
 
 @pytest.fixture(scope="module")
 def whole_batch():
-    """One process with all of it: both stages, with AdamW."""
+    """One process with all of it: both stages, with AdamW; by the student's depth."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    found = both_stages(Engine(Precision.fp32), recipe_for_engines(), STEPS)
+    engine = Engine(Precision.fp32)
+    found = {depth: both_stages(engine, recipe_for_engines(depth=depth), STEPS) for depth in (0, DEEP)}
     AcceleratorState._reset_state(reset_partial_state=True)
     return found
 
 
-CASES = {  # processes: ENGINE:MICRO_BATCH:SHARD_SIZE:TEACHER
-    2: ["ddp:4:0:whole", "fsdp2:4:0:sharded", "zero2:4:0:whole", "zero3:0:0:sharded"],
-    4: ["fsdp2:0:2:whole"],
+DEEP = 4  # blocks of a student deeper than its teacher; 0: as deep
+CASES = {  # processes: ENGINE:MICRO_BATCH:SHARD_SIZE:TEACHER:DEPTH
+    2: [
+        *("ddp:4:0:whole:0", "fsdp2:4:0:sharded:0", "zero2:4:0:whole:0", "zero3:0:0:sharded:0"),
+        f"fsdp2:4:0:whole:{DEEP}",
+    ],
+    4: ["fsdp2:0:2:whole:0"],
 }
 # DDP's processes are torchrun's own, so that its environment is met; the others' are given the same.
 LAUNCHES = [(torchrun, 2, CASES[2][:1]), (forked, 2, CASES[2][1:]), (forked, 4, CASES[4])]
@@ -207,13 +212,16 @@ def in_processes(tmp_path_factory):
 @pytest.mark.parametrize(("processes", "case"), [(n, case) for n, cases in CASES.items() for case in cases])
 def test_every_engine_trains_as_one_process_does(processes, case, in_processes, whole_batch):
     """The first 20 steps of stage 2, G and D taking turns, misaligned pairs and micro-batches included."""
-    theirs, kind = in_processes[processes, case], case.split(":")[0]
+    theirs, (kind, *_, depth) = in_processes[processes, case], case.split(":")
+    alone = whole_batch[int(depth)]
     copies = ", 2 copies of the weights" if processes == 4 else ""
     assert theirs["engine"] == f"engine {kind}, {processes} processes on cpu{copies}"
-    assert len(whole_batch["distill"]["losses"]) == STEPS
-    update = of_network(tiny_network(), passes=4)  # forward, tangent, and backward twice
+    assert len(alone["distill"]["losses"]) == STEPS
+    update = of_network(
+        tiny_network(num_layers=int(depth) or DEPTH), passes=4
+    )  # forward, tangent, and backward twice
     for name in ("adapt", "distill"):
-        ours = whole_batch[name]
+        ours = alone[name]
         assert theirs[name]["losses"] == growing(ours["losses"], update)
         way = sum(getattr(recipe_for_engines(), name).optimizer.lr for _ in ours["losses"])
         assert_moved_alike(theirs[name]["weights"], ours["weights"], way, update * len(ours["losses"]))
@@ -226,7 +234,7 @@ def test_the_losses_would_show_another_batch(whole_batch):
     order = [1, 0, *range(2, BATCH)]
     batch = type(tiny_batch(BATCH))(*(tensor[order] for tensor in tiny_batch(BATCH)))
     loss = stage.update(0, batch).read(engine)["loss"]
-    first = whole_batch["distill"]["losses"][0]
+    first = whole_batch[0]["distill"]["losses"][0]
     assert loss != near(first, of_network(tiny_network(), passes=4), scale=max(1, abs(first)))
 
 

@@ -18,7 +18,7 @@ from sprint.maths.trigflow import (
 from sprint.models.teacher import DENSE_TIME
 from sprint.models.view import TrigFlowView
 from tests.tiny import tiny_batch, tiny_network
-from tests.tolerance import assert_close, central, near, of_network, rounding
+from tests.tolerance import assert_close, central, near, of_network, rounding, sampling
 
 EXACT = rounding(torch.float64, steps=10)  # closed forms of few operations
 
@@ -104,6 +104,29 @@ def test_self_consistency_is_the_mean_square_distance_in_latents():
     assert losses.self_consistency_loss(x_0, target).item() == pytest.approx((1 + 4 + 0 + 1) / 4 / 0.5**2)
 
 
+def test_pure_noise_counts_nothing_in_scm_and_holds_no_logvar():
+    F, g = pictures(1.0, 3.0).float(), pictures(0.5, 7.0).float()
+    t = torch.tensor([0.7, math.pi / 2])  # float32 rounds it to above π/2, where tan is negative
+    logvar = torch.tensor([0.25, -3.0], requires_grad=True)
+    F.requires_grad_()
+    loss = losses.consistency_loss(F, F.detach(), g, logvar, t)
+    alone = losses.consistency_loss(F[:1], F[:1].detach(), g[:1], logvar[:1], t[:1])
+    assert loss.item() == near(alone.item() / 2, rounding(torch.float32, steps=10), scale=1.0)
+    loss.backward()
+    assert F.grad[1].abs().item() == 0 and logvar.grad[1].item() == 0
+    assert F.grad[0].abs().item() > 0 and logvar.grad[0].item() != 0
+
+
+def test_the_end_point_loss_is_least_at_the_mean_of_the_ends():
+    ends = pictures(1.0, 4.0, -2.0)
+    f = pictures(3.0).requires_grad_()
+    loss = losses.end_point_loss(f.expand_as(ends), ends)
+    assert loss.item() == near((4 + 1 + 25) / 3 / SIGMA_DATA**2, EXACT)
+    (slope,) = torch.autograd.grad(loss, f)
+    assert slope.item() == near(2 * (3.0 - 1.0) / SIGMA_DATA**2, EXACT)
+    assert losses.end_point_loss(ends, ends).item() == 0
+
+
 def test_adversarial_losses():
     real, fake = torch.tensor([2.0, 0.5, -1.0, 1.0]), torch.tensor([-3.0, 0.5])
     assert losses.generator_adversarial_loss(fake).item() == 1.25
@@ -111,6 +134,79 @@ def test_adversarial_losses():
     assert hinge.item() == pytest.approx(0.5 * ((0 + 0.5 + 2 + 0) / 4 + (0 + 1.5) / 2))
     assert losses.discriminator_hinge_loss(real * 0, fake * 0).item() == 1.0
     assert losses.discriminator_hinge_loss(real * 0 + 1, fake * 0 - 1).item() == 0.0
+
+
+def test_relativistic_losses_are_of_pairs():
+    """softplus(ln 3) = ln 4, softplus(−ln 3) = ln 4/3. Misaligned fakes follow the generated ones, in their order."""
+    ln3 = math.log(3)
+    real = torch.tensor([[1.0, 5.0], [2.0, 0.0]], dtype=torch.float64)
+    apart = torch.tensor([[ln3, -ln3], [0.0, ln3]], dtype=torch.float64)  # real − fake
+    fake = (real - apart).requires_grad_()
+    generator = losses.generator_relativistic_loss(real, fake)
+    assert generator.item() == near((2 * math.log(4) + math.log(4 / 3) + math.log(2)) / 4, EXACT)
+    generator.backward()
+    assert fake.grad.flatten().tolist() == near(
+        [-3 / 16, -1 / 16, -2 / 16, -3 / 16], EXACT
+    )  # −sigmoid(real − fake) / 4
+    both = torch.cat([real - apart, real])
+    heads = losses.discriminator_relativistic_loss(real, both)
+    one = (2 * math.log(4 / 3) + math.log(4) + math.log(2)) / 4
+    assert heads.item() == near((one + math.log(2)) / 2, EXACT)
+    assert losses.discriminator_relativistic_loss(real, real).item() == near(math.log(2), EXACT)
+
+
+def test_the_relativistic_loss_knows_no_height():
+    """Where both logits rise nothing changes: there is no level at which a picture is real enough."""
+    generator = torch.Generator().manual_seed(0)
+    real, fake = torch.randn(2, 6, 5, generator=generator, dtype=torch.float64)
+    for loss in (losses.generator_relativistic_loss, losses.discriminator_relativistic_loss):
+        assert loss(real + 7, fake + 7).item() == near(
+            loss(real, fake).item(), rounding(torch.float64, terms=30, steps=8)
+        )
+
+
+def test_nearby_penalty_of_a_linear_head_is_the_square_of_its_slope():
+    """(w·x − w·(x + α n))² = α² (w·n)², and on the average α² ‖w‖²."""
+    generator, n, alpha = torch.Generator().manual_seed(0), 20_000, 0.1
+    w = torch.tensor([3.0, -4.0], dtype=torch.float64)
+    x, noise = torch.randn(2, n, 2, generator=generator, dtype=torch.float64)
+    found = losses.nearby_penalty(x @ w, (x + alpha * noise) @ w).item()
+    assert found == near(
+        alpha**2 * (noise @ w).square().mean().item(), rounding(torch.float64, terms=n, steps=4) / alpha
+    )
+    assert found == near(alpha**2 * 25, sampling(math.sqrt(2), n))
+
+
+def test_distribution_matching_by_hand():
+    """One sample of two numbers: mean |x_0 − f_real| = 2, g = (f_fake − f_real) / 2, loss mean g², gradient 2g / 2."""
+    x_0 = pictures(1, 3).reshape(1, 2, 1, 1).requires_grad_()
+    real, fake = (pictures(*v).reshape(1, 2, 1, 1) for v in ((0, 6), (4, 4)))
+    loss = losses.distribution_matching_loss(x_0, fake, real)
+    assert loss.item() == near((2**2 + 1**2) / 2, EXACT)
+    loss.backward()
+    assert x_0.grad.flatten().tolist() == near([2, -1], EXACT)
+
+
+def test_distribution_matching_is_of_no_scale_and_each_sample_by_itself():
+    generator = torch.Generator().manual_seed(0)
+    x_0, fake, real = torch.randn(3, 4, 2, 3, 3, generator=generator, dtype=torch.float64)
+    loss = losses.distribution_matching_loss(x_0, fake, real).item()
+    each = [
+        losses.distribution_matching_loss(*(x[k : k + 1] for x in (x_0, fake, real))).item() for k in range(4)
+    ]
+    exact = rounding(torch.float64, terms=72, steps=6)
+    assert loss == near(sum(each) / 4, exact)
+    scale = torch.tensor([1e-3, 1, 10, 1e4], dtype=torch.float64)[:, None, None, None]
+    assert losses.distribution_matching_loss(*(scale * x for x in (x_0, fake, real))).item() == near(
+        loss, exact
+    )
+
+
+def test_distribution_matching_is_finite_where_the_teacher_agrees_with_the_sample():
+    """0 / 0 must not be NaN, nor touch the sample beside it."""
+    x_0 = pictures(1, 3).requires_grad_()
+    losses.distribution_matching_loss(x_0, pictures(1, 4), pictures(1, 2)).backward()
+    assert x_0.grad.flatten().tolist() == near([0, 2], EXACT)
 
 
 # ---- against the definition ---------------------------------------------------------------------------

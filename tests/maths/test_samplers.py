@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from sprint.maths.samplers import Noise, sample_consistency, sample_ode
+from sprint.maths.samplers import Noise, sample_consistency, sample_ode, trace_ode
 from sprint.maths.schedule import student_times, teacher_times
 from sprint.maths.trigflow import SIGMA_DATA, gaussian_consistency, gaussian_velocity, velocity_from_data
 from tests.tolerance import assert_close, near, rounding, sampling
@@ -109,3 +109,26 @@ def test_noise_goes_on_and_repeats_from_its_seed():
     assert not torch.equal(first, second)
     assert torch.equal(Noise([4], SHAPE).draw(), first)
     assert torch.equal(first[0], torch.randn(SHAPE, generator=torch.Generator().manual_seed(4)))
+
+
+# ---- the whole way ------------------------------------------------------------------------------------
+
+
+def test_a_traced_way_is_the_sampled_one_and_in_closed_form():
+    """Of Gaussian data the velocity is κ(t)·x, so a step from t to s multiplies by cos(t − s) − sin(t − s)·κ(t)."""
+    times = teacher_times(6)
+    path = trace_ode(exact_teacher, Noise(SEEDS, SHAPE), times)
+    assert torch.equal(path.latent, sample_ode(exact_teacher, Noise(SEEDS, SHAPE), times))
+    noise = SIGMA_DATA * Noise(SEEDS, SHAPE).draw()
+    assert path.states.shape == path.velocity.shape == (3, 6, *SHAPE) and torch.equal(
+        path.states[:, 0], noise
+    )
+    factor = 1.0
+    for k, (now, later) in enumerate(itertools.pairwise(times)):
+        c, s = math.cos(now), math.sin(now)
+        slope = (SIGMA_DATA**2 - A**2) * s * c / ((A * c) ** 2 + (SIGMA_DATA * s) ** 2)
+        assert_close(path.states[:, k], factor * noise, elementwise(k + 1))
+        scale = (factor * noise).abs().max().item()
+        assert_close(path.velocity[:, k], factor * slope * noise, elementwise(k + 2), scale)
+        factor *= math.cos(now - later) - math.sin(now - later) * slope
+    assert_close(path.latent, factor * noise / SIGMA_DATA, elementwise(7))

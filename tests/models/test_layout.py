@@ -109,6 +109,18 @@ def test_a_feed_forward_that_is_not_sanas_stays_diffusers_own():
     assert_close(network(x, **given)[0], expected(x, **given)[0], of_network(network))
 
 
+def test_under_autocast_every_output_is_as_near_to_float32_as_theirs():
+    theirs, ours = pair()
+    exact, _ = results(theirs)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, grads = results(ours)
+        expected, _ = results(theirs)
+    for name in exact:
+        mine, usual = ((side[name].float() - exact[name]).norm() for side in (found, expected))
+        assert 0 < mine < 2 * usual
+    assert all(grad.isfinite().all() for grad in grads.values())
+
+
 def test_bf16_factors_in_the_blocks_alone():
     theirs, ours = pair()
     use_products(ours.network.transformer_blocks, bf16_linear)

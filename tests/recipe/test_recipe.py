@@ -197,7 +197,7 @@ def test_broken_files(tmp_path):
 
 def test_missing_file_names_what_is_there(small, monkeypatch):
     monkeypatch.chdir(small.parent)
-    built_in = [file.stem for file in SHIPPED]
+    built_in = sorted(file.stem for file in SHIPPED)
     there, way = f"there are {', '.join(built_in)})", "`sprint recipes 0.6b > mine.yaml` makes one to edit"
     assert refusal("huge") == f"huge: no such recipe (looked for huge and recipes/huge.yaml; {there}; {way}"
     assert "(looked for huge.yaml and recipes/huge.yaml; " in refusal("huge.yaml")
@@ -293,6 +293,20 @@ def test_name_must_be_a_folder_name(small, name):
 def test_relations_between_keys(small):
     off = "distill.adversarial.weight=0"
     assert "nothing to train on" in refusal(small, off, "distill.consistency.weight=0")
+    assert load_recipe(small, [off, "distill.consistency.weight=0", "distill.matching.weight=1"])
+    warm = (
+        "distill.consistency.weight=0",
+        "distill.self_consistency=0",
+        "distill.adversarial.warmup_steps=9",
+    )
+    assert "no other term to train on meanwhile" in refusal(small, *warm)
+    assert load_recipe(small, [*warm, "distill.matching.weight=1"])
+    added = ("engine=ddp", "shard_teacher=true", "distill.matching={weight: 1, lora_rank: 4}")
+    assert "stands on the teacher's whole weights" in refusal(small, *added)
+    came = "distill.matching.optimizer={kind: came, betas: [0.9, 0.99, 0.999]}"
+    assert "CAME needs whole rows" in refusal(small, "engine=zero2", "distill.matching.weight=1", came)
+    assert load_recipe(small, ["engine=zero2", "distill.matching={weight: 1, lora_rank: 4}", came])
+    assert "matching.optimizer.betas" in refusal(small, "distill.matching.optimizer.betas=[0.9]")
     assert "looks at LADD's samples" in refusal(small, off, "distill.self_consistency=1")
     assert "FID needs at least 2" in refusal(small, "evaluate.prompts=1")
     assert load_recipe("0.6b", ["evaluate.prompts=1"])
@@ -312,6 +326,10 @@ def test_relations_between_keys(small):
         ),
         (["distill.adversarial={weight: 0, renoising: separate}"], "distill.adversarial.weight is 0"),
         (["distill.consistency.weight=0", "distill.null_mask=prompts"], "distill.consistency.weight is 0"),
+        (["distill.adversarial={weight: 0, loss: relativistic}"], "distill.adversarial.weight is 0"),
+        (["distill.adversarial.sigma=0.2"], "distill.adversarial.r1 and r2 are 0"),
+        (["distill.matching.rollout=2"], "distill.matching.weight is 0"),
+        (["distill.matching={lora_rank: 2}"], "distill.matching.weight is 0"),
         (["shard_teacher=true"], "engine = single has nobody to share with"),
     ],
 )
@@ -417,6 +435,11 @@ def test_hash_of_a_run_made_before(name, overrides, expected):
         ("distill.adversarial.norm_groups", "separate", "mixed"),
         ("distill.adversarial.renoising", "separate", "shared"),
         ("distill.null_mask", "prompts", "own"),
+        ("distill.adversarial.loss", "relativistic", "hinge"),
+        ("distill.adversarial.r1", "1", "0"),
+        ("distill.adversarial.warmup_steps", "5", "0"),
+        ("distill.matching.weight", "0.01", "0"),
+        ("distill.depth", "8", "0"),
     ],
 )
 def test_a_setting_that_came_later_counts_where_it_changes_something(key, value, as_before):

@@ -17,11 +17,11 @@ from sprint.base.errors import SprintError
 from sprint.engine import checkpoint, dcp
 from sprint.engine.engine import Engine
 from sprint.engine.held import Replicated
-from sprint.maths import losses
 from sprint.maths.schedule import check_times, student_times, with_max_time
 from sprint.maths.trigflow import HALF_PI, SIGMA_DATA, diffuse
 from sprint.models.guidance import with_null
 from sprint.models.teacher import DENSE_TIME
+from sprint.recipe.schema import AdversarialLoss
 from sprint.train.distill import DISCRIMINATOR, GENERATOR, DistillStage
 from sprint.train.draws import draw
 from sprint.train.terms import adversarial as terms
@@ -99,9 +99,9 @@ def test_max_time_is_half_pi_in_the_discriminator_phase_too(stage, monkeypatch):
 
 def test_misaligned_pairs_do_not_double_the_real_prompts(stage, monkeypatch):
     sizes = []
-    monkeypatch.setattr(
-        losses,
-        "discriminator_hinge_loss",
+    monkeypatch.setitem(
+        terms.DISCRIMINATOR_LOSSES,
+        AdversarialLoss.hinge,
         lambda real, fake: sizes.append((len(real), len(fake))) or real.mean() + fake.mean(),
     )
     stage.update(D, tiny_batch())

@@ -127,7 +127,7 @@ def write_reference(folder: Path, count: int, size: int) -> Data:
     samples, length = encoded(count, size), Text().max_length
 
     def members(k: int) -> dict[str, bytes]:
-        latent, text = next(samples)
+        latent, text, _ = next(samples)
         padded = np.zeros((1, length, TEXT_WIDTH), np.float16)
         padded[0, : len(text)] = text
         mask = (np.arange(length) < len(text)).astype(np.int16)[None]

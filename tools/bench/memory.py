@@ -56,12 +56,17 @@ STAGES = ("adapt", "distill")
 
 
 class Case(NamedTuple):
-    """One row: a stage of a network on a device; `micro_batch` pictures in one forward, 0 for all."""
+    """One row: a stage of a network on a device.
+
+    micro_batch   pictures in one forward, 0 for all
+    depth         blocks of the student, 0 for as many as its teacher has
+    """
 
     request: Request
     stage: str
     checkpointing: bool
     micro_batch: int = 0
+    depth: int = 0
 
 
 class LiveBytes(TorchDispatchMode):
@@ -153,7 +158,7 @@ def recipe_of(case: Case) -> Recipe:
         micro_batch_size=case.micro_batch,
         text=Text(max_length=size.text_tokens),
         adapt=Adapt(batch_size=request.batch),
-        distill=Distill(batch_size=request.batch, adversarial=Adversarial(taps=size.taps)),
+        distill=Distill(batch_size=request.batch, depth=case.depth, adversarial=Adversarial(taps=size.taps)),
     )
 
 
@@ -211,7 +216,7 @@ def planned(case: Case) -> int:
     """What --dry-run would print as the total for one GPU."""
     size, recipe = SIZES[case.request.network], recipe_of(case)
     tokens = (size.config["sample_size"] // size.config["patch_size"]) ** 2
-    networks = networks_of(Sana(), size.config | {"qk_norm": None}, len(size.taps), tokens)
+    networks = networks_of(Sana(), size.config | {"qk_norm": None}, len(size.taps), tokens, case.depth)
     memory = (adapt_memory if case.stage == "adapt" else distill_memory)(recipe, networks, gpus=1)
     return round(with_totals(memory)["total, recomputed" if case.checkpointing else "total"])
 

@@ -10,7 +10,7 @@ Reading needs neither the text encoder nor the autoencoder.
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,11 +25,11 @@ from torch import Tensor
 from sprint.base.door import held_against, parse_json, read_bytes, read_json, shown
 from sprint.base.errors import SprintError
 from sprint.base.files import sha256
-from sprint.data.batch import Encoded
+from sprint.data.batch import Encoded, Trajectory, flat
 from sprint.data.cache.shards import ABOUT, TENSORS, tar_path
 from sprint.data.items import BadSample, Items, said
 from sprint.data.tar.samples import TarSamples
-from sprint.recipe.schema import Data, Text
+from sprint.recipe.schema import Data, Recipe, Text
 from sprint.weights.identity import FAMILY_PARTS, family_weights
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,8 @@ class Settings:
     scaling_factor, downscale   of the autoencoder: latent = factor · encoding; pixels per latent cell
     samples     of the source, good and bad
     in_order    position p is sample p mod N, as in the source itself; else every epoch is shuffled
+    times       of whole trajectories, from noise to 0; guidance: the scales, of which each has one; none of either
+                where there are latents alone
     """
 
     family: str
@@ -88,6 +90,8 @@ class Settings:
     samples: Annotated[int, Field(ge=0, le=MOST_SAMPLES)]
     shard_size: PositiveInt
     in_order: bool
+    times: list[FiniteFloat] = field(default_factory=list)
+    guidance: list[FiniteFloat] = field(default_factory=list)
     format: int = FORMAT
 
     @property
@@ -201,17 +205,29 @@ class CachedItems(EncodedItems):
         where = self.where(index)
         try:
             tensors = safetensors.torch.load(self._tar.read(index, (TENSORS,))[TENSORS])
-            encoded = Encoded(tensors["latent"], tensors["text"])
+            trajectory = Trajectory(*map(tensors.get, Trajectory._fields)) if self.settings.times else None
+            encoded = Encoded(tensors["latent"], tensors["text"], trajectory)
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise BadSample("unreadable latent", where, said(error)) from error
-        if other := [x.dtype for x in encoded if x.dtype not in STORED]:
-            raise BadSample("unreadable latent", where, f"numbers of {other[0]}")
-        if encoded.latent.ndim != 3 or encoded.text.ndim != 2 or not all(x.numel() for x in encoded):
-            raise BadSample("wrong size", where, f"{[list(x.shape) for x in encoded]}")
-        for name, x in encoded._asdict().items():
-            if not x.isfinite().all():
-                raise BadSample("NaN latent" if name == "latent" else "NaN text", where)
+        self._check_values(encoded, where)
         return encoded
+
+    def _check_values(self, encoded: Encoded, where: str) -> None:
+        """Raises BadSample."""
+        tensors = flat(encoded)
+        if other := [x.dtype for x in tensors.values() if x.dtype not in STORED]:
+            raise BadSample("unreadable latent", where, f"numbers of {other[0]}")
+        if encoded.latent.ndim != 3 or encoded.text.ndim != 2 or not all(x.numel() for x in tensors.values()):
+            raise BadSample("wrong size", where, f"{[list(x.shape) for x in tensors.values()]}")
+        if encoded.trajectory:
+            steps, shape = len(self.settings.times) - 1, encoded.latent.shape
+            expected = {"states": (steps, *shape), "velocity": (steps, *shape), "t": (steps,), "guidance": ()}
+            found = {name: tuple(x.shape) for name, x in flat(encoded.trajectory).items()}
+            if found != expected:
+                raise BadSample("wrong size", where, f"trajectory {found}")
+        for name, x in tensors.items():
+            if not x.isfinite().all():
+                raise BadSample("NaN text" if name == "text" else "NaN latent", where)
 
     def _about(self, index: int) -> bytes:
         return self._tar.read(index, (ABOUT,)).get(ABOUT, b"")
@@ -274,9 +290,32 @@ class CachedItems(EncodedItems):
             )
 
 
+def check_trajectories(items: Items, recipe: Recipe) -> None:
+    """Raise SprintError unless the recipe learns from no trajectories, or these samples have such as it says."""
+    path, wanted = recipe.data.path, recipe.distill.trajectories
+    if not wanted.states:
+        return
+    settings = items.settings if isinstance(items, CachedItems) else None
+    if not settings or not settings.times:
+        raise SprintError(
+            f"{path}: it holds latents alone, but distill.trajectories.states = {wanted.states}; "
+            "make another cache with `sprint cache RECIPE --trajectories`, or set that to 0"
+        )
+    ours = {
+        "trajectories.steps": wanted.steps,
+        "guidance_scales": sorted(set(recipe.distill.guidance_scales)),
+    }
+    theirs = {
+        "trajectories.steps": len(settings.times) - 1,
+        "guidance_scales": sorted(set(settings.guidance)),
+    }
+    if differs := ", ".join(differences(ours, theirs, "distill.")):
+        raise SprintError(f"{path}: other trajectories than the recipe's: {differs}; set what is there")
+
+
 def check_widths(encoded: Encoded, first: Encoded, where: str) -> None:
     """Raise BadSample unless latents have as many channels, and texts are as wide, as the first sample's."""
-    found, expected = ((len(latent), text.shape[1]) for latent, text in (encoded, first))
+    found, expected = ((len(one.latent), one.text.shape[1]) for one in (encoded, first))
     if found != expected:
         detail = "{} channels and text of {}, but the first sample has {} and {}"
         raise BadSample("wrong size", where, detail.format(*found, *expected))

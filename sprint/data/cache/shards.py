@@ -1,7 +1,8 @@
 """One shard of a cache: NNNNNN.tar, and its record NNNNNN.json, which is written once the tar is whole.
 
 NNNNNN.tar    for every sample KEY.json (prompt, height and width in pixels, index in the source) and
-              KEY.safetensors (latent [C, h, w], text [T, D]); KEY is the index in nine digits
+              KEY.safetensors (latent [C, h, w], text [T, D]; of a trajectory states and velocity [K, C, h, w] too,
+              and in fp32 t [K] and guidance []); KEY is the index in nine digits
 NNNNNN.json   a `Record`
 
 The same samples give the same bytes: the tar knows no times and no owners. Being made, it is
@@ -24,9 +25,10 @@ from sprint.base.door import read_as
 from sprint.base.errors import SprintError
 from sprint.base.files import scrap_of, sha256, write_whole
 from sprint.base.locks import locked
-from sprint.data.batch import Encoded
+from sprint.data.batch import Encoded, flat
 
 ABOUT, TENSORS = "json", "safetensors"  # suffixes of a sample's two entries
+EXACT = ("t", "guidance")  # what half precision would change
 
 
 class Entry(NamedTuple):
@@ -119,7 +121,10 @@ def _fill(
                 skipped.append(sample)
                 continue
             about = {name: value for name, value in sample._asdict().items() if name != "encoded"}
-            tensors = {name: x.to(dtype).contiguous() for name, x in sample.encoded._asdict().items()}
+            tensors = {
+                name: x.to(torch.float32 if name in EXACT else dtype).contiguous()
+                for name, x in flat(sample.encoded).items()
+            }
             _add(tar, f"{sample.index:09d}.{ABOUT}", json.dumps(about).encode())
             _add(tar, f"{sample.index:09d}.{TENSORS}", safetensors.torch.save(tensors))
             count += 1

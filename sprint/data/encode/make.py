@@ -30,7 +30,7 @@ from sprint.base.locks import lock, locked
 from sprint.base.place import Place
 from sprint.base.progress import BAR, QUIET_INTERVAL
 from sprint.data.bad import BadSamples
-from sprint.data.batch import Item, Sample, parts
+from sprint.data.batch import Item, Sample, flat, parts
 from sprint.data.cache.items import (
     CACHE,
     NULL,
@@ -52,8 +52,9 @@ from sprint.data.cache.shards import (
     write_shard,
 )
 from sprint.data.encode.encoder import Encoder
-from sprint.data.items import BadSample, Items
+from sprint.data.items import BadSample, Items, PromptedItems
 from sprint.data.source import SceneSource, open_items
+from sprint.maths.schedule import teacher_times
 from sprint.models.encoders import encode_null
 from sprint.recipe.schema import Data, DataKind, Recipe
 from sprint.recipe.settings import each_setting, kinds
@@ -65,6 +66,7 @@ SHARD_SIZE = 1000  # samples
 BAD_FILE = "bad.jsonl"  # in the cache's folder: what was skipped
 # Of the recipe's data what counts for every kind; what counts for some says `kinds` of its field.
 ALWAYS = ("path", "size", "aspect_buckets", "seed")
+DRAWN = ("teacher_steps", "guidance_scale")
 
 
 def make_cache(
@@ -73,11 +75,13 @@ def make_cache(
     count: int | None = None,
     shard_size: int = SHARD_SIZE,
     dtype: str = "bf16",
+    trajectories: bool = False,
 ) -> str:
     """Make the recipe's cache in `folder`, or what is missing of it.
 
     count   samples to take, from the first on; an endless source needs it, others are taken whole without
     dtype   of what is stored, "bf16" or "fp32"
+    trajectories   of the captions alone, the whole ways of the teacher to what they say, and no pictures
 
     -> what to tell.  Raises SprintError for a folder that holds something else, for a source or a family that
     cannot be used, and for more bad samples than data.bad_share of all. What an earlier run skipped counts, mended
@@ -87,13 +91,16 @@ def make_cache(
         raise SprintError(f"{folder}: a file; name a folder with -o")
     place = Place.of_this_process()
     items = _items(recipe.data, count)
+    if trajectories and recipe.data.aspect_buckets:
+        raise SprintError("data.aspect_buckets = true, but trajectories lead to square pictures")
+    items = PromptedItems(items) if trajectories else items
     samples = min(count or len(items), len(items))
-    encoder = Encoder(recipe, place.device)
+    encoder = Encoder(recipe, place.device, trajectories)
     settings = Settings(
         family=encoder.name,
         weights=encoder.weights(),
         text=asdict(recipe.text),
-        data=_what_decides(recipe.data),
+        data=_what_decides(recipe.data, trajectories),
         precision=recipe.precision.value,
         dtype=dtype,
         scaling_factor=float(encoder.family.autoencoder.config.scaling_factor),
@@ -101,6 +108,8 @@ def make_cache(
         samples=samples,
         shard_size=shard_size,
         in_order=items.in_order,
+        times=teacher_times(recipe.distill.trajectories.steps) if trajectories else [],
+        guidance=list(recipe.distill.guidance_scales) if trajectories else [],
     )
     if not _begun(folder):
         _try_one(items, min(samples, AT_ONCE), encoder, recipe.data)
@@ -141,6 +150,9 @@ class _Scenes(Items):
     def item(self, index: int, draw: np.random.Generator) -> Sample:
         return self._source.samples(range(index, index + 1))[0]
 
+    def caption(self, index: int, draw: np.random.Generator) -> str:
+        return self._source.prompted().samples(range(index, index + 1))[0].caption
+
 
 def _items(data: Data, count: int | None) -> Items:
     if data.kind is DataKind.cache:
@@ -154,9 +166,13 @@ def _items(data: Data, count: int | None) -> Items:
     return _Scenes(data, count)
 
 
-def _what_decides(data: Data) -> dict:
-    """The settings of `data` that decide what is encoded, not how; a path in full, a name on the hub as it is."""
+def _what_decides(data: Data, trajectories: bool = False) -> dict:
+    """The settings of `data` that decide what is encoded, not how; a path in full, a name on the hub as it is.
+
+    Of trajectories their times and scales say what `DRAWN` says of pictures that the teacher draws.
+    """
     own = [key for key, field, _ in each_setting(data) if data.kind.value in kinds(field)]
+    own = [key for key in own if not (trajectories and key in DRAWN)]
     decides = {key: getattr(data, key) for key in (*ALWAYS, *own)}
     local = data.kind is not DataKind.huggingface or Path(data.path).exists()
     if data.kind is DataKind.scenes:
@@ -228,7 +244,7 @@ def _entries(
         whole = {index: item for index, item in group.items() if not isinstance(item, BadSample)}
         encoded = dict(zip(whole, encoder(list(whole.values())), strict=True)) if whole else {}
         for index, item in group.items():
-            if index in encoded and not all(x.isfinite().all() for x in encoded[index]):
+            if index in encoded and not all(x.isfinite().all() for x in flat(encoded[index]).values()):
                 item = BadSample("NaN latent", items.where(index), "as encoded")
             if isinstance(item, BadSample):
                 bad.bad(item)

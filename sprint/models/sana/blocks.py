@@ -109,3 +109,12 @@ def qk(network: SanaTransformer2DModel) -> list[QK]:
         for name, _ in network.named_modules()
         if name.endswith((".to_q", ".to_k"))
     ]
+
+
+# ---- a block that adds nothing --------------------------------------------------------------------------
+
+
+def output_projections(block: nn.Module) -> list[str]:
+    """Of self-attention, cross-attention and feed-forward; the last has no bias."""
+    ends = ("attn1.to_out.0.", "attn2.to_out.0.", "ff.conv_point.")
+    return [name for name, _ in block.named_parameters() if name.startswith(ends)]

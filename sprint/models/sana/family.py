@@ -44,6 +44,7 @@ class Sana(Teacher):
     # a network
     velocity = staticmethod(network.velocity)
     blocks = staticmethod(network.blocks)
+    output_projections = staticmethod(network.output_projections)
     only_first = staticmethod(network.only_first)
     time_embedder = staticmethod(network.time_embedder)
     keep_time_in_float32 = staticmethod(network.keep_time_in_float32)

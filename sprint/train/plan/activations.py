@@ -25,12 +25,13 @@ class Update:
     recomputed: bool  # activation checkpointing: a block keeps its input alone
     pictures: int
     width: int
-    depth: int
+    depth: int  # blocks of the trained network
+    teacher_depth: int
     tokens: int
     text_tokens: int
     text_width: int
     taps: tuple[int, ...]
-    kinds: int  # of picture that the discriminator's update sees: real, fake, misaligned
+    kinds: int  # of picture that the discriminator's update sees: real, fake, misaligned, with noise for R1 and R2
     copies: float  # bytes of bf16 copies, which autocast makes of trained weights
     first_gradients: float  # bytes that the first backward pass adds; 0 where gradients accumulate
 
@@ -54,6 +55,16 @@ class Update:
         teacher = 2 * self.per.no_grad * self._cells - self.copies - self.first_gradients
         return [self._text + moment for moment in (teacher, *self.trained_pass(tangent=True, first=True))]
 
+    def stored(self, tangent: bool, first: bool) -> list[float]:
+        """sCM (with its tangent) or regression on the states of trajectories: no teacher, and one pass."""
+        return self.trained_pass(tangent, first)
+
+    def drawing(self, pictures: int) -> list[float]:
+        """The teacher with and without so many prompts, before there is anything else."""
+        share = pictures / self.pictures
+        teacher = share * (self._text + 2 * self.per.no_grad * self._cells)
+        return [teacher - self.copies - self.first_gradients]
+
     def adversarial(self, first: bool) -> list[float]:
         """The student, the teacher to its last tap, and the heads, which see real and generated pictures."""
         per, taps = self.per, len(self.taps)
@@ -70,6 +81,18 @@ class Update:
             of_a_block = per.frozen_block + per.frozen_backward + gradients
             moments += [graph + of_a_block * self._cells - freed, *self.trained_pass(False, first)]
         return [self._text + moment for moment in moments]
+
+    def matching(self, first: bool) -> list[float]:
+        """The student, whose graph stays while the teacher looks, with and without prompts."""
+        teacher = self._kept + 2 * self.per.no_grad * self._cells - (self.first_gradients if first else 0)
+        return [self._text + moment for moment in (teacher, *self.trained_pass(tangent=False, first=first))]
+
+    def fake_score(self, sums: float) -> list[float]:
+        """One pass of what this is told to be as deep as, while the student's gradients are still there.
+
+        sums  bytes that the pass keeps of weights with additions
+        """
+        return [sums + moment for moment in self.trained_pass(tangent=False, first=False)]
 
     def discriminator(self) -> list[float]:
         """Features of every kind, twice while they are mixed; then the heads, which alone keep anything."""
@@ -108,4 +131,4 @@ class Update:
         """Prompts and null prompts, the same projected, and each teacher block's keys and values of the prompts."""
         compute = BF16 if self.precision is Precision.bf16 else FP32
         prompts = 2 * self.pictures * self.text_tokens * self.text_width
-        return compute * (prompts + 2 * self._words + 2 * self.depth * self._words)
+        return compute * (prompts + 2 * self._words + 2 * self.teacher_depth * self._words)

@@ -95,6 +95,11 @@ def average_bytes(module: nn.Module, layout: Layout) -> int:
     )
 
 
+def drawing_bytes(network: nn.Module, recipe: Recipe) -> int:
+    """The teacher as it was, whole in every process, in the precision of the run."""
+    return count(network) * (BF16 if recipe.precision is Precision.bf16 else FP32)
+
+
 def frozen(network: nn.Module, recipe: Recipe, gpus: int) -> Parts:
     """The frozen teacher: in bf16 but for its time embedder, if the run is; in rows if it is sharded."""
     exact = list(family_of(network).time_embedder(network).parameters())

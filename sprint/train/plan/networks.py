@@ -12,6 +12,7 @@ from sprint.base.errors import SprintError
 from sprint.base.names import resolve
 from sprint.models.discriminator import DiscriminatorHeads
 from sprint.models.families import check_role, family_of_size
+from sprint.models.low_rank import add_low_rank, twin
 from sprint.models.teacher import Sizes, Teacher
 from sprint.recipe.schema import Recipe
 from sprint.train.checks import check_teacher
@@ -23,13 +24,18 @@ class Networks:
     """What a run trains and uses, on the meta device."""
 
     family: Teacher
-    sizes: Sizes
+    sizes: Sizes  # the teacher's
     teacher: ModelMixin
     adapted: ModelMixin
     student: nn.ModuleDict  # the network and its logvar head
     heads: DiscriminatorHeads
     tokens: int  # latent cells that the network sees
     latent_numel: int  # numbers in the latent of one picture
+
+    @property
+    def student_depth(self) -> int:
+        """Blocks of the student."""
+        return self.family.sizes(self.student["network"].config).depth
 
 
 def build_networks(recipe: Recipe) -> Networks:
@@ -38,13 +44,17 @@ def build_networks(recipe: Recipe) -> Networks:
     sizes = family.sizes(config)
     check_teacher(recipe, config, sizes.depth)
     tokens = _tokens(recipe, family, sizes.patch)
-    return networks_of(family, config, len(recipe.distill.adversarial.taps), tokens)
+    return networks_of(family, config, len(recipe.distill.adversarial.taps), tokens, recipe.distill.depth)
 
 
-def networks_of(family: Teacher, config: dict, taps: int, tokens: int) -> Networks:
-    """The networks of a teacher with this `config`, on the meta device. tokens: latent cells of a picture"""
+def networks_of(family: Teacher, config: dict, taps: int, tokens: int, depth: int = 0) -> Networks:
+    """The networks of a teacher with this `config`, on the meta device.
+
+    tokens   latent cells of a picture
+    depth    blocks of the student; 0: the teacher's
+    """
     sizes, adapted = family.sizes(config), family.adapted_config(config)
-    student = family.meta_network(family.student_config(adapted))
+    student = family.meta_network(family.with_depth(family.student_config(adapted), depth or sizes.depth))
     with torch.device("meta"):
         logvar, heads = nn.Linear(sizes.width, 1), DiscriminatorHeads(sizes.width, taps)
     return Networks(
@@ -57,6 +67,14 @@ def networks_of(family: Teacher, config: dict, taps: int, tokens: int) -> Networ
         tokens=tokens,
         latent_numel=sizes.channels * tokens * sizes.patch**2,
     )
+
+
+def fake_score_of(recipe: Recipe, networks: Networks) -> nn.Module:
+    """What distribution matching trains: a network as deep as the teacher, or additions to the teacher's blocks."""
+    rank, family = recipe.distill.matching.lora_rank, networks.family
+    if rank == 0:
+        return family.meta_network(family.student_config(networks.adapted.config))
+    return add_low_rank(networks.family.blocks(twin(networks.adapted)), rank)
 
 
 def teacher_config(recipe: Recipe) -> tuple[Teacher, dict]:

@@ -9,43 +9,66 @@ import math
 from dataclasses import dataclass
 
 from sprint.models.discriminator import REACH
-from sprint.recipe.schema import Recipe
+from sprint.recipe.schema import DataKind, Recipe
 from sprint.train.plan.networks import Networks
+from sprint.train.turns import DISCRIMINATOR, FAKE_SCORE, GENERATOR, cycle
+
+ROWS = {
+    GENERATOR: "stage 2, the student's update",
+    DISCRIMINATOR: "stage 2, the heads' update",
+    FAKE_SCORE: "stage 2, the fake score's update",
+}
 
 
 @dataclass(frozen=True)
 class Work:
     """FLOPs of the passes for one picture.
 
-    forward      of the trained network, and of the teacher, which is as large
+    student      forward, of as many blocks as it has
+    teacher      forward, adapted or not
     features     of the teacher to its last tap
     heads        of all heads
-    kinds        of picture that the discriminator's update sees: real, fake, misaligned
+    kinds        of picture that the discriminator's update sees: real, fake, misaligned, with noise for R1 and R2
+    rollout      steps of the student's own samples, on the average
     recomputed   activation checkpointing: what a backward pass needs runs again
     """
 
-    forward: float
+    student: float
+    teacher: float
     features: float
     heads: float
     kinds: int
+    rollout: float
     recomputed: bool
 
     def flow(self) -> float:
         """Stage 1: one trained pass."""
-        return self._trained(self.forward)
+        return self._trained(self.teacher)
 
     def consistency(self) -> float:
         """The teacher with and without its prompt; the student's value and tangent; the backward of the value."""
-        return 2 * self.forward + self.forward + self._trained(self.forward)
+        return 2 * self.teacher + self.student + self._trained(self.student)
+
+    def stored(self, tangent: bool) -> float:
+        """The same on a stored velocity, or, without a tangent, regression: one trained pass."""
+        return tangent * self.student + self._trained(self.student)
 
     def adversarial(self) -> float:
         """The student, the features of a real and of its picture, heads over both; back through one picture of them."""
         through = self.features * (3 if self.recomputed else 2)
-        return self._trained(self.forward) + self.features + through + 2 * 2 * self.heads
+        return self._trained(self.student) + self.features + through + 2 * 2 * self.heads
 
     def discriminator(self) -> float:
         """A picture of the student's, the features of every kind, and the heads, trained."""
-        return self.forward + self.kinds * (self.features + 3 * self.heads)
+        return self.student + self.kinds * (self.features + 3 * self.heads)
+
+    def matching(self) -> float:
+        """The student's own sample, its last step trained; the teacher with and without its prompt, the fake score."""
+        return (self.rollout - 1) * self.student + self._trained(self.student) + 3 * self.teacher
+
+    def fake_score(self) -> float:
+        """A sample of the student's, and one trained pass: additions to weights need the weights' gradients too."""
+        return self.rollout * self.student + self._trained(self.teacher)
 
     def _trained(self, forward: float) -> float:
         return forward * (4 if self.recomputed else 3)
@@ -55,26 +78,45 @@ def work_of(recipe: Recipe, networks: Networks) -> Work:
     family, sizes, adversarial = networks.family, networks.sizes, recipe.distill.adversarial
     side, text = math.isqrt(networks.tokens) * sizes.patch, recipe.text.max_length
     return Work(
-        forward=family.forward_flops(networks.student["network"].config, side, text),
+        student=family.forward_flops(networks.student["network"].config, side, text),
+        teacher=family.forward_flops(networks.adapted.config, side, text),
         features=family.forward_flops(networks.adapted.config, side, text, max(adversarial.taps) + 1),
         heads=len(adversarial.taps) * 2 * networks.tokens * sizes.width**2 * (1 + 2 * REACH + 1),
-        kinds=2 + adversarial.misaligned_pairs,
+        kinds=adversarial.looks,
+        rollout=(1 + recipe.distill.matching.rollout) / 2,
         recomputed=recipe.activation_checkpointing,
     )
+
+
+def drawn(recipe: Recipe) -> tuple[float, float]:
+    """Evaluations of the teacher that draw what one sample of stage 1, and of stage 2, begins with."""
+    data, path = recipe.data, recipe.distill.trajectories
+    of_pictures = 2 * data.teacher_steps if data.kind is DataKind.prompts else 0
+    if not path.states or data.kind is DataKind.cache:
+        return of_pictures, of_pictures
+    return of_pictures, 2 * path.steps / path.states
 
 
 def flops_of(recipe: Recipe, networks: Networks) -> dict[str, float]:
     """By kind of update, FLOPs for one picture; `run`: of the whole run, with all its pictures."""
     work, adapt, distill = work_of(recipe, networks), recipe.adapt, recipe.distill
-    consistent, adverse = distill.consistency.weight > 0, distill.adversarial.weight > 0
+    weights = (distill.consistency.weight, distill.adversarial.weight, distill.matching.weight)
+    consistent, adverse, matched = (weight > 0 for weight in weights)
     found, run = {}, 0.0
+    for name, stage, evaluations in zip(("stage 1", "stage 2"), (adapt, distill), drawn(recipe), strict=True):
+        if stage.steps > 0 and evaluations:
+            found[f"{name}, {evaluations:g} evaluations to draw"] = evaluations * work.teacher
+            run += stage.steps * stage.batch_size * evaluations * work.teacher
     if adapt.steps > 0:
         found["stage 1, an update"] = work.flow()
         run += adapt.steps * adapt.batch_size * work.flow()
     if distill.steps > 0:
-        student = consistent * work.consistency() + adverse * work.adversarial()
-        critic = adverse * work.discriminator()
-        found["stage 2, the student's update"] = student
-        found |= {"stage 2, the heads' update": critic} if adverse else {}
-        run += distill.steps * distill.batch_size * ((student + critic) / 2 if adverse else student)
+        stored, regressed = distill.trajectories.states > 0, distill.regression > 0
+        student = consistent * (work.stored(tangent=True) if stored else work.consistency())
+        student += regressed * work.stored(tangent=False)
+        student += adverse * work.adversarial() + matched * work.matching()
+        of_turn = {GENERATOR: student, DISCRIMINATOR: work.discriminator(), FAKE_SCORE: work.fake_score()}
+        turns = cycle(distill)
+        found |= {ROWS[turn]: of_turn[turn] for turn in turns}
+        run += distill.steps * distill.batch_size * sum(of_turn[turn] for turn in turns) / len(turns)
     return found | {"run": run}

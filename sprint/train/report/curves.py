@@ -9,8 +9,16 @@ from sprint.base.clock import OTHER
 from sprint.pages.chart import Point
 from sprint.train.log import TIME
 
-IN_ORDER = ("data", "encode", "teacher", "student", "features", "heads", "forward", "backward", "optimizer")
-UPDATES = {"flow": "Stage 1", "G": "Stage 2, student", "D": "Stage 2, discriminator"}  # by phase
+IN_ORDER = (
+    *("data", "encode", "teacher", "student", "fake score", "features", "heads", "forward", "backward"),
+    "optimizer",
+)
+UPDATES = {  # by phase
+    "flow": "Stage 1",
+    "G": "Stage 2, student",
+    "D": "Stage 2, discriminator",
+    "F": "Stage 2, fake score",
+}
 
 
 @dataclass(frozen=True)
@@ -28,9 +36,10 @@ class Curve:
 def training_curves(rows: Sequence[dict]) -> list[Curve]:
     """The charts of a metrics.jsonl (`sprint.train.log.read_metrics`); a metric that is not there draws nothing.
 
-    Names read: loss, grad_norm in every phase; loss_scm, loss_adv, loss_self, tangent_norm, logvar in phase G.
+    Names read: loss, grad_norm in every phase; loss_scm, loss_end, loss_adv, loss_self, loss_dmd, tangent_norm,
+    logvar in phase G; loss_r1, loss_r2 in phase D.
     """
-    student, heads = {"student": "G"}, {"discriminator": "D"}
+    trained = {"student": "G", "discriminator": "D", "fake score": "F"}
     drawn = [
         Curve("Stage 1: flow loss", {"loss": _line(rows, "flow", "loss")}),
         Curve(
@@ -38,8 +47,23 @@ def training_curves(rows: Sequence[dict]) -> list[Curve]:
         ),
         Curve("Stage 2: consistency loss (sCM)", {"sCM": _line(rows, "G", "loss_scm")}),
         Curve(
+            "Stage 2: regression onto the teacher's end points",
+            {"distance": _line(rows, "G", "loss_end")},
+            note="Mean square distance of latents, over the states of its trajectories.",
+        ),
+        Curve(
             "Stage 2: adversarial losses",
             {"student": _line(rows, "G", "loss_adv"), "discriminator": _line(rows, "D", "loss")},
+        ),
+        Curve(
+            "Stage 2: penalties of the discriminator",
+            {"R1": _line(rows, "D", "loss_r1"), "R2": _line(rows, "D", "loss_r2")},
+            note="Mean square difference of logits under a little noise, before their weights.",
+        ),
+        Curve(
+            "Stage 2: distribution matching",
+            {"student": _line(rows, "G", "loss_dmd"), "fake score": _line(rows, "F", "loss")},
+            note="Of the student, the mean square of the normalised difference of two scores.",
         ),
         Curve(
             "Stage 2: self-consistency",
@@ -48,7 +72,7 @@ def training_curves(rows: Sequence[dict]) -> list[Curve]:
         ),
         Curve(
             "Stage 2: gradient norms",
-            {name: _line(rows, phase, "grad_norm") for name, phase in (student | heads).items()},
+            {name: _line(rows, phase, "grad_norm") for name, phase in trained.items()},
             y_label="norm",
             log_y=True,
         ),

@@ -185,8 +185,13 @@ def key_figures(result: Result) -> list[tuple[str, str, str]]:
     if took := seconds(best):
         speed = ratio(seconds(teacher), took)
         beside = f"{speed:.1f}× as fast as the teacher" if speed else ""
-        figures.append((html.brief(took), f"a picture, {at}", beside))
+        figures.append((html.brief(took), f"a picture, {at}{_of_blocks(best, teacher)}", beside))
     return figures
+
+
+def _of_blocks(student: Column, teacher: Column | None) -> str:
+    """ " of 8 blocks", where the teacher has fewer, as far as is known."""
+    return f" of {student.depth} blocks" if teacher and student.depth > teacher.depth > 0 else ""
 
 
 def _teachers(value: float | None) -> str:

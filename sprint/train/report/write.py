@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Sequence
+from enum import Enum
 from operator import attrgetter
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from sprint.base.place import Place
 from sprint.evaluate.choices import FEATURE_CACHE, REAL_FEATURE_CACHE, Options
 from sprint.evaluate.metrics.metric import Choices
 from sprint.evaluate.metrics.registry import DIVERSITY, FID, PACE, SCENES, TEACHER_FID
-from sprint.evaluate.models import EVALUATIONS, OF_A_RUN, own_prompts
+from sprint.evaluate.models import EVALUATIONS, OF_A_RUN, STUDENT, TEACHER, own_prompts
 from sprint.evaluate.page import column_title
 from sprint.evaluate.result import Result
 from sprint.evaluate.run import evaluate
+from sprint.models.depth import depth_words
 from sprint.recipe.load import recipe_text
 from sprint.recipe.schema import DataKind, Distill, Recipe
 from sprint.train.costs import note_cost, read_costs
@@ -26,6 +28,7 @@ from sprint.train.report.report import Report, write_report
 from sprint.train.report.spread import GENERAL, read_spread, spread_words
 from sprint.train.report.verdict import best_student, distillation_goals, fid, in_reading_order, scene_score
 from sprint.weights.card import Facts, write_card
+from sprint.weights.checkpoint import understand
 
 TITLES = {"adapt": "Stage 1: adapt", "distill": "Stage 2: sCM + LADD", "evaluate": "Evaluation"}
 
@@ -38,7 +41,14 @@ OF_THE_METHOD = (
     "adversarial.time",
     "adversarial.max_time_probability",
     "adversarial.misaligned_pairs",
+    "adversarial.loss",
+    "adversarial.r1",
+    "adversarial.r2",
+    "adversarial.warmup_steps",
+    "matching.weight",
     "self_consistency",
+    "trajectories",
+    "regression",
     "guidance_scales",
     "student_times",
 )
@@ -58,7 +68,8 @@ def evaluate_run(folder: Path, command: str) -> Result:
 
 def model_facts(recipe: Recipe, result: Result | None = None) -> Facts:
     """What the model cards say of this run."""
-    data = "built-in scenes" if recipe.data.kind is DataKind.scenes else f"the pictures in {recipe.data.path}"
+    there = "prompts" if recipe.data.kind is DataKind.prompts else "pictures"
+    data = "built-in scenes" if recipe.data.kind is DataKind.scenes else f"the {there} in {recipe.data.path}"
     facts = Facts(recipe=recipe.name, teacher=recipe.teacher, data=data)
     if result:
         columns = in_reading_order(result).columns
@@ -88,7 +99,9 @@ def write_page(recipe: Recipe, folder: Path, command: str, of_scenes: bool = Tru
         result = evaluate_run(folder, command)
         if "evaluate" not in read_costs(folder).seconds:
             note_cost(folder, "evaluate", time.monotonic() - began)
-        write_card(folder / "student", model_facts(recipe, result))
+        facts = model_facts(recipe, result)
+        facts["depth"] = depths(recipe, folder)
+        write_card(folder / "student", facts)
     costs, rows = read_costs(folder), read_metrics(folder / METRICS)
     report = Report(
         name=recipe.name,
@@ -102,9 +115,25 @@ def write_page(recipe: Recipe, folder: Path, command: str, of_scenes: bool = Tru
         command=command,
         environment=environment(),
         spread=of_other_runs(recipe, result) if result else GENERAL,
-        notes=list(filter(None, [beside_the_paper(recipe.distill)])),
+        notes=list(filter(None, [beside_the_paper(recipe.distill), whose_speed(recipe, folder)])),
     )
     return write_report(folder, report)
+
+
+def depths(recipe: Recipe, folder: Path) -> str:
+    """ "8 blocks, its teacher 4", of a run's two folders; "" where nothing was asked for."""
+    if not recipe.distill.depth:
+        return ""
+    own, teachers = (understand(folder / role).sizes.depth for role in (STUDENT, TEACHER))
+    return depth_words(own, teachers)
+
+
+def whose_speed(recipe: Recipe, folder: Path) -> str:
+    """For the page: at which depth the student's seconds were taken; "" where it is the teacher's."""
+    if told := depths(recipe, folder):
+        speed = "its seconds a picture, at any number of steps, are of all its blocks"
+        return f"The student has {told} (the paper: as many): {speed}."
+    return ""
 
 
 def beside_the_paper(distill: Distill) -> str:
@@ -120,6 +149,8 @@ def beside_the_paper(distill: Distill) -> str:
 def _shown(value: object) -> str:
     if dataclasses.is_dataclass(value):
         return " ".join(f"{name} {each}" for name, each in dataclasses.asdict(value).items())
+    if isinstance(value, Enum):
+        return value.value
     if isinstance(value, Sequence):
         return f"[{', '.join(map(_shown, value))}]" if value else "none"
     return f"{value:g}" if isinstance(value, float) else f"{value}"

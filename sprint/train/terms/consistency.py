@@ -1,12 +1,13 @@
 """sCM: the student's total derivative along the teacher's flow (Algorithm 1; sCM, arXiv 2410.11081)."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sprint.base.clock import Clock
-from sprint.data.batch import Batch
+from sprint.data.batch import Batch, Traced
 from sprint.maths import losses
 from sprint.maths.dual import value_and_tangent
 from sprint.maths.trigflow import SIGMA_DATA, diffuse
@@ -21,31 +22,53 @@ def teacher_velocity(teacher: Callable, x_t: Tensor, draws: Draws, guided: Guide
     return SIGMA_DATA * guided_velocity(teacher, x_t / SIGMA_DATA, draws.t, guided, draws.guidance)
 
 
+class Point(NamedTuple):
+    """Where sCM looks: x_t [B, C, h, w] at time t [B], and D = dx_t/dt [B, C, h, w] of the guided teacher there."""
+
+    x_t: Tensor
+    t: Tensor
+    D: Tensor
+
+
+def teacher_point(teacher: Callable, batch: Batch, draws: Draws, guided: GuidedText, clock: Clock) -> Point:
+    """The noised data, and what the teacher says there.
+
+    guided  the batch's prompts and as many null prompts
+    """
+    x_t = diffuse(SIGMA_DATA * batch.latent, draws.noise, draws.t)
+    with clock.part("teacher"), torch.no_grad():
+        return Point(x_t, draws.t, teacher_velocity(teacher, x_t, draws, guided))
+
+
+def stored_point(batch: Traced) -> Point:
+    """The state of each trajectory, of one state each, with the velocity that drew it: no teacher is asked again.
+
+    TBCM's thrift (arXiv 2511.20410).
+    """
+    path = batch.trajectory
+    return Point(path.states[:, 0], path.t[:, 0], path.velocity[:, 0])
+
+
 def consistency_term(
     student: Callable,
-    teacher: Callable,
+    point: Point,
     batch: Batch,
-    draws: Draws,
-    guided: GuidedText,
+    guidance: Tensor,
     r: float,
     settings: Consistency,
     clock: Clock,
 ) -> tuple[Tensor, Logged]:
     """L_sCM.  (Algorithm 1; sCM, arXiv 2410.11081, Eq. 8)
 
-    guided  the batch's prompts and as many null prompts
-    r       the tangent's warm-up, 0 to 1
+    guidance  [B], with which the teacher's D was made
+    r         the tangent's warm-up, 0 to 1
     """
-    t = draws.t
-    x_t = diffuse(SIGMA_DATA * batch.latent, draws.noise, t)
-    with clock.part("teacher"), torch.no_grad():
-        D = teacher_velocity(teacher, x_t, draws, guided)
-
+    x_t, t, D = point
     logvar = None
 
     def F_theta(x_hat, t):
         nonlocal logvar
-        F, logvar = student(x_hat, t, batch.text, batch.mask, draws.guidance)
+        F, logvar = student(x_hat, t, batch.text, batch.mask, guidance)
         return F
 
     with clock.part("student"):

@@ -6,9 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sprint.base.clock import Clock
 from sprint.data.batch import Batch
+from sprint.maths import losses
 from sprint.maths.trigflow import SIGMA_DATA, data_estimate, diffuse, noise_estimate
 from sprint.train.draws import Draws
+from sprint.train.terms import Logged
 
 
 class Sample(NamedTuple):
@@ -35,3 +38,14 @@ def second_step(student: Callable, sample: Sample, batch: Batch, draws: Draws) -
     x_s = diffuse(sample.x_0, noise, s)
     F, _ = student(x_s / SIGMA_DATA, s, batch.text, batch.mask, draws.guidance)
     return data_estimate(x_s, F, s)
+
+
+def self_consistency_term(
+    student: Callable, batch: Batch, draws: Draws, clock: Clock
+) -> tuple[Tensor, Logged]:
+    """The distance of a one-step sample from what a second step makes of it, where no heads look at the sample."""
+    with clock.part("student"):
+        sample = one_step_sample(student, batch, draws)
+        distance = losses.self_consistency_loss(sample.x_0, second_step(student, sample, batch, draws))
+    # + 0 · logvar: every weight gets a gradient, or DDP would wait for those that have none
+    return distance + 0.0 * sample.logvar.sum(), {"loss_self": distance}

@@ -7,7 +7,7 @@ from sprint.base.errors import SprintError
 from sprint.data.batch import Prompt
 from sprint.data.batching import collate
 from sprint.data.cache.items import CachedItems
-from sprint.data.encode.encoder import load_draws
+from sprint.data.encode.draws import TeacherDraws, own_teacher
 from sprint.data.encode.make import make_cache
 from sprint.data.source import open_source
 from sprint.models.families import load_family
@@ -39,6 +39,10 @@ def prompt_recipe(recipe, tmp_path_factory):
 @pytest.fixture(scope="module")
 def family(prompt_recipe):
     return load_family(prompt_recipe.teacher, 80, False)
+
+
+def load_draws(recipe, family) -> TeacherDraws:
+    return TeacherDraws(own_teacher(recipe, family), recipe)
 
 
 @pytest.fixture(scope="module")

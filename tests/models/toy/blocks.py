@@ -130,6 +130,10 @@ def blocks(network: ToyTransformer) -> nn.ModuleList:
     return network.layers
 
 
+def output_projections(block: Layer) -> list[str]:
+    return ["out.weight", "out.bias", "down.weight", "down.bias"]
+
+
 def tokens(output: tuple[Tensor, Tensor]) -> Tensor:
     return output[0]
 

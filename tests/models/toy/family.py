@@ -6,6 +6,7 @@ from tests.models.toy import encoders, pipelines, positions, ranges
 from tests.models.toy import presets as config
 from tests.models.toy.costs import FOOTPRINTS
 from tests.models.toy.keys import KEYS
+from tests.models.toy.layout import lay_out
 from tests.models.toy.text_memory import text_memory
 
 
@@ -40,12 +41,14 @@ class Toy(Teacher):
     # a network
     velocity = staticmethod(network.velocity)
     blocks = staticmethod(network.blocks)
+    output_projections = staticmethod(network.output_projections)
     only_first = staticmethod(network.only_first)
     tokens = staticmethod(network.tokens)
     time_embedder = staticmethod(network.time_embedder)
     keep_time_in_float32 = staticmethod(network.keep_time_in_float32)
     embed_time = staticmethod(network.embed_time)
     text_memory = staticmethod(text_memory)
+    lay_out = staticmethod(lay_out)
 
     # adapted teacher and student
     qk = staticmethod(network.qk)

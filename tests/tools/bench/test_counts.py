@@ -10,6 +10,7 @@ from torch.nn import functional as nnf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from sprint.base.products import onednn_linear
 from sprint.models.sana.family import Sana
 from sprint.recipe.schema import Precision
 from sprint.train.plan.networks import networks_of
@@ -58,9 +59,9 @@ def test_a_product_and_its_backward():
 
 def test_the_engines_linear_layer_counts_with_gradients_and_without():
     x, weight = torch.randn(4, 3, 5), torch.randn(7, 5)
-    with_gradients = counted(lambda: bench_flops.linear(x, weight.clone().requires_grad_()))[0]
+    with_gradients = counted(lambda: onednn_linear(x, weight.clone().requires_grad_()))[0]
     with torch.no_grad():
-        assert counted(lambda: bench_flops.linear(x, weight))[0] == with_gradients == 2 * 4 * 3 * 5 * 7
+        assert counted(lambda: onednn_linear(x, weight))[0] == with_gradients == 2 * 4 * 3 * 5 * 7
 
 
 @pytest.mark.parametrize("groups", [1, 6])
@@ -130,12 +131,11 @@ def test_every_part_has_its_place(counts):
     assert 1.8 * sample < generator["backward of sCM"] < 2.1 * sample
 
 
-def planned_work(request: measure.Request) -> Work:
+def planned_work(request: measure.Request, depth: int = 0) -> Work:
     """Of the benchmark's recipe for that network."""
-    size, case = measure.SIZES[request.network], bench_memory.Case(request, "distill", False)
-    networks = networks_of(
-        Sana(), size.config | {"qk_norm": None}, len(size.taps), size.config["sample_size"] ** 2
-    )
+    size, case = measure.SIZES[request.network], bench_memory.Case(request, "distill", False, depth=depth)
+    tokens = size.config["sample_size"] ** 2
+    networks = networks_of(Sana(), size.config | {"qk_norm": None}, len(size.taps), tokens, depth)
     return work_of(bench_memory.recipe_of(case), networks)
 
 
@@ -148,10 +148,21 @@ def test_the_work_of_the_plan_is_what_a_whole_update_computes(counts):
 
 
 @pytest.mark.slow
+def test_the_work_of_a_deeper_student_is_what_its_update_computes(counts):
+    deep = bench_flops.counts_of(bench_memory.Case(TINY, "distill", False, depth=8), traced=False)
+    work, pictures = planned_work(TINY, depth=8), TINY.batch
+    generator, discriminator = (sum(flops_by_part(deep[phase]).values()) / pictures for phase in ("G", "D"))
+    assert 1 <= (work.consistency() + work.adversarial()) / generator < 1.05
+    assert 1 <= work.discriminator() / discriminator < 1.05
+    part = "features of data"  # the teacher's, which is as it was
+    assert flops_by_part(deep["G"])[part] == flops_by_part(counts["G"])[part]
+
+
+@pytest.mark.slow
 def test_the_work_of_the_plan_is_what_was_counted_of_the_real_size():
     counted = json.loads((measure.ROOT / "tools" / "results" / "bench_flops_0.6b_cpu.json").read_text())
     work = planned_work(TINY._replace(network="0.6b"))
-    assert work.forward * 32 == counted["D"]["student, one-step sample"]["flops"]
+    assert work.student * 32 == counted["D"]["student, one-step sample"]["flops"]
     generator, discriminator = (counted[phase]["all"]["flops"] / 32 for phase in ("G", "D"))
     assert work.consistency() + work.adversarial() == pytest.approx(generator, rel=0.02)
     assert work.discriminator() == pytest.approx(discriminator, rel=0.03)

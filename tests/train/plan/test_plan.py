@@ -154,8 +154,8 @@ def test_live_bytes_of_known_tensors():
     assert live.now == 40 and weight.grad is not None
 
 
-def memory_case(stage: str, precision: Precision, checkpointing: bool, micro_batch: int = 0):
-    return bench_memory.Case(Request("tiny", 8, "cpu", precision), stage, checkpointing, micro_batch)
+def memory_case(stage: str, precision: Precision, checkpointing: bool, micro_batch: int = 0, depth: int = 0):
+    return bench_memory.Case(Request("tiny", 8, "cpu", precision), stage, checkpointing, micro_batch, depth)
 
 
 @pytest.fixture
@@ -180,11 +180,21 @@ def test_the_plan_is_within_a_tenth_where_gradients_accumulate(case_on_cpu):
     assert row["planned_bytes"] == pytest.approx(row["peak_bytes"], rel=0.1)
 
 
+@pytest.mark.parametrize(("precision", "checkpointing"), [(Precision.fp32, False), (Precision.bf16, True)])
+def test_the_plan_is_within_a_tenth_for_a_student_deeper_than_its_teacher(
+    case_on_cpu, precision, checkpointing
+):
+    deep, shallow = (memory_case("distill", precision, checkpointing, depth=depth) for depth in (8, 0))
+    row = bench_memory.row(deep)
+    assert row["planned_bytes"] == pytest.approx(row["peak_bytes"], rel=0.1)
+    assert bench_memory.planned(shallow) < 0.8 * row["peak_bytes"]
+
+
 def test_tensors_without_memory_give_the_same_count(case_on_cpu, monkeypatch):
     tiny = SIZES["tiny"]
     monkeypatch.setitem(SIZES, "one block", replace(tiny, config=tiny.config | {"num_layers": 1}, taps=(0,)))
     case = case_on_cpu("distill", Precision.bf16, True)
-    case = case._replace(request=case.request._replace(network="one block"))
+    case = case._replace(request=case.request._replace(network="one block"), depth=2)
     real, traced = (bench_memory.counted(case, traced) for traced in (False, True))
     for update in ("G", "D"):
         assert traced[update]["peak"] == pytest.approx(real[update]["peak"], rel=1e-3)

@@ -212,13 +212,18 @@ def test_curves_come_from_the_metrics():
     rows = [
         {"stage": "adapt", "step": 1, "phase": "flow", "loss": 0.5, "grad_norm": None},
         {"stage": "distill", "step": 1, "phase": "G", "loss_adv": 0.25, "loss_self": 0.1, "logvar": -7.0},
-        {"stage": "distill", "step": 2, "phase": "D", "loss": 2.0},
+        {"stage": "distill", "step": 2, "phase": "D", "loss": 2.0, "loss_r2": 0.3},
+        {"stage": "distill", "step": 3, "phase": "F", "loss": 1.5, "grad_norm": 4.0},
+        {"stage": "distill", "step": 4, "phase": "G", "loss_dmd": 0.75},
     ]
     curves = {c.title: c.lines for c in training_curves(rows)}
     assert curves == {
         "Stage 1: flow loss": {"loss": [(1, 0.5)]},
         "Stage 2: adversarial losses": {"student": [(1, 0.25)], "discriminator": [(2, 2.0)]},
+        "Stage 2: penalties of the discriminator": {"R2": [(2, 0.3)]},
+        "Stage 2: distribution matching": {"student": [(4, 0.75)], "fake score": [(3, 1.5)]},
         "Stage 2: self-consistency": {"distance": [(1, 0.1)]},
+        "Stage 2: gradient norms": {"fake score": [(3, 4.0)]},
         "Stage 2: log-variance weight": {"logvar": [(1, -7.0)]},
     }
 

@@ -30,13 +30,17 @@ def test_every_setting_of_the_losses_is_looked_at():
         *("steps", "batch_size", "ema_decay", "optimizer"),
         *("consistency.tangent_warmup_updates", "consistency.tangent_normalisation"),
         *("adversarial.taps", "adversarial.neighbours", "adversarial.optimizer"),
+        "depth",  # another sentence tells it, with the teacher's
         # the paper does not say; what the public trainer does stands in the large recipes
         *("adversarial.norm_groups", "adversarial.renoising", "null_mask"),
+        # nothing without what is in the list
+        *("adversarial.sigma", "matching.rollout", "matching.time", "matching.updates"),
+        *("matching.lora_rank", "matching.optimizer"),
     }
     keys = set()
     for field in fields(Distill):
         value = getattr(Distill(), field.name)
-        if field.name in ("consistency", "adversarial"):
+        if field.name in ("consistency", "adversarial", "matching"):
             assert is_dataclass(value)
             keys |= {f"{field.name}.{inner.name}" for inner in fields(value)}
         else:
