@@ -14,6 +14,8 @@ from sprint.models.families import family_of
 from sprint.models.teacher import SPARSE_TIME
 from sprint.models.view import TrigFlowView
 
+# One step of a student needs depth: after equal updates 8 blocks scored .40 where 4 scored .29. A training step of 12
+# blocks of 96 takes as long as one of 8 of 128, with fewer weights.
 WIDTH, DEPTH, HEAD_DIM, TEXT_WIDTH = 128, 8, 32, 128
 LATENT_SIDE = 8  # cells
 VOCABULARY = 448  # 5 special tokens, 256 bytes, the rest learned

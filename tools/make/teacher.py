@@ -242,12 +242,11 @@ def main() -> None:
             )
             bar.set_postfix(loss=training.curve[-1]["loss"])
             running = []
-        ended = training.step == args.steps
-        judged = ended or training.step % args.score_every == 0
+        judged = training.step % args.score_every == 0
         if judged:
             training.curve[-1]["scene_score"] = training.quick_scores()
             tqdm.write(f"step {training.step}: {json.dumps(training.curve[-1])}")
-        if judged or training.step % args.save_every == 0:
+        if judged or training.step % args.save_every == 0 or training.step == args.steps:
             training.save()
         if judged:
             export(training.ema.module, training.family, training.record(), args.out)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from sprint.base.products import float32_products
 from sprint.lab.scenes import BACKGROUND, SIZE, render, scene
 from sprint.lab.series import TEACHER_SEEDS, held_out_scenes
 from tests.tolerance import assert_close, growing, of_network
-from tools.make import autoencoder, teacher, verdict
+from tools.make import autoencoder, parts, teacher, verdict
 from tools.make.parts import MAX_LENGTH, build_network
 from tools.make.teacher import (
     PLAIN,
@@ -169,3 +170,24 @@ def test_the_best_guidance_is_the_one_whose_pictures_are_right(monkeypatch):
     assert found["best_guidance"] == 2.0 and list(found["curve"]) == ["1", "1.5", "2", "3", "4.5"]
     assert [found["curve"][w]["mean_over_samples"] for w in found["curve"]] == [0, 0.5, 1, 0.5, 0]
     assert found["curve"]["2"]["fid"] < found["curve"]["3"]["fid"] < found["curve"]["4.5"]["fid"]
+
+
+def test_a_hastened_teacher_is_the_same_and_comes_apart_as_diffusers_has_it(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        parts, "compile_blocks", lambda network: None
+    )  # that graphs are right is tested elsewhere
+    monkeypatch.setattr(parts, "fastest_products", float32_products)
+    one = training(tmp_path).teacher.requires_grad_(False)
+    batch = torch.randn(3, 8, 8, 8), torch.rand(3), torch.randint(5, 90, (3, 16)), torch.ones(3, 16)
+    expected = one(*batch)
+    weights = {name: tensor.clone() for name, tensor in one.state_dict().items()}
+    one.hasten()
+    assert_close(one(*batch), expected, of_network(one))
+    assert one.network.transformer_blocks[0].ff.__dict__.keys() >= {"forward"}
+    plain = one.unhastened()
+    assert "forward" not in plain.network.transformer_blocks[0].ff.__dict__
+    assert {name: tensor.dtype for name, tensor in plain.state_dict().items()} == dict.fromkeys(
+        weights, torch.float16
+    )
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, weights[name].half()), name
