@@ -20,6 +20,7 @@ from torch.distributed.run import get_args_parser
 
 import sprint as package
 from sprint.cli import main as command_line
+from sprint.cli.cache import implied
 from sprint.lab.categories import category_title
 from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import Recipe
@@ -117,9 +118,9 @@ def check_verb(words: list[str]) -> None:
         return
     args = command_line._parse(words)
     if hasattr(args, "overrides"):
-        drawn = ["data.kind=prompts"] * getattr(args, "from_prompts", False)
+        meant = implied(args) if "trajectories" in args else []
         # `sprint doctor` takes the same keys for whatever it looks at
-        check_recipe(getattr(args, "recipe", "0.6b"), [*args.overrides, *drawn])
+        check_recipe(getattr(args, "recipe", "0.6b"), [*args.overrides, *meant])
 
 
 def check_recipe(name: str, overrides: list[str]) -> None:

@@ -58,15 +58,22 @@ def add_cache(verbs) -> None:
     verb.set_defaults(verb=cache)
 
 
-def cache(args: argparse.Namespace) -> None:
-    from sprint.recipe.load import load_recipe
-
-    added = ["data.kind=prompts"] * args.from_prompts
+def implied(args: argparse.Namespace) -> list[str]:
+    """Overrides that the options stand for. Raises SprintError."""
+    overrides = ["data.kind=prompts"] * args.from_prompts
     if args.guidance is not None:
         if not args.trajectories:
             raise SprintError("--guidance belongs to --trajectories; a picture's is data.guidance_scale")
-        added.append(f"distill.guidance_scales={numbers('--guidance', args.guidance)}")
-    recipe = load_recipe(args.recipe, [*args.overrides, *added])
+        scales = numbers("--guidance", args.guidance, example="1.5,2,3")
+        overrides.append(f"distill.guidance_scales={scales}")
+    # all states are kept; a recipe that learns from none could else not be told how many steps make them
+    return overrides + ["distill.trajectories.states=1"] * args.trajectories
+
+
+def cache(args: argparse.Namespace) -> None:
+    from sprint.recipe.load import load_recipe
+
+    recipe = load_recipe(args.recipe, [*args.overrides, *implied(args)])
     folder = args.out or Path("caches") / recipe.name
     quiet_libraries()
     from sprint.base.place import check_launcher

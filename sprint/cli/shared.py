@@ -58,9 +58,9 @@ def add_verb(
     )
 
 
-def numbers(option: str, text: str, kind: type = float) -> list:
-    """What an option says, such as "1,2,4". Raises SprintError."""
-    example = "1,2,4" if kind is int else "1.5708,1.3,0"
+def numbers(option: str, text: str, kind: type = float, example: str = "1.5708,1.3,0") -> list:
+    """What an option says, such as `example`, or "1,2,4" of whole numbers. Raises SprintError."""
+    example = "1,2,4" if kind is int else example
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:

@@ -26,7 +26,13 @@ from torch.distributed.fsdp import fully_shard
 
 from sprint.base.errors import SprintError
 from sprint.base.place import check_launcher
-from sprint.base.products import bf16_linear, fastest_products, float32_products, use_products
+from sprint.base.products import (
+    Multiply,
+    bf16_linear,
+    fastest_products,
+    float32_products,
+    use_products,
+)
 from sprint.engine.heartbeat import Heartbeat
 from sprint.engine.held import Held, Replicated, RowSharded
 from sprint.engine.restart import rendezvous_after_restart
@@ -63,7 +69,6 @@ class Engine:
         products: Products = Products.exact,
     ):
         self.precision, self.asked = precision, kind
-        self.multiply = fastest_products() if products is Products.fastest else float32_products()
         self.timeout = timedelta(seconds=timeout)
         bf16 = precision is Precision.bf16
         check_launcher()
@@ -96,6 +101,7 @@ class Engine:
         self.hosts = self.new_gloo_group()
         self.shard_teacher = shard_teacher and self.processes > 1
         self.mesh = self._mesh(shard_size) if self.processes > 1 else None
+        self.multiply = self._products(products)
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Engine":
@@ -107,6 +113,17 @@ class Engine:
             recipe.timeout,
             recipe.products,
         )
+
+    def _products(self, asked: Products) -> Multiply:
+        """How blocks multiply on a CPU: by the main process's clock, lest processes differ."""
+
+        def found() -> str | None:
+            return "bf16" if fastest_products() is bf16_linear else None
+
+        may_be_bf16 = asked is Products.fastest and self.precision is Precision.fp32
+        if may_be_bf16 and self.device.type == "cpu" and self.broadcast_from_main(found):
+            return bf16_linear
+        return float32_products()
 
     @property
     def kind(self) -> EngineKind:
@@ -138,14 +155,13 @@ class Engine:
             alone = (
                 "" if self.asked is EngineKind.single else f" ({self.asked.value} has nobody to share with)"
             )
-            return f"engine single, 1 process on {self.device.type}{alone}{self._products}"
+            return f"engine single, 1 process on {self.device.type}{alone}{self._in_bf16}"
         copies = f", {self.mesh.shape[0]} copies of the weights" if self.mesh.ndim > 1 else ""
-        return f"engine {self.kind.value}, {self.processes} processes on {self.device.type}{copies}{self._products}"
+        return f"engine {self.kind.value}, {self.processes} processes on {self.device.type}{copies}{self._in_bf16}"
 
     @property
-    def _products(self) -> str:
-        on_cpu = self.device.type == "cpu" and self.multiply is bf16_linear
-        return ", blocks multiply in bf16" if on_cpu else ""
+    def _in_bf16(self) -> str:
+        return ", blocks multiply in bf16" if self.multiply is bf16_linear else ""
 
     @property
     def device(self) -> torch.device:

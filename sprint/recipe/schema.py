@@ -17,6 +17,7 @@ from sprint.recipe.settings import (
     SEED,
     SHARE,
     SHARE_BELOW_1,
+    STEPS,
     at_least,
     setting,
 )
@@ -150,7 +151,7 @@ class Data:
     # threads that read and decode ahead, in every process
     workers: int = setting(1, at_least(1), decides=False)
     # for kind=prompts: how the teacher draws pictures; its trajectories have their own steps and scales, in `distill`
-    teacher_steps: int = setting(20, at_least(1), kinds=("prompts",))
+    teacher_steps: int = setting(20, STEPS, kinds=("prompts",))
     # for kind=prompts
     guidance_scale: float = setting(4.5, GUIDANCE, kinds=("prompts",))
 
@@ -253,7 +254,7 @@ class Trajectories:
     # of each, states that serve as samples of one update, whose batch_size counts states; 0 is off
     states: int = setting(0, at_least(0))
     # of the teacher along each: so many states there are, and their end point
-    steps: int = setting(20, at_least(1))
+    steps: int = setting(20, STEPS)
     # that pure noise is among the states of a trajectory; where all of its states are used it is
     max_time_probability: float = setting(0.5, SHARE)
 
@@ -263,11 +264,11 @@ class Matching:
     # λ of the distribution-matching term beside the others; 0 trains without a fake score
     weight: float = setting(0.0, at_least(0))
     # most steps of the student's own samples; each update draws how many, all equally likely
-    rollout: int = setting(4, at_least(1))
+    rollout: int = setting(4, STEPS)
     # of where the two scores are compared, and of a rollout's later steps; here tan t = exp(N(0, 1.6²)), as rCM's
     time: TimeDensity = field(default_factory=lambda: TimeDensity(-0.7, 1.6))
     # of the fake score for each update of the student
-    updates: int = setting(4, at_least(1))
+    updates: int = setting(4, STEPS)
     # 0: the fake score is a network of its own; else so many ranks on top of the frozen teacher
     lora_rank: int = setting(0, at_least(0))
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(lr=4e-7))
@@ -307,7 +308,7 @@ class Evaluate:
     prompts: int = setting(600, at_least(0))
     # of the student
     steps: tuple[int, ...] = (1, 2, 3, 4)
-    teacher_steps: int = setting(20, at_least(1))
+    teacher_steps: int = setting(20, STEPS)
     guidance_scale: float = setting(4.5, GUIDANCE)
     batch_size: int = setting(50, at_least(1), decides=False)
 

@@ -24,14 +24,20 @@ def at_least(low: int) -> Range:
     return Range(f"at least {low} and at most {HIGHEST:,}", lambda v: low <= v <= HIGHEST)
 
 
+def between(low: int, high: int) -> Range:
+    return Range(f"from {low} to {high:,}", lambda v: low <= v <= high)
+
+
 ABOVE_0 = Range("above 0", lambda v: 0 < v < math.inf)
 FINITE = Range("finite", math.isfinite)
 SHARE = Range("between 0 and 1", lambda v: 0 <= v <= 1)
 SHARE_BELOW_1 = Range("at least 0 and below 1", lambda v: 0 <= v < 1)
 # of a run, or of a first picture: the next ones count up
 SEED = Range("at least 0 and below 2**62", lambda v: 0 <= v < SEEDS // 2)
-DEPTH = Range("from 0 to 512", lambda v: 0 <= v <= 512)
-GUIDANCE = Range("from 0 to 1,000", lambda v: 0 <= v <= 1000)
+DEPTH = between(0, 512)
+GUIDANCE = between(0, 1000)
+# of a sampler, or of updates in a row: each is there at once, in a list of times or of turns
+STEPS = between(1, 1000)
 
 
 LATER = {"later": True}  # metadata of a group that came when there were runs already

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from sprint.base.errors import SprintError
-from sprint.recipe.schema import Distill, Recipe
+from sprint.recipe.schema import Distill, NormGroups, Recipe
 
 
 def share_of(batch_size: int, rank: int, processes: int, key: str = "batch_size") -> range:
@@ -57,6 +57,12 @@ def _parted(recipe: Recipe, share: int, processes: int) -> Iterator[str]:
         yield (
             f"misaligned pairs need at least 2 neighbours, and a share of {share} in groups of {neighbours} "
             f"leaves 1 alone; change distill.batch_size or {key}"
+        )
+    elif adversarial.norm_groups is NormGroups.separate and share % neighbours:
+        yield (
+            f"distill.batch_size = {batch_size} leaves {share % neighbours} in place of {key} = {neighbours}, and with "
+            "distill.adversarial.norm_groups = separate samples of another kind would fill their group; set "
+            f"distill.batch_size to a multiple of {neighbours}"
         )
     elif recipe.micro_batch_size % neighbours:
         yield (

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from sprint.base.errors import SprintError
-from sprint.recipe.schema import EngineKind, Recipe
+from sprint.recipe.schema import DataKind, EngineKind, Precision, Products, Recipe
 
 
 def check_read(recipe: Recipe, keys: Iterable[str]) -> None:
@@ -33,9 +33,12 @@ def _unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
         for name in (*looks, "loss", "r1", "r2", "sigma", "warmup_steps"):
             yield f"distill.adversarial.{name}", "distill.adversarial.weight is 0"
     if not distill.trajectories.states:
-        yield "distill.trajectories.max_time_probability", "distill.trajectories.states is 0"
-    elif distill.consistency.weight > 0 and matching.weight == 0:
-        yield "distill.null_mask", "trajectories bring the guided teacher's velocities along"
+        for name in ("steps", "max_time_probability"):
+            yield f"distill.trajectories.{name}", "distill.trajectories.states is 0"
+    else:
+        yield from _unread_on_trajectories(recipe)
+    if recipe.products is Products.fastest and recipe.precision is Precision.bf16:
+        yield "products", "precision = bf16 multiplies bf16 factors everywhere"
     if adversarial.penalties == 0:
         yield "distill.adversarial.sigma", "distill.adversarial.r1 and r2 are 0"
     if matching.weight == 0:
@@ -48,3 +51,14 @@ def _unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield "distill.null_mask", "distill.consistency.weight is 0"
     if not consistency.normalise_tangent:
         yield "distill.consistency.tangent_normalisation", "distill.consistency.normalise_tangent is false"
+
+
+def _unread_on_trajectories(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    distill = recipe.distill
+    if distill.consistency.weight > 0 and distill.matching.weight == 0:
+        yield "distill.null_mask", "trajectories bring the guided teacher's velocities along"
+    if distill.adversarial.weight == 0:
+        yield "distill.consistency.time", "states of trajectories have the times of the teacher's steps"
+    if recipe.data.kind is DataKind.prompts and recipe.adapt.steps == 0:
+        for name in ("teacher_steps", "guidance_scale"):
+            yield f"data.{name}", "trajectories have steps and scales of their own, in distill"

@@ -38,9 +38,16 @@ from sprint.train.stage import Stage, Term
 from sprint.train.states import spread
 from sprint.train.terms import Logged
 from sprint.train.terms.adversarial import discriminator_term, sample_term
-from sprint.train.terms.consistency import Point, consistency_term, stored_point, teacher_point
+from sprint.train.terms.consistency import (
+    Pass,
+    Point,
+    consistency_term,
+    dual_pass,
+    stored_point,
+    teacher_point,
+)
 from sprint.train.terms.matching import fake_score_term, matching_term
-from sprint.train.terms.regression import regression_term
+from sprint.train.terms.regression import end_point_distance, regression_term
 from sprint.train.terms.sample import self_consistency_term
 from sprint.train.turns import DISCRIMINATOR, FAKE_SCORE, GENERATOR, cycle, turn
 from sprint.train.update import Means, Updater, prefixed
@@ -147,9 +154,11 @@ class DistillStage(Stage):
 
     def student_terms(self) -> list[Term]:
         """(batch, guided, draws) -> loss, what to log. A term of weight zero is not computed."""
-        consistency = self.stored_term if self.settings.trajectories.states else self.consistency_term
-        terms: list[Term] = [consistency] if self.settings.consistency.weight > 0 else []
-        terms += [self.regression_term] if self.settings.regression > 0 else []
+        terms: list[Term] = []
+        if self.settings.consistency.weight > 0:
+            terms = [self.stored_term if self.settings.trajectories.states else self.consistency_term]
+        elif self.settings.regression > 0:
+            terms = [self.regression_term]
         terms += [self.matching_term] if self.matching else []
         return terms + (self.terms_of_samples() if self.adversarial else [])
 
@@ -161,15 +170,23 @@ class DistillStage(Stage):
 
     def consistency_term(self, batch: Batch, guided: GuidedText, draws: Draws) -> tuple[Tensor, Logged]:
         point = teacher_point(self.teacher, batch, draws, guided, self.clock)
-        return self._consistency(point, batch, draws.guidance)
+        said = dual_pass(self.generator.trained, point, batch, draws.guidance, self.clock)
+        return self._consistency(said, point)
 
     def stored_term(self, batch: Traced, guided: GuidedText | None, draws: Draws) -> tuple[Tensor, Logged]:
-        return self._consistency(stored_point(batch), batch, draws.guidance)
+        """sCM on what a trajectory stores, and regression onto its end from the same pass."""
+        point = stored_point(batch)
+        said = dual_pass(self.generator.trained, point, batch, draws.guidance, self.clock)
+        loss, seen = self._consistency(said, point)
+        if self.settings.regression == 0:
+            return loss, seen
+        distance, far = end_point_distance(said.F, point, batch)
+        return loss + self.settings.regression * distance, seen | far
 
-    def _consistency(self, point: Point, batch: Batch, guidance: Tensor) -> tuple[Tensor, Logged]:
+    def _consistency(self, said: Pass, point: Point) -> tuple[Tensor, Logged]:
         settings = self.settings.consistency
         r = losses.tangent_warmup(self.generator_updates, settings.tangent_warmup_updates)
-        loss, seen = consistency_term(self.generator.trained, point, batch, guidance, r, settings, self.clock)
+        loss, seen = consistency_term(said, point, r, settings)
         return settings.weight * loss, seen
 
     def regression_term(

@@ -1,5 +1,6 @@
 """What a run begins with: its teacher, the samples, and the frozen networks that encode them."""
 
+import logging
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,10 @@ from sprint.recipe.schema import DataKind, Precision, Recipe
 from sprint.sample.generate import TeacherGenerator
 from sprint.train.checks import check_teacher
 from sprint.weights.checkpoint import Checkpoint
+from sprint.weights.identity import hash_files
 from sprint.weights.load import understand_teacher
+
+log = logging.getLogger(__name__)
 
 
 class Inputs:
@@ -41,12 +45,12 @@ class Inputs:
     def __init__(self, recipe: Recipe, folder: Path, engine: Engine):
         self.recipe, self.folder, self.engine = recipe, folder, engine
         self.of_scenes = recipe.data.kind is DataKind.scenes
-        checkpoint = self._teacher()
-        teacher, self.teacher_weights = checkpoint.sizes, checkpoint.parameters
+        self._checkpoint = self._teacher()
+        teacher, self.teacher_weights = self._checkpoint.sizes, self._checkpoint.parameters
         self.source, self.null = self._open_cache() if self._cached else self._open_data()
         for batch_size in (recipe.adapt.batch_size, recipe.distill.batch_size):
             self.source.batched(batch_size)  # there may be too few samples of every shape
-        first = self.encode(self.source.samples(range(1)))
+        first = self._first()
         self.latent_shape: tuple[int, int, int] = tuple(first.latent.shape[1:])
         self._check_fit(first, teacher)
 
@@ -71,6 +75,22 @@ class Inputs:
                 "data of another family"
             )
 
+    def _compare_teachers(self, made_by: str | None) -> None:
+        """Trajectories may teach another teacher's student, but hardly ever should.  made_by: SHA-256"""
+        adapted = (self.folder / "teacher").exists()  # then they were compared before stage 1
+        if not adapted and made_by != hash_files(self._checkpoint.source.files):
+            log.warning(
+                "%s: trajectories of another teacher than %s", self.recipe.data.path, self.recipe.teacher
+            )
+
+    def _first(self) -> Batch | Traced:
+        """One sample as each stage will see it.  -> the last stage's"""
+        traced = self.recipe.distill.trajectories.states > 0
+        for trajectories in [False] * (not traced or self.recipe.adapt.steps > 0) + [True] * traced:
+            source, encode = self.feed(trajectories)
+            first = encode(source.samples(range(1)))
+        return first
+
     # ---- samples, and the empty prompt ------------------------------------------------------------------
 
     @property
@@ -91,6 +111,8 @@ class Inputs:
         recipe, items = self.recipe, open_items(self.recipe.data)
         ours = isinstance(items, CachedItems)
         check_trajectories(items, recipe)
+        if recipe.distill.trajectories.states:
+            self._compare_teachers(items.settings.weights.get("teacher"))
         if ours:
             items.check(self.family_name, recipe.text)
             self.of_scenes = items.settings.data["kind"] == DataKind.scenes.value

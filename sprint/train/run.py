@@ -127,7 +127,7 @@ class Run:
 
     def distill(self, run_log: RunLog) -> None:
         adapted, _ = load_teacher(self.folder / "teacher")
-        stage = DistillStage(self.recipe, self.engine, adapted, self.inputs.null, self.inputs.latent_shape)
+        stage = self.distill_stage(adapted)
         del adapted  # a stage that needs no teacher has let go of it
         self.train_stage(stage, run_log, self.checkpoints(stage.name))
         student, facts = stage.result(), model_facts(self.recipe)
@@ -145,6 +145,10 @@ class Run:
             )
 
         self._finish(stage, export)
+
+    def distill_stage(self, adapted: ModelMixin) -> DistillStage:
+        """Stage 2 at its start, for this run's inputs."""
+        return DistillStage(self.recipe, self.engine, adapted, self.inputs.null, self.inputs.latent_shape)
 
     def checkpoints(self, stage: str) -> Checkpoints:
         return Checkpoints.find(self.folder / "checkpoints" / stage, self.engine)

@@ -63,3 +63,14 @@ def test_a_linear_layer_gives_and_takes_its_inputs_dtype():
     y = bf16_linear(x, layer.weight, layer.bias)
     y.sum().backward()
     assert y.dtype == x.grad.dtype == layer.weight.grad.dtype == torch.float32
+
+
+def test_bf16_everywhere_leaves_products_alone(fast_in_bf16, bf16_engine):
+    assert bf16_engine._products(Products.fastest) is float32_products()
+
+
+def test_the_main_process_says_for_all_which_is_fastest(fast_in_bf16, monkeypatch):
+    monkeypatch.setattr(
+        Engine, "broadcast_from_main", lambda self, work: None
+    )  # its clock found float32 faster
+    assert Engine(Precision.fp32, products=Products.fastest).multiply is float32_products()

@@ -139,7 +139,7 @@ def test_flops_are_those_of_a_real_forward_pass(case, student):
     text, mask = torch.randn(1, TOKENS, case.family.sizes(network.config).text_width), torch.ones(1, TOKENS)
     with torch.no_grad(), Counts() as counts:
         case.family.velocity(network, x, t, text, mask, t if student else None, DENSE_TIME)
-    counted = sum(flops for operations in counts.operations.values() for flops, _ in operations)
+    counted = sum(each.flops for operations in counts.operations.values() for each in operations)
     assert case.family.forward_flops(network.config, side, TOKENS) == counted > 0
     depth = case.family.sizes(network.config).depth
     half = case.family.forward_flops(network.config, side, TOKENS, blocks=depth // 2)

@@ -311,6 +311,9 @@ def test_relations_between_keys(small):
     assert "FID needs at least 2" in refusal(small, "evaluate.prompts=1")
     assert load_recipe("0.6b", ["evaluate.prompts=1"])
     assert load_recipe(small, [off, "distill.batch_size=1"])
+    odd, separate = "distill.batch_size=10", "distill.adversarial.norm_groups=separate"
+    assert load_recipe(small, [odd]) and load_recipe(small, [off, odd])
+    assert "samples of another kind would fill their group" in refusal(small, odd, separate)
 
 
 @pytest.mark.parametrize(
@@ -330,6 +333,22 @@ def test_relations_between_keys(small):
         (["distill.adversarial.sigma=0.2"], "distill.adversarial.r1 and r2 are 0"),
         (["distill.matching.rollout=2"], "distill.matching.weight is 0"),
         (["distill.matching={lora_rank: 2}"], "distill.matching.weight is 0"),
+        (["distill.trajectories.steps=8"], "distill.trajectories.states is 0"),
+        (
+            [
+                "distill={trajectories: {states: 4}, adversarial: {weight: 0}}",
+                "distill.consistency.time.mean=0",
+            ],
+            "states of trajectories have the times of the teacher's steps",
+        ),
+        (
+            [
+                *("distill.trajectories.states=4", "adapt.steps=0"),
+                "data={kind: prompts, path: p.txt, teacher_steps: 8}",
+            ],
+            "trajectories have steps and scales of their own, in distill",
+        ),
+        (["products=fastest", "precision=bf16"], "precision = bf16 multiplies bf16 factors everywhere"),
         (["shard_teacher=true"], "engine = single has nobody to share with"),
     ],
 )

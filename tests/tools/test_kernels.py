@@ -8,7 +8,7 @@ GREEN = kernels.Result(3, 1, [], 2.0, "")
 
 
 @pytest.fixture
-def ran(monkeypatch):
+def ran(monkeypatch, tmp_path):
     """By variant, the modules it was asked for; "aten avx2" fails a test."""
     asked = {}
 
@@ -19,6 +19,7 @@ def ran(monkeypatch):
         )
 
     monkeypatch.setattr(kernels, "run", run)
+    monkeypatch.setattr(kernels, "KEPT", tmp_path / "runs" / "kernels.json")
     monkeypatch.setattr(kernels, "bits", lambda variant: {"sum": variant[:4]})
     return asked
 
@@ -52,6 +53,18 @@ def test_one_failure_in_one_variant_is_exit_code_one_and_is_named(ran, capsys):
     assert list(ran) and ran["as it is"] == ["test_view"] and ran.keys() == kernels.VARIANTS.keys()
     assert "why" in (said := capsys.readouterr().out)
     assert said.endswith("FAILED under aten avx2: tests.test_a::test_b\n")
+
+
+def test_what_was_green_is_not_run_again_until_something_changes(ran, capsys):
+    command = ["--modules", "test_view"]
+    assert kernels.main(command) == 1 and ran.keys() == kernels.VARIANTS.keys()
+    first = capsys.readouterr().out
+    ran.clear()
+    assert kernels.main(command) == 1 and list(ran) == ["aten avx2"]
+    assert capsys.readouterr().out == first
+    ran.clear()
+    assert kernels.main(["--modules", "test_view", "test_tolerance"]) == 1
+    assert ran.keys() == kernels.VARIANTS.keys()  # another list of modules
 
 
 @pytest.mark.parametrize(

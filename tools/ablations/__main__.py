@@ -1,7 +1,8 @@
-"""The paper's ablations on the tiny family: every row of `rows.py` trained, scored, set beside the paper.
+"""What is added to the paper's recipe, and the paper's ablations, on the tiny family: every row of `methods.py` and
+`rows.py` trained, scored, set beside its base.
 
     python -m tools.ablations --quick
-    python -m tools.ablations --jobs 2 --only losses max-time
+    python -m tools.ablations --jobs 2 --only curve max-time
     python -m tools.ablations distill.steps=200
 
 Runs lie in runs/ablations/, each in a folder named by its recipe's hash, and several rows may share one. What has a
@@ -26,31 +27,35 @@ from sprint.base.errors import SprintError
 from sprint.base.progress import BAR, QUIET_INTERVAL
 from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import Data, DataKind
+from tools.ablations.estimate import estimate
 from tools.ablations.jobs import (
+    CACHED,
     INTERRUPTED,
-    RECIPE,
     ROOT,
     RUNS,
     Job,
     Settings,
     is_done,
     plan,
+    recipe_file,
     steps_done,
 )
-from tools.ablations.rows import GROUPS, Group, chosen
+from tools.ablations.methods import GROUPS, chosen
+from tools.ablations.rows import Group
 
 WORKER_LOG = "worker.log"
 POLL = 0.5  # seconds between looks at the workers
 
 
-def prepare(settings: Settings) -> None:
-    """The cache that all runs read, and the statistics of real scenes, where they are not there yet."""
+def prepare(settings: Settings, cached: bool) -> None:
+    """The cache that rows of the paper read, if there are any, and the statistics of real scenes, where they are not
+    there yet."""
     from sprint.data.cache.items import CACHE
     from sprint.data.encode.make import make_cache
     from tools.ablations.run import real_statistics
 
-    if not (settings.cache_folder / CACHE).exists():
-        recipe = load_recipe(RECIPE, [f"data.path={settings.cache_folder}", *settings.overrides])
+    if cached and not (settings.cache_folder / CACHE).exists():
+        recipe = load_recipe(recipe_file(CACHED), [f"data.path={settings.cache_folder}", *settings.overrides])
         data = Data(DataKind.scenes, size=recipe.data.size, seed=recipe.data.seed)
         text = make_cache(
             replace(recipe, data=data), settings.cache_folder, settings.cache_samples, dtype="fp32"
@@ -165,9 +170,11 @@ def run_list(
     groups: Sequence[Group], settings: Settings, at_once: int, arguments: Sequence[str]
 ) -> dict[str, str]:
     """Everything that is missing.  -> troubles by key. Raises SprintError where nothing can begin."""
-    prepare(settings)
+    jobs = plan(groups, settings)
+    print(f"ablations: {estimate(jobs, settings.root, at_once)}", file=sys.stderr)
+    prepare(settings, any(row.recipe == CACHED for group in groups for row in group.rows))
     command = [sys.executable, "-m", "tools.ablations", *arguments, "--work"]
-    return Workers(plan(groups, settings), settings.root, at_once, command).run()
+    return Workers(jobs, settings.root, at_once, command).run()
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -176,9 +183,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="of recipes/ablations.yaml, for all rows"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipes, for all rows")
     parser.add_argument("--quick", action="store_true", help="1 seed, 160 steps, 60 prompts")
     parser.add_argument(
         "--jobs", type=int, help="runs at once, a thread each (default: CPU cores; 1 on a GPU)"

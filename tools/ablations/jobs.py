@@ -10,19 +10,22 @@ from pathlib import Path
 import yaml
 
 from sprint.base.errors import SprintError
+from sprint.base.files import sha256
+from sprint.base.names import resolve
 from sprint.lab.reader import RULES
 from sprint.recipe.load import load_recipe, recipe_text
 from sprint.recipe.schema import Recipe
 from sprint.train.log import METRICS, read_metrics
-from tools.ablations.rows import BASE_SEEDS, Group, Row
+from sprint.train.turns import GENERATOR, turn
+from tools.ablations.rows import Group, Row
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "recipes" / "ablations.yaml"
 RUNS = Path("runs") / "ablations"
 RESULT = "result.json"
 INTERRUPTED = 130  # exit code
 QUICK = ("distill.steps=160", "evaluate.prompts=60")
 BESIDE_THE_POINT = ("name", "needs", "save_every", "log_every")  # of a recipe: the result is the same
+CACHED = "ablations"  # the recipe that reads a cache, which the list makes
 OF_THE_LIST = ("name", "seed", "data.path")  # keys that the list sets itself
 
 
@@ -33,12 +36,14 @@ class Job:
     key       its folder's name
     teacher   key of the job whose teacher it distils; "" where it has a stage 1 of its own
     kind      "teacher" (stage 1), "student" (stage 2), or "sparse" (both, with sparse time)
+    points    steps of stage 2 after which its student is scored too
     """
 
     key: str
     recipe: Recipe
     kind: str
     teacher: str = ""
+    points: tuple[int, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -68,57 +73,76 @@ class Settings:
     @cached_property
     def cache_samples(self) -> int:
         """As many as the longest of the two stages takes; --quick shares them."""
-        recipe = load_recipe(RECIPE, self.overrides)
+        recipe = load_recipe(recipe_file(CACHED), self.overrides)
         stages = (recipe.adapt, recipe.distill)
         return max(stage.steps * stage.batch_size for stage in stages)
 
     @cached_property
     def cache_folder(self) -> Path:
-        """Named by its samples; another teacher, text or data than the recipe's adds a digest."""
-        made_of, plain = (_cache_facts(load_recipe(RECIPE, o)) for o in (self.overrides, ()))
-        name = f"cache-{self.cache_samples}"
-        return self.root / (name if made_of == plain else f"{name}-{_sha256(made_of)[:8]}")
+        """Named by its samples, and a digest of the teacher's files, text and data that it is made of."""
+        recipe = load_recipe(recipe_file(CACHED), self.overrides)
+        facts = {key: asdict(recipe)[key] for key in ("teacher", "teacher_family", "text", "data")}
+        made_of = facts | {"files": weights_digest(recipe.teacher)}
+        return self.root / f"cache-{self.cache_samples}-{_sha256(made_of)[:8]}"
 
     def seeds(self, row: Row) -> range:
         return range(1 if self.quick else row.seeds)
 
     def student(self, row: Row, seed: int) -> Job:
-        overrides = (*self.shared, f"data.path={self.cache_folder}", f"seed={seed}", *row.overrides)
-        if row.sparse:
-            return _job("sparse", overrides, row.updates)
-        return _job("student", overrides, row.updates, self.teacher(row).key)
+        overrides = (*self.shared, *self._cached(row), f"seed={seed}", *row.overrides)
+        kind, teacher = ("sparse", "") if row.sparse else ("student", self.teacher(row).key)
+        return _job(kind, row, overrides, teacher)
 
     def teacher(self, row: Row) -> Job:
         """Stage 1 of a row, of seed 0 for all seeds; what concerns stage 2 and --quick does not change it, nor how a
         row is scored."""
         mine = [o for o in self.overrides if not o.startswith("distill.")]
         mine += [o for o in row.overrides if not o.startswith(("distill.", "evaluate."))]
-        return _job("teacher", (f"data.path={self.cache_folder}", *mine))
+        return _job("teacher", Row("", recipe=row.recipe), (*self._cached(row), *mine))
+
+    def _cached(self, row: Row) -> tuple[str, ...]:
+        return (f"data.path={self.cache_folder}",) if row.recipe == CACHED else ()
 
 
-def _cache_facts(recipe: Recipe) -> dict:
-    """What a cache depends on, but for its length."""
-    return {key: asdict(recipe)[key] for key in ("teacher", "teacher_family", "text", "data")}
+def recipe_file(name: str) -> Path:
+    return ROOT / "recipes" / f"{name}.yaml"
 
 
 @cache
-def _job(kind: str, overrides: tuple[str, ...], updates: float = 1.0, teacher: str = "") -> Job:
-    recipe = load_recipe(RECIPE, overrides)
-    steps = round(recipe.distill.steps * updates)
-    recipe = replace(recipe, distill=replace(recipe.distill, steps=steps))
+def weights_digest(teacher: str) -> str:
+    """Of every file of a teacher's folder, eight hex digits: what another teacher of the same name taught is another
+    run. "" where it is no folder here."""
+    folder = Path(resolve(teacher))
+    files = sorted(file for file in folder.rglob("*.safetensors")) if folder.is_dir() else []
+    return _sha256({str(file.relative_to(folder)): sha256(file) for file in files})[:8] if files else ""
+
+
+@cache
+def _job(kind: str, row: Row, overrides: tuple[str, ...], teacher: str = "") -> Job:
+    recipe = load_recipe(recipe_file(row.recipe), overrides)
+    steps = round(recipe.distill.steps * row.updates)
+    distill = replace(recipe.distill, steps=steps)
+    if row.warmup:
+        updates = sum(turn(step, distill) == GENERATOR for step in range(steps))
+        warmed = replace(distill.adversarial, warmup_steps=round(row.warmup * updates))
+        distill = replace(distill, adversarial=warmed)
+    recipe = replace(recipe, distill=distill, log_every=1)  # thread-seconds are told update by update
     prefix, suffix = ("teacher-" if kind == "teacher" else ""), ("-sparse" if kind == "sparse" else "")
     key = prefix + digest(recipe) + suffix
-    return Job(key, replace(recipe, name=key), kind, teacher)
+    points = sorted({max(1, round(steps * share)) for share in row.points} - {steps})
+    return Job(key, replace(recipe, name=key), kind, teacher, tuple(points))
 
 
 def digest(recipe: Recipe) -> str:
-    """Twelve hex digits of what differs from a recipe's defaults, but for names and the rhythm of the log.
+    """Twelve hex digits of what differs from a recipe's defaults, but for names and the rhythm of the log, and of the
+    teacher's weights.
 
     Unlike `recipe_hash` it stays when recipes gain a field: finished runs count on.
     """
     plain = dict(_leaves(asdict(type(recipe)())))
     settings = {key: value for key, value in _leaves(asdict(recipe)) if key not in BESIDE_THE_POINT}
-    return _sha256({key: value for key, value in settings.items() if value != plain[key]})[:12]
+    changed = {key: value for key, value in settings.items() if value != plain[key]}
+    return _sha256(changed | {"weights": weights_digest(recipe.teacher)})[:12]
 
 
 def _sha256(value: dict) -> str:
@@ -140,7 +164,7 @@ def plan(groups: Sequence[Group], settings: Settings) -> dict[str, Job]:
     teachers = [settings.teacher(row) for row in rows if not row.sparse]
     students = [
         settings.student(row, seed)
-        for seed in range(BASE_SEEDS)
+        for seed in range(max((row.seeds for row in rows), default=0))
         for row in rows
         if seed in settings.seeds(row)
     ]

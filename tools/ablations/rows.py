@@ -6,20 +6,20 @@ Read by the other files here.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 # 97.5% quantiles of Student's t by degrees of freedom; in between the lower number counts
-STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 10: 2.228, math.inf: 1.960}
+STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 7: 2.365, 10: 2.228, math.inf: 1.960}
 DECIMALS = 9  # of a difference: equal ones differ by rounding
 AGREES, DISAGREES, WITHIN_NOISE = "agrees", "disagrees", "within the noise"
 BETTER, WORSE = "better", "worse"
 NOT_COMPARABLE = "not comparable"
 RULE = (
     "Each row is set against the base row of its group, at 2 steps: the sign of the difference in FID against the "
-    "paper's in FID, in scene score against the paper's in CLIP score. Changes that are ours are set against the base "
-    "at 1 step. A difference inside its 95% interval by Student's t is within the noise. Runs of the same seed share "
-    "teacher, prompts and, where both losses are on, data and noise, so a row of several seeds is compared seed by "
+    "paper's in FID, in scene score against the paper's in CLIP score. What is added to the paper's recipe is set "
+    "against that at 1 step. A difference inside its 95% interval by Student's t is within the noise. Runs of the same "
+    "seed share teacher, prompts and, where both losses are on, data and noise, so a row of several seeds is compared seed by "
     "seed: its interval is that of the mean of those differences, over seeds of this teacher and these prompts. A "
     "row of one seed is set against the base's mean, and its error is that within its run (binomial for the score, "
     "bootstrap over pictures for FID, over updates for norms) or the base's spread over seeds, whichever is larger: "
@@ -27,6 +27,9 @@ RULE = (
     "share the same base runs, so their verdicts are not independent; of twenty at 95% one leaves the noise by "
     "chance. Gradient norms are compared by the logarithm of a run's median."
 )
+
+
+BASES = ("ablations", "tiny-paper")  # recipes that rows are set against as they are
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,9 @@ class Row:
     sparse   time is fed to the networks as 1000 · t, in stage 1 too
     updates  the share of the others' steps that it is trained for
     comparable   whether it is what the paper's row is; if not there is no verdict
+    recipe   the file in recipes/ that it changes
+    points   shares of its updates, below 1, after which its student is scored too
+    warmup   share of the student's updates that LADD's term is left out of
     """
 
     label: str
@@ -59,10 +65,14 @@ class Row:
     updates: float = 1.0
     comparable: bool = True
     note: str = ""
+    recipe: str = "ablations"
+    points: tuple[float, ...] = ()
+    warmup: float = 0.0
 
     @property
     def is_base(self) -> bool:
-        return not (self.overrides or self.sparse or self.updates != 1)
+        changed = self.overrides or self.sparse or self.updates != 1 or self.warmup
+        return self.recipe in BASES and not changed
 
 
 @dataclass(frozen=True)
@@ -86,18 +96,17 @@ class Group:
         return next(row for row in self.rows if row.is_base)
 
 
-BASE_SEEDS = 3
+BASE_SEEDS = 8  # by tools/ablations/budget.py: 12 of the 22 comparisons are expected to leave the noise
+FEW_SEEDS = 3  # of rows that have left it with one, or that the paper has no verdict on
 WEIGHT = "distill.adversarial.weight"
 CONSISTENCY, ADVERSARIAL = "distill.consistency", "distill.adversarial"
-SELF = "distill.self_consistency=80"
-FALLING = ("distill.optimizer.lr=3e-4", "distill.optimizer.decay_share=0.6")
 
 
 def _base(label: str, fid: float | None = None, clip: float | None = None) -> Row:
     return Row(label, seeds=BASE_SEEDS, paper=None if fid is None else Paper(fid, clip))
 
 
-GROUPS = (
+PAPER_GROUPS = (
     Group(
         "losses",
         "Losses",
@@ -106,14 +115,14 @@ GROUPS = (
             Row(
                 "sCM only",
                 (f"{WEIGHT}=0",),
-                3,
+                FEW_SEEDS,
                 comparable=False,
                 note="every step is the student's: twice its updates with both losses, so no verdict",
             ),
             Row(
                 "sCM, half steps",
                 (f"{WEIGHT}=0",),
-                3,
+                BASE_SEEDS,
                 Paper(8.93, 27.51),
                 updates=0.5,
                 note="as many updates of the student as with both losses",
@@ -121,7 +130,7 @@ GROUPS = (
             Row(
                 "LADD only",
                 (f"{CONSISTENCY}.weight=0", f"{WEIGHT}=0.5"),
-                3,
+                BASE_SEEDS,
                 Paper(12.20, 27.00),
                 note="its weight says little where nothing stands beside it: Adam does not see the scale",
             ),
@@ -133,9 +142,21 @@ GROUPS = (
         "Weight of sCM : LADD",
         "1 : 0.5 has the best FID; 1 : 1 a CLIP score slightly above it.",
         (
-            Row("1 : 20", (f"{WEIGHT}=20",), paper=Paper(8.81, 27.93), note="the paper's 1 : 1, times 20"),
+            Row(
+                "1 : 20",
+                (f"{WEIGHT}=20",),
+                BASE_SEEDS,
+                Paper(8.81, 27.93),
+                note="the paper's 1 : 1, times 20",
+            ),
             _base("1 : 10", 8.43, 27.85),
-            Row("1 : 2", (f"{WEIGHT}=2",), paper=Paper(8.90, 27.76), note="the paper's 1 : 0.1, times 20"),
+            Row(
+                "1 : 2",
+                (f"{WEIGHT}=2",),
+                BASE_SEEDS,
+                Paper(8.90, 27.76),
+                note="the paper's 1 : 0.1, times 20",
+            ),
         ),
     ),
     Group(
@@ -143,9 +164,9 @@ GROUPS = (
         "Share of LADD's samples that start from pure noise",
         "More is better, up to 70%.",
         (
-            Row("0%", (f"{ADVERSARIAL}.max_time_probability=0",), 3, Paper(9.44, 27.65)),
+            Row("0%", (f"{ADVERSARIAL}.max_time_probability=0",), BASE_SEEDS, Paper(9.44, 27.65)),
             _base("50%", 8.32, 27.94),
-            Row("70%", (f"{ADVERSARIAL}.max_time_probability=0.7",), 3, Paper(8.11, 28.02)),
+            Row("70%", (f"{ADVERSARIAL}.max_time_probability=0.7",), BASE_SEEDS, Paper(8.11, 28.02)),
         ),
     ),
     Group(
@@ -156,7 +177,7 @@ GROUPS = (
             Row(
                 "one scale, 4.5",
                 ("distill.guidance_scales=[4.5]",),
-                3,
+                FEW_SEEDS,
                 Paper(9.23, 27.15),
                 comparable=False,
                 note="trained for the one scale that it is scored at: a specialist, whose embedder is a constant; "
@@ -170,7 +191,14 @@ GROUPS = (
         "QK-norm",
         "Without it gradients are larger and training is unstable.",
         (
-            Row("off", ("adapt.qk_norm=false",), worse=True, louder=True, note="stage 1 of its own"),
+            Row(
+                "off",
+                ("adapt.qk_norm=false",),
+                BASE_SEEDS,
+                worse=True,
+                louder=True,
+                note="stage 1 of its own",
+            ),
             _base("on"),
         ),
     ),
@@ -180,7 +208,12 @@ GROUPS = (
         "Sparse time (1000 · t) gives gradient norms above 10³ and collapses.",
         (
             Row(
-                "sparse", worse=True, louder=True, sparse=True, note="stage 1 of its own; nothing is exported"
+                "sparse",
+                seeds=BASE_SEEDS,
+                worse=True,
+                louder=True,
+                sparse=True,
+                note="stage 1 of its own; nothing is exported",
             ),
             _base("dense"),
         ),
@@ -189,13 +222,16 @@ GROUPS = (
         "tangent-norm",
         "Tangent normalisation",
         "Part of sCM: without it training is unstable.",
-        (Row("off", (f"{CONSISTENCY}.normalise_tangent=false",), worse=True), _base("on")),
+        (Row("off", (f"{CONSISTENCY}.normalise_tangent=false",), FEW_SEEDS, worse=True), _base("on")),
     ),
     Group(
         "warm-up",
         "Tangent warm-up",
         "Part of sCM: without it the first updates are unstable.",
-        (Row("off", (f"{CONSISTENCY}.tangent_warmup_updates=1",), worse=True, note="1 update"), _base("on")),
+        (
+            Row("off", (f"{CONSISTENCY}.tangent_warmup_updates=1",), FEW_SEEDS, worse=True, note="1 update"),
+            _base("on"),
+        ),
     ),
     Group(
         "density",
@@ -208,42 +244,6 @@ GROUPS = (
             Row("LADD -1.2", (f"{ADVERSARIAL}.time.mean=-1.2",)),
             Row("LADD 0.0", (f"{ADVERSARIAL}.time.mean=0.0",)),
         ),
-    ),
-    Group(
-        "one-step",
-        "Changes of ours, compared at 1 step",
-        "",
-        (
-            _base("base"),
-            Row(
-                "self-consistency",
-                (SELF,),
-                3,
-                note="weight 80: a second step shall lead where the first one did",
-            ),
-            Row("LADD 0.5", (f"{WEIGHT}=0.5",), 3, note="the paper's weight"),
-            Row("lr falling", FALLING, 3, note="3e-4, to 0 over the last 60% of the updates"),
-            Row(
-                "tiny recipe",
-                (SELF, *FALLING, f"{ADVERSARIAL}.max_time_probability=0.7"),
-                3,
-                note="self-consistency, the falling rate, 70% of LADD's samples from pure noise",
-            ),
-            Row(
-                "guidance 2",
-                ("distill.guidance_scales=[1.5,2.0,2.5]", "evaluate.guidance_scale=2.0"),
-                note="trained with scales 1.5, 2 and 2.5, drawn with 2",
-            ),
-            Row("no EMA", ("distill.ema_decay=0",)),
-            Row(
-                "EMA 0.995",
-                ("distill.ema_decay=0.995",),
-                note="after 180 updates two fifths of it are still the untrained start",
-            ),
-            Row("last tap", (f"{ADVERSARIAL}.taps=[3]",), note="the heads see the last block alone"),
-        ),
-        steps="1",
-        ours=True,
     ),
 )
 
@@ -337,11 +337,6 @@ def in_words(found: Mapping[str, str]) -> str:
         for word in (AGREES, DISAGREES, BETTER, WORSE, WITHIN_NOISE)
     }
     return "; ".join(f"{word} in {' and '.join(names)}" for word, names in by_word.items() if names)
-
-
-def chosen(keys: Sequence[str]) -> tuple[Group, ...]:
-    """The groups of these keys, in their own order; all without keys."""
-    return tuple(group for group in GROUPS if not keys or group.key in keys)
 
 
 def _sign(value: float) -> int:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import ModelMixin
 from diffusers.utils import logging
 from safetensors.torch import load, save
 
 from sprint.base.errors import Diverged, SprintError
 from sprint.base.files import write_whole
 from sprint.base.names import resolve
+from sprint.data.batch import Batch
 from sprint.evaluate.metrics.gaussian import GaussianStatistics, fid, resampled_fid
 from sprint.evaluate.metrics.real_scenes import REFERENCE_SCENES
 from sprint.evaluate.metrics.real_scenes import real_statistics as statistics_of
@@ -27,14 +29,19 @@ from sprint.lab.reader import RULES, score
 from sprint.lab.series import REFERENCE_SEED, SHOWN, held_out_scenes
 from sprint.models.teacher import SPARSE_TIME
 from sprint.models.view import TrigFlowView
+from sprint.recipe.schema import Evaluate
 from sprint.sample.generate import Generator, StudentGenerator
 from sprint.sample.load import load_generator
 from sprint.train.adapt import AdaptStage
 from sprint.train.distill import GENERATOR, DistillStage
 from sprint.train.log import METRICS, RunLog, read_metrics
 from sprint.train.loop import Interrupted
+from sprint.train.report.write import model_facts
 from sprint.train.run import Run
 from sprint.train.start import start_of_adaptation
+from sprint.train.update import Means
+from sprint.weights.export import export_student
+from sprint.weights.folder import is_export
 from sprint.weights.load import load_teacher
 from tools.ablations.jobs import (
     INTERRUPTED,
@@ -44,6 +51,7 @@ from tools.ablations.jobs import (
     is_done,
     other_settings,
 )
+from tools.ablations.seconds import thread_seconds
 from tools.bench.measure import environment
 
 PICTURES = "pictures.npz"  # arrays named by steps, uint8 [SHOWN, 64, 64, 3]
@@ -80,6 +88,8 @@ def work(job: Job, root: Path) -> int:
         "seed": job.recipe.seed,
         "failed": failed,
         "scores": scores,
+        "points": score_points(job, rows, root) if generator else [],
+        "training": training_cost(job, rows, root),
         "norms": norms(rows),
         "seconds": round(seconds, 1),  # of training and scoring, breaks left out
         "network": feature_network(),
@@ -108,12 +118,46 @@ def _train(job: Job, root: Path) -> tuple[Generator | None, str | None]:
         if failed:
             return None, f"stage 1: {failed}"
         _copy_whole(root / job.teacher / TEACHER_FOLDER, root / job.key / TEACHER_FOLDER)
-    run = Run(job.recipe, root)
+    run = PointedRun(job, root)
     train = {"teacher": _teacher, "student": _student, "sparse": _sparse}[job.kind]
     try:
         return train(run), None
     except Diverged as error:
         return None, str(error)
+
+
+class PointedRun(Run):
+    """A run that keeps its student as it is after some steps of stage 2 too, each as a folder of its own."""
+
+    def __init__(self, job: Job, root: Path):
+        super().__init__(job.recipe, root)
+        self.points = job.points
+
+    def distill_stage(self, adapted: ModelMixin) -> DistillStage:
+        stage = super().distill_stage(adapted)
+        update = stage.update
+
+        def kept(step: int, batch: Batch) -> Means:
+            means = update(step, batch)
+            if step + 1 in self.points:
+                self._keep(stage, step + 1)
+            return means
+
+        stage.update = kept
+        return stage
+
+    def _keep(self, stage: DistillStage, step: int) -> None:
+        folder = point_folder(self.folder, step)
+        if is_export(folder):
+            return
+        student, facts = stage.result(), model_facts(self.recipe)
+        facts["times"] = self.recipe.distill.student_times
+        export_student(folder, student.network, student.logvar, self.inputs.family, facts)
+
+
+def point_folder(folder: Path, step: int) -> Path:
+    """Of a run, the student that it had after so many steps."""
+    return folder / "points" / f"{step:06d}"
 
 
 def _teacher(run: Run) -> Generator:
@@ -167,32 +211,57 @@ def _copy_whole(source: Path, target: Path) -> None:
 def score_steps(generator: Generator, job: Job, folder: Path, root: Path) -> dict[str, dict]:
     """By number of steps: scene score and FID, each with its error. The first pictures are kept."""
     settings = job.recipe.evaluate
-    steps = (settings.teacher_steps,) if job.kind == "teacher" else settings.steps
-    scenes = held_out_scenes(settings.prompts)
-    captions, seeds = [scene.caption for scene in scenes], range(len(scenes))
-    real, network = real_statistics(root), scene_features()
     scores, kept = {}, {}
-    for count in steps:
-        times, batch_size, guidance = generator.times(count), settings.batch_size, settings.guidance_scale
-        drawn = in_batches(generator, captions, seeds, batch_size, times, guidance)
-        pictures = np.concatenate(list(drawn))
-        features = network(pictures)
-        found = score(pictures, [scene.claim for scene in scenes])
-        scores[str(count)] = {
-            "score": found["mean_over_samples"],
-            "score_error": _binomial(found["mean_over_samples"], found["n"]),
-            "fid": fid(GaussianStatistics.of(features), real),
-            "fid_error": statistics.stdev(resampled_fid(features, real, RESAMPLES)),
-            "categories": {
-                name: row | {"error": _binomial(row["share"], row["n"])}
-                for name, row in found["categories"].items()
-            },
-        }
+    for count in (settings.teacher_steps,) if job.kind == "teacher" else settings.steps:
+        scores[str(count)], pictures = score_of(generator, settings, count, root)
         kept[str(count)] = pictures[:SHOWN]
     packed = io.BytesIO()
     np.savez_compressed(packed, **kept)
     write_whole(folder / PICTURES, packed.getvalue())
     return scores
+
+
+def score_of(
+    generator: Generator, settings: Evaluate, count: int, root: Path
+) -> tuple[dict[str, float | dict], np.ndarray]:
+    """What pictures in `count` steps are worth, and the pictures: uint8 [settings.prompts, H, W, 3]."""
+    real, network = real_statistics(root), scene_features()
+    scenes = held_out_scenes(settings.prompts)
+    captions, seeds = [scene.caption for scene in scenes], range(len(scenes))
+    times, batch_size, guidance = generator.times(count), settings.batch_size, settings.guidance_scale
+    pictures = np.concatenate(list(in_batches(generator, captions, seeds, batch_size, times, guidance)))
+    features = network(pictures)
+    found = score(pictures, [scene.claim for scene in scenes])
+    return {
+        "score": found["mean_over_samples"],
+        "score_error": _binomial(found["mean_over_samples"], found["n"]),
+        "fid": fid(GaussianStatistics.of(features), real),
+        "fid_error": statistics.stdev(resampled_fid(features, real, RESAMPLES)),
+        "categories": {
+            name: row | {"error": _binomial(row["share"], row["n"])}
+            for name, row in found["categories"].items()
+        },
+    }, pictures
+
+
+def score_points(job: Job, rows: list[dict], root: Path) -> list[dict]:
+    """The run's earlier students at 1 step, and what training had cost by then, stage 1 among it."""
+    found = []
+    for step in job.points:
+        generator = load_generator(str(point_folder(root / job.key, step)))
+        scores, _ = score_of(generator, job.recipe.evaluate, 1, root)
+        cost = training_cost(job, rows, root, step)["thread_seconds"]
+        found.append({"step": step, "thread_seconds": cost} | scores)
+    return found
+
+
+def training_cost(job: Job, rows: list[dict], root: Path, last: int | None = None) -> dict[str, float]:
+    """Seconds of a thread, those of stage 1 among them, to step `last` of stage 2; and what is left out of them."""
+    costs = [thread_seconds(rows, AdaptStage.name), thread_seconds(rows, DistillStage.name, last)]
+    if job.teacher:
+        costs.append(thread_seconds(read_metrics(root / job.teacher / METRICS), AdaptStage.name))
+    counted, left_out = (sum(parts) for parts in zip(*costs, strict=True))
+    return {"thread_seconds": round(counted, 1), "left_out": round(left_out, 1)}
 
 
 def _binomial(p: float, count: int) -> float:

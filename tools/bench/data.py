@@ -62,6 +62,7 @@ from tools.bench.measure import (
     write_results,
 )
 from tools.bench.step import time_phases, update_of
+from tools.bench.variants import OURS
 
 CONTROL, HASHED = "no lock", bytes(2**22)  # hashed in the place of a sample
 QUEUE = Path("/proc/thread-self/schedstat")  # ns on a core, ns waiting for one, turns
@@ -210,7 +211,7 @@ def verdict(rates: dict[int, float], need: float) -> Verdict:
 def need_of_scenes(rounds: int) -> Need:
     """Of stage 2 of recipes/tiny.yaml: its batch, its network's shapes with random weights, G and D in turn."""
     batch = load_recipe(ROOT / "recipes" / "tiny.yaml").distill.batch_size
-    update = update_of("ours", Request("tiny", batch, "cpu", Precision.fp32), checkpointing=False)
+    update = update_of(OURS, Request("tiny", batch, "cpu", Precision.fp32), checkpointing=False)
     pairs = time_phases({"ours": update}, rounds)["ours"]["G+D"]
     return Need(2 * batch / statistics.median(pairs), "measured: stage 2 of the tiny network on this machine")
 

@@ -1,18 +1,22 @@
 """FLOPs and bytes of both updates by part, the time that they must take on this machine, and the time they take.
 
-    python -m tools.bench.flops                       # 20M Sana, batch 8, CPU: under two minutes on two cores
+    python -m tools.bench.flops                       # 20M Sana, batch 8, CPU: some minutes on two cores
+    python -m tools.bench.flops --products fastest    # where blocks multiply bf16 factors
     python -m tools.bench.flops --network 0.6b --precision bf16    # counts alone, without a GPU: about a minute
     python -m tools.bench.flops --network 0.6b --device cuda --precision bf16 --checkpointing
 
 FLOPs are those of matrix products, convolutions and attention, multiplication and addition counted apart. Bytes are
-what every operation reads and writes, as if nothing stayed in a cache. Two speeds are measured in the same run:
-the fastest product (square, and of the step's own shapes), and a large copy. Then, by part,
+what every operation reads and writes, as if nothing stayed in a cache. Speeds are measured in the same run: the
+fastest product of every dtype that is multiplied (square, and of the step's own shapes), and a large copy. By part,
 
-    compute   FLOPs / product speed: no program is faster; its share of the time is the MFU
-    floor     the sum over operations of the larger of FLOPs / product speed and bytes / copy speed: the step as it is
-              cut into operations; less only by fusing them, or where tensors fit a cache
+    compute   FLOPs / product speed of their dtype: no program is faster; its share of the time is the MFU
+    moved     bytes / copy speed
+    floor     the sum over operations of the larger of the two: the step as it is cut into operations; less only by
+              fusing them, or where tensors fit a cache
 
-Writes tools/results/bench_flops_NETWORK_DEVICE.json.
+What eats the rest is told by the operators that take most of the time of an update by themselves (torch's profiler,
+one update of each phase). Writes tools/results/bench_flops_NETWORK_DEVICE.json (NETWORK_DEVICE_fastest.json with
+--products fastest).
 """
 
 import argparse
@@ -21,29 +25,25 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as nnf
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
 from sprint.base.clock import OTHER, Clock
+from sprint.base.cpu import keep_freed_memory
 from sprint.base.errors import SprintError
-from sprint.base.products import float32_products
-from sprint.recipe.schema import Precision
-from tools.bench.measure import (
-    SIZES,
-    Request,
-    add_request,
-    interleaved,
-    requested,
-    summary,
-    write_results,
-)
+from sprint.data.batch import Batch
+from sprint.recipe.schema import Products
+from sprint.train.distill import DistillStage
+from tools.bench.measure import Request, add_request, requested, summary, write_results
 from tools.bench.memory import Case, build, without_memory
+from tools.bench.operators import operators_of
+from tools.bench.peaks import copy_speed, product_speeds
 
 PARTS = {  # of the stage's clock, by name and place in the update: what is at work there
     "G": {
@@ -66,10 +66,33 @@ PARTS = {  # of the stage's clock, by name and place in the update: what is at w
     },
 }
 PHASES = tuple(PARTS)
-COPY_BYTES = 256 * 2**20
-GOAL_MFU = 0.45  # bf16 on an H100
+WARM_UP = 2  # rounds
 
-Operations = list[tuple[int, int]]  # FLOPs and bytes of each
+
+class Operation(NamedTuple):
+    """bytes: read and written; dtype: of the first tensor that goes in, by name"""
+
+    flops: int
+    bytes: int
+    dtype: str = "float32"
+
+
+class Speeds(NamedTuple):
+    """FLOPs per second of products by dtype, bytes per second of a copy."""
+
+    products: dict[str, float]
+    copy: float
+
+    def compute(self, operation: Operation) -> float:
+        """Seconds that its products take at least."""
+        return operation.flops / self.products[operation.dtype] if operation.flops else 0.0
+
+    def moved(self, operation: Operation) -> float:
+        """Seconds that its reading and writing takes at least."""
+        return operation.bytes / self.copy
+
+
+Operations = list[Operation]
 
 
 # ---- counting ---------------------------------------------------------------------------------------
@@ -161,7 +184,8 @@ class Counts(TorchDispatchMode):
             raise NotImplementedError(f"no formula for the FLOPs of {function}; add one to FLOPS")
         flops = formula(out[0] if isinstance(out, tuple) else out, *args) if formula else 0
         tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
-        self.operations[self._part].append((flops, sum(map(tensor_bytes, tensors))))
+        dtype = str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
+        self.operations[self._part].append(Operation(flops, sum(map(tensor_bytes, tensors)), dtype))
         return out
 
 
@@ -194,81 +218,58 @@ def counts_of(case: Case, traced: bool) -> dict[str, dict[str, Operations]]:
 # ---- measuring --------------------------------------------------------------------------------------
 
 
-def product_speeds(request: Request, rounds: int) -> dict[str, float]:
-    """FLOPs per second: of a square product, and of the projections and convolutions that the step is made of."""
-    size, device = SIZES[request.network], request.device
-    dtype = torch.bfloat16 if request.precision is Precision.bf16 else torch.float32
-    width = size.config["num_attention_heads"] * size.config["attention_head_dim"]
-    side, batch, inner = size.config["sample_size"], request.batch, int(2.5 * width)
-
-    def new(*shape: int) -> Tensor:
-        return torch.randn(shape, device=device, dtype=dtype)
-
-    n, rows = 1024 if device == "cpu" else 8192, batch * side**2
-    multiply = float32_products()
-    square, x, weight = new(n, n), new(batch, side**2, width), new(width, width)
-    picture, wide = new(batch, width, side, side), new(2 * inner, width, 1, 1)
-    last = picture.to(memory_format=torch.channels_last)
-    ring, nine = last.flatten(2).unsqueeze(2), new(width, width, 1, 9)  # as a head sees its tokens
-    products = {
-        f"{n}×{n} by {n}×{n}": (lambda: multiply(square, square), 2 * n**3),
-        f"projection {rows}×{width} by {width}×{width}": (lambda: multiply(x, weight), 2 * rows * width**2),
-        f"1×1 convolution {width} to {2 * inner}": (
-            lambda: nnf.conv2d(picture, wide),
-            4 * rows * width * inner,
-        ),
-        "the same, channels last": (lambda: nnf.conv2d(last, wide), 4 * rows * width * inner),
-        "9 tokens wide convolution, channels last": (
-            lambda: nnf.conv2d(ring, nine),
-            18 * (rows - 8 * batch) * width**2,
-        ),
-    }
-    with torch.no_grad():
-        seconds = interleaved({name: run for name, (run, _) in products.items()}, rounds, warmup=2)
-    return {name: flops / min(seconds[name]) for name, (_, flops) in products.items()}
-
-
-def copy_speed(device: str, rounds: int) -> float:
-    """Bytes read and written per second by a copy too large for any cache."""
-    source = torch.ones(COPY_BYTES // 4, device=device)
-    target = torch.empty_like(source)
-    return 2 * COPY_BYTES / min(interleaved({"copy": lambda: target.copy_(source)}, rounds)["copy"])
-
-
-def times_of(case: Case, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of every timed update by phase and part; two rounds of warm-up are not among them."""
-    stage, batch = build(case, traced=False)
-    clock = Clock(torch.device(case.request.device))
+def times_of(stage: DistillStage, batch: Batch, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of every timed update by phase and part; the rounds of warm-up are not among them."""
+    clock = Clock(stage.engine.device)
     seconds: dict[str, dict[str, list[float]]] = {phase: defaultdict(list) for phase in PHASES}
-    for step in tqdm(range(2 * (rounds + 2)), desc="updates", leave=False):
+    for step in tqdm(range(2 * (rounds + WARM_UP)), desc="updates", leave=False):
         phase = PHASES[step % 2]
         stage.clock = Labelled(clock, phase)
         clock.restart()
         stage.update(step, batch)
         for part, milliseconds in clock.read().items():
-            if step >= 4:
+            if step >= 2 * WARM_UP:
                 seconds[phase][part].append(milliseconds / 1000)
     return seconds
 
 
+def profiles_of(stage: DistillStage, batch: Batch) -> dict[str, dict]:
+    """What takes the time of one update of each phase; the stage has made such updates before."""
+    stage.clock = Clock(stage.engine.device)
+    return {
+        phase: operators_of(lambda step=step: stage.update(step, batch), stage.engine.device)
+        for step, phase in enumerate(PHASES)
+    }
+
+
+def dtypes_multiplied(counts: dict[str, dict[str, Operations]]) -> list[str]:
+    """In which products are made."""
+    everything = [each for parts in counts.values() for operations in parts.values() for each in operations]
+    return sorted({each.dtype for each in everything if each.flops})
+
+
 def table_of(
-    counts: dict[str, Operations], speeds: tuple[float, float] | None, seconds: dict[str, list[float]] | None
+    counts: dict[str, Operations], speeds: Speeds | None, seconds: dict[str, list[float]] | None
 ) -> dict[str, dict]:
     """One phase: by part and in all, counts, floors in seconds, times, and the share of the time that each floor is."""
     parts = {**counts, "all": [each for operations in counts.values() for each in operations]}
     table = {}
     for name, operations in parts.items():
-        flops, moved = (sum(column) for column in zip(*operations, strict=True))
-        row = {"flops": flops, "bytes": moved, "operations": len(operations)}
+        row = {
+            "flops": sum(each.flops for each in operations),
+            "bytes": sum(each.bytes for each in operations),
+            "operations": len(operations),
+        }
         if speeds:
-            product, copy = speeds
-            row["compute_seconds"] = flops / product
-            row["floor_seconds"] = sum(max(f / product, b / copy) for f, b in operations)
+            row["compute_seconds"] = sum(map(speeds.compute, operations))
+            row["moved_seconds"] = sum(map(speeds.moved, operations))
+            row["floor_seconds"] = sum(max(speeds.compute(each), speeds.moved(each)) for each in operations)
         if seconds:
             rounds = zip(*seconds.values(), strict=True) if name == "all" else None
             row["seconds"] = summary([sum(each) for each in rounds] if rounds else seconds[name])
             median = row["seconds"]["median"]
             row["mfu"] = row["compute_seconds"] / median
+            row["share_of_bandwidth"] = row["moved_seconds"] / median
             row["share_of_floor_reached"] = row["floor_seconds"] / median
         table[name] = row
     return table
@@ -285,13 +286,23 @@ def measure(request: Request, checkpointing: bool, rounds: int) -> dict:
     }
     if only_counts:
         return results | {phase: table_of(counts[phase], None, None) for phase in PHASES}
-    products, copy = product_speeds(request, rounds), copy_speed(request.device, rounds)
-    seconds = times_of(case, rounds)
-    again = product_speeds(request, rounds)  # a machine's speed drifts: the mean of before and after
-    speeds = {name: statistics.mean((products[name], again[name])) for name in products}
-    best = (max(speeds.values()), copy)
-    results |= {"flops_per_second": speeds, "copied_bytes_per_second": copy}
-    return results | {phase: table_of(counts[phase], best, seconds[phase]) for phase in PHASES}
+    keep_freed_memory()
+    dtypes = dtypes_multiplied(counts)
+    before = {dtype: product_speeds(request, dtype, rounds) for dtype in dtypes}
+    copy = copy_speed(request.device, rounds)
+    stage, batch = build(case, traced=False)
+    seconds = times_of(stage, batch, rounds)
+    profiles = profiles_of(stage, batch)
+    products = {}  # a machine's speed drifts: the mean of before and after
+    for dtype in dtypes:
+        after = product_speeds(request, dtype, rounds)
+        products[dtype] = {
+            name: statistics.mean((speed, after[name])) for name, speed in before[dtype].items()
+        }
+    speeds = Speeds({dtype: max(found.values()) for dtype, found in products.items()}, copy)
+    results |= {"flops_per_second": products, "copied_bytes_per_second": copy}
+    results |= {phase: table_of(counts[phase], speeds, seconds[phase]) for phase in PHASES}
+    return results | {"profile": profiles}
 
 
 # ---- the page ---------------------------------------------------------------------------------------
@@ -299,31 +310,38 @@ def measure(request: Request, checkpointing: bool, rounds: int) -> dict:
 
 def page(results: dict) -> str:
     lines = [
-        f"{results['network']}, batch {results['batch']}, {results['precision']}, {results['device']}"
-        + (", activations recomputed" if results["activation_checkpointing"] else "")
+        f"{results['network']}, batch {results['batch']}, {results['precision']}, products {results['products']}, "
+        f"{results['device']}" + (", activations recomputed" if results["activation_checkpointing"] else "")
     ]
-    for name, speed in results.get("flops_per_second", {}).items():
-        lines.append(f"{name:48}{speed / 1e9:10.1f} GFLOP/s")
+    for dtype, speeds in results.get("flops_per_second", {}).items():
+        for name, speed in speeds.items():
+            lines.append(f"{dtype + ', ' + name:58}{speed / 1e9:10.1f} GFLOP/s")
     if "copied_bytes_per_second" in results:
-        lines.append(f"{'copy, read and written':48}{results['copied_bytes_per_second'] / 1e9:10.1f} GB/s")
+        lines.append(f"{'copy, read and written':58}{results['copied_bytes_per_second'] / 1e9:10.1f} GB/s")
     for phase in PHASES:
         lines += ["", _heading(phase, "floor_seconds" in results[phase]["all"])]
         lines += [_line(name, row) for name, row in results[phase].items()]
+    for phase, profile in results.get("profile", {}).items():
+        lines += ["", f"{phase + ' update, by operator':58}{'of time':>10}{'s':>9}{'calls':>8}"]
+        lines += [
+            f"{each['operator'][:56]:58}{each['share']:10.1%}{each['seconds']:9.4f}{each['calls']:8}"
+            for each in profile["operators"]
+        ]
     return "\n".join(lines)
 
 
 def _heading(phase: str, timed: bool) -> str:
     heading = f"{phase + ' update':28}{'GFLOP':>11}{'GB':>11}{'ops':>8}"
-    return (
-        heading + f"{'compute s':>11}{'floor s':>9}{'s':>9}{'MFU':>7}{'of floor':>10}" if timed else heading
-    )
+    times = f"{'compute s':>11}{'moved s':>9}{'floor s':>9}{'s':>9}{'MFU':>7}{'of floor':>10}"
+    return heading + times if timed else heading
 
 
 def _line(name: str, row: dict) -> str:
     line = f"{name:28}{row['flops'] / 1e9:11.2f}{row['bytes'] / 1e9:11.3f}{row['operations']:8}"
     if "seconds" not in row:
         return line
-    line += f"{row['compute_seconds']:11.4f}{row['floor_seconds']:9.4f}{row['seconds']['median']:9.4f}"
+    line += f"{row['compute_seconds']:11.4f}{row['moved_seconds']:9.4f}{row['floor_seconds']:9.4f}"
+    line += f"{row['seconds']['median']:9.4f}"
     return line + f"{row['mfu']:7.0%}{row['share_of_floor_reached']:10.0%}"
 
 
@@ -333,9 +351,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_request(parser)
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
+    parser.add_argument("--products", choices=[each.value for each in Products], default="exact")
     args = parser.parse_args(argv)
     try:
-        request = requested(args)
+        request = requested(args)._replace(products=Products(args.products))
         if request.batch < 2:
             raise SprintError("--batch must be at least 2: misaligned pairs need a neighbour")
         results = measure(request, args.checkpointing, args.rounds)
@@ -343,7 +362,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"bench_flops: {error}", file=sys.stderr)
         return 2
     print(page(results))
-    print(write_results(f"bench_flops_{args.network}_{args.device}", results))
+    ending = "_fastest" if request.products is Products.fastest else ""
+    print(write_results(f"bench_flops_{args.network}_{args.device}{ending}", results))
     return 0
 
 

@@ -86,7 +86,7 @@ def flops_of(run: Callable[[], object]) -> int:
     counter = Counts()
     with counter:
         run()
-    return sum(flops for operations in counter.operations.values() for flops, _ in operations)
+    return sum(each.flops for operations in counter.operations.values() for each in operations)
 
 
 def exponent(sizes: list[int], costs: list[float]) -> float:

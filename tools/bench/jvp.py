@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sprint.base.cpu import keep_freed_memory
 from sprint.base.errors import SprintError
+from sprint.data.batch import Batch
 from sprint.engine.compiled import compile_blocks
 from sprint.engine.engine import keep_time_in_float32
 from sprint.maths.dual import value_and_tangent
@@ -32,6 +33,7 @@ from sprint.recipe.schema import Precision
 from tools.bench.measure import (
     SIZES,
     Request,
+    Size,
     add_request,
     engine_of,
     in_fresh_process,
@@ -57,6 +59,14 @@ WANTED = {  # (variant, what it is divided by): the ratio of times asked for
 WANTED_MEMORY = 1.2
 
 
+def inputs_of(size: Size, batch: int, device: torch.device | str) -> tuple[Batch, Tensor, Tensor]:
+    """-> random latents and text, times t [B], guidance [B]; the same at every call"""
+    torch.manual_seed(1)
+    data = size.batch_of(batch, device)
+    t = torch.linspace(0.1, 1.5, batch, device=device)
+    return data, t, torch.full((batch,), 4.5, device=device)
+
+
 def pass_of(variant: str, request: Request) -> Callable[[], None]:
     """One forward of the variant and its backward, on a student of its own."""
     size, batch, engine = SIZES[request.network], request.batch, engine_of(request)
@@ -66,10 +76,7 @@ def pass_of(variant: str, request: Request) -> Callable[[], None]:
         engine.hasten(student)
     if request.precision is Precision.bf16:
         keep_time_in_float32(student)
-    torch.manual_seed(1)
-    data = size.batch_of(batch, device)
-    t = torch.linspace(0.1, 1.5, batch, device=device)
-    guidance = torch.full((batch,), 4.5, device=device)
+    data, t, guidance = inputs_of(size, batch, device)
     v_x, v_t = torch.randn_like(data.latent), torch.cos(t) * torch.sin(t)
     if variant.endswith("compiled"):
         compile_plain(student) if variant.startswith("plain") else compile_ours(student)

@@ -14,14 +14,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple, TypeVar
-from unittest.mock import patch
 
 import diffusers
 import torch
@@ -31,10 +29,12 @@ from tqdm import tqdm
 
 from sprint.base.errors import SprintError
 from sprint.base.files import write_whole
+from sprint.base.names import BUILT_IN
 from sprint.data.batch import Batch
 from sprint.engine.engine import Engine
-from sprint.models.sana.presets import transformer_config
-from sprint.recipe.schema import Precision
+from sprint.models.sana.presets import adapted_config, transformer_config
+from sprint.recipe.load import load_recipe
+from sprint.recipe.schema import Precision, Products
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tools" / "results"
@@ -111,14 +111,16 @@ def _resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def in_fresh_process(function: Callable[..., Answer], *arguments: object) -> Answer:
-    """function(*arguments) in a new Python that returns freed tensors to the system at once.
+def in_fresh_process(
+    function: Callable[..., Answer], *arguments: object, variables: Mapping[str, str] = RETURN_AT_ONCE
+) -> Answer:
+    """function(*arguments) in a new Python with these environment variables.
 
-    For memory only: it is slower for it. `function` and its arguments are pickled: a module's own function.
-    Raises what the function raises.
+    By default one that returns freed tensors to the system at once: for memory only, it is slower for it.
+    `function` and its arguments are pickled: a module's own function. Raises what the function raises.
     """
-    before = {name: os.environ.get(name) for name in RETURN_AT_ONCE}
-    os.environ.update(RETURN_AT_ONCE)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             return pool.submit(function, *arguments).result()
@@ -215,8 +217,19 @@ _20M = {
     "sample_size": 16,
 }
 _06B = transformer_config("0.6b", qk_norm=True)
+
+
+def _built_in() -> Size:
+    """The teacher that comes with sprint, adapted; text, taps and batch as its recipe has them."""
+    recipe = load_recipe(ROOT / "recipes" / "tiny.yaml")
+    config = json.loads((BUILT_IN["tiny"] / "transformer" / "config.json").read_text(encoding="utf-8"))
+    arguments = {name: value for name, value in config.items() if not name.startswith("_")}
+    taps, batch = tuple(recipe.distill.adversarial.taps), recipe.distill.batch_size
+    return Size(adapted_config(arguments), taps, recipe.text.max_length, batch)
+
+
 SIZES = {
-    "tiny": Size(transformer_config("tiny", qk_norm=True), (1, 2, 3), text_tokens=32, batch=8),
+    "tiny": _built_in(),
     "20m": Size(_06B | _20M, (1, 3, 6, 8), text_tokens=300, batch=8),  # depth 12, width 320, 256 tokens
     "0.6b": Size(_06B, (2, 8, 14, 19), text_tokens=300, batch=32),  # 1024 px
 }
@@ -229,16 +242,17 @@ class Request(NamedTuple):
     batch: int
     device: str
     precision: Precision
+    products: Products = Products.exact
 
     def record(self) -> dict:
         """As results say it."""
-        return self._asdict() | {"precision": self.precision.value}
+        return self._asdict() | {"precision": self.precision.value, "products": self.products.value}
 
 
 def add_request(parser: argparse.ArgumentParser) -> None:
     """The options that benchmarks share; `requested` reads them."""
     parser.add_argument("--network", choices=SIZES, default="20m", help="random weights (default 20m)")
-    parser.add_argument("--batch", type=int, help="pictures (default: 8; 32 for 0.6b)")
+    parser.add_argument("--batch", type=int, help="pictures (default: 32; 8 for 20m)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=[p.value for p in Precision], default="fp32")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default 5)")
@@ -255,12 +269,7 @@ def requested(args: argparse.Namespace) -> Request:
 
 
 def engine_of(request: Request) -> Engine:
-    """Device and precision as a run has them."""
+    """Device, precision and products as a run has them."""
     if request.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # else accelerate takes the GPU that is there
-    return Engine(request.precision)
-
-
-def torchs_products() -> AbstractContextManager:
-    """Inside, engines leave networks as diffusers wrote them, with the products that torch takes by itself."""
-    return patch.object(Engine, "hasten", lambda engine, module: None)
+    return Engine(request.precision, products=request.products)

@@ -126,6 +126,7 @@ class TracedEngine(Engine):
 
     def frozen(self, network: SanaTransformer2DModel) -> SanaTransformer2DModel:
         network.eval().requires_grad_(False)
+        self.hasten(network)
         if self.precision is Precision.bf16:
             exact = set(network.time_embed.modules())
             for part in network.modules():
@@ -164,13 +165,14 @@ def recipe_of(case: Case) -> Recipe:
 
 def build(case: Case, traced: bool) -> tuple[AdaptStage | DistillStage, Batch]:
     """The stage with a random network, and a batch of random numbers for it."""
-    if case.request.device == "cpu":
+    request = case.request
+    if request.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     AcceleratorState._reset_state(reset_partial_state=True)
-    engine = (TracedEngine if traced else Engine)(case.request.precision)
-    size, recipe = SIZES[case.request.network], recipe_of(case)
+    engine = (TracedEngine if traced else Engine)(request.precision, products=request.products)
+    size, recipe = SIZES[request.network], recipe_of(case)
     teacher, null = size.teacher(engine.device), size.text(1, engine.device)
-    batch = size.batch_of(case.request.batch, engine.device)
+    batch = size.batch_of(request.batch, engine.device)
     if case.stage == "adapt":
         return AdaptStage(recipe, engine, teacher, null), batch
     return DistillStage(recipe, engine, teacher, null, size.latent), batch
@@ -283,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--network", choices=SIZES, nargs="+", default=["tiny", "20m"], help="(tiny and 20m)")
-    parser.add_argument("--batch", type=int, help="pictures (default: 8; 32 for 0.6b)")
+    parser.add_argument("--batch", type=int, help="pictures (default: 32; 8 for 20m)")
     parser.add_argument(
         "--micro-batch", type=int, nargs="+", default=[0], help="of them in one forward (default 0: all)"
     )

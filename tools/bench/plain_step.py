@@ -20,6 +20,7 @@ nothing is shared, fused or skipped.
 
 import math
 from collections.abc import Callable
+from unittest.mock import patch
 
 import torch
 from diffusers import SanaTransformer2DModel
@@ -41,7 +42,6 @@ from sprint.models.teacher import DENSE_TIME
 from sprint.models.view import TrigFlowView
 from sprint.recipe.schema import Precision, Recipe
 from sprint.train.draws import Draws, draw
-from tools.bench.measure import torchs_products
 
 
 def value_and_tangent_in_two_passes(
@@ -117,10 +117,16 @@ class PlainStep:
               constant learning rate, no average of the weights, no self-consistency
     adapted   the teacher's network, frozen here
     null      text [1, T, D] and mask [1, T] of the empty prompt
+    hasten    what is done to the student and to the teacher; by default they stay as diffusers wrote them
     """
 
     def __init__(
-        self, recipe: Recipe, engine: Engine, adapted: SanaTransformer2DModel, null: tuple[Tensor, Tensor]
+        self,
+        recipe: Recipe,
+        engine: Engine,
+        adapted: SanaTransformer2DModel,
+        null: tuple[Tensor, Tensor],
+        hasten: Callable[[nn.Module], object] = lambda module: None,
     ):
         settings = recipe.distill
         self.recipe, self.settings, self.engine, self.null = recipe, settings, engine, null
@@ -130,9 +136,10 @@ class PlainStep:
             network.enable_gradient_checkpointing()
             adapted.enable_gradient_checkpointing()
         width = adapted.config.num_attention_heads * adapted.config.attention_head_dim
-        with torchs_products():
+        with patch.object(engine, "hasten", hasten):
             self.teacher = TrigFlowView(engine.frozen(adapted), DENSE_TIME)
         self.student = Student(network).to(engine.device).train()
+        hasten(self.student)
         if recipe.precision is Precision.bf16:
             keep_time_in_float32(self.student)
         self.heads = PlainHeads(width, len(settings.adversarial.taps)).to(engine.device).train()

@@ -6,9 +6,14 @@ ATen, oneDNN and MKL choose their kernels by processor; the environment makes ea
 Numeric is a test module that says how far numbers may lie apart: one that imports tests.tolerance. A variant whose
 kernels compute the same bits as this machine's own shows nothing here, and the table says so.
 Exit code 1 if a test fails in any variant, 2 on wrong input.
+
+The same command again resumes: a variant that was green for the same code, modules and processor is not run twice
+(runs/kernels.json; without that file all are).
 """
 
 import argparse
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -17,10 +22,14 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+from sprint.base.files import write_whole
+
 ROOT = Path(__file__).resolve().parents[2]
+KEPT = ROOT / "runs" / "kernels.json"
 LEAST = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}
 VARIANTS = {
     "as it is": {},
@@ -118,6 +127,36 @@ def run(variant: str, modules: Sequence[Path]) -> Result:
     return Result(len(cases), sum(c.find("skipped") is not None for c in cases), names, seconds, done.stdout)
 
 
+class Kept:
+    """Green results of this code, these modules and this processor, on disk from the moment they are there."""
+
+    def __init__(self, file: Path, modules: Sequence[Path], own: dict[str, str]):
+        self.file, self.lock = file, Lock()
+        tested = [path for part in ("sprint", "tests", "recipes") for path in (ROOT / part).rglob("*")]
+        words = [f"{path.relative_to(ROOT)} {_digest(path)}" for path in sorted(tested) if _counts(path)]
+        words += [*map(str, modules), json.dumps(own)]
+        self.of = hashlib.sha256("\n".join(words).encode()).hexdigest()
+        found = json.loads(file.read_text()) if file.exists() else {}
+        rows = found["results"] if found.get("of") == self.of else {}
+        self.results = {name: Result(*row) for name, row in rows.items()}
+
+    def add(self, variant: str, result: Result) -> None:
+        if result.failed:
+            return
+        with self.lock:
+            self.results[variant] = result._replace(said="")
+            self.file.parent.mkdir(exist_ok=True)
+            write_whole(self.file, json.dumps({"of": self.of, "results": self.results}, indent=1))
+
+
+def _counts(path: Path) -> bool:
+    return path.is_file() and "__pycache__" not in path.parts
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def table(results: dict[str, Result], others: dict[str, list[str]]) -> str:
     lines = [
         "",
@@ -154,9 +193,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = args.only or (QUICK if args.quick else VARIANTS)
     own = bits("as it is")
     others = {name: [key for key, value in bits(name).items() if value != own[key]] for name in names}
-    results = {}
+    kept, results = Kept(KEPT, modules, own), {}
+
+    def result_of(name: str) -> Result:
+        if name not in kept.results:
+            result = run(name, modules)
+            kept.add(name, result)
+            return result
+        return kept.results[name]
+
     with ThreadPoolExecutor(args.jobs) as pool:
-        for name, result in zip(names, pool.map(lambda name: run(name, modules), names), strict=True):
+        for name, result in zip(names, pool.map(result_of, names), strict=True):
             results[name] = result
             print(
                 f"{name}: {result.tests} tests, {len(result.failed)} failed, {result.seconds:.0f} s",

@@ -372,8 +372,17 @@ def _finish(folder: Path, settings: Settings, encoder: Encoder, bad_share: float
         note = f"; skipped {skipped.total()} ({reasons}), see {folder / BAD_FILE}{note}"
     return (
         f"{folder}: {count} samples in {len(records)} shards, {size:.1f} MB{note}\n"
-        f"train from it with data.kind=cache data.path={folder}"
+        f"train from it with data.kind=cache data.path={folder}{_how_to_learn(settings)}"
     )
+
+
+def _how_to_learn(settings: Settings) -> str:
+    """What a recipe must say beside the path to learn from trajectories, and not from their ends alone."""
+    if not settings.times:
+        return ""
+    steps, scales = len(settings.times) - 1, ",".join(f"{scale:g}" for scale in settings.guidance)
+    path = f"distill.trajectories.steps={steps} distill.trajectories.states=K"
+    return f' {path} "distill.guidance_scales=[{scales}]", K up to {steps}'
 
 
 def listed(file: Path) -> dict:

@@ -25,8 +25,8 @@ Whole for a moment: what an engine gathers or buffers while a network is at work
     blocks, two blocks of weights, two of gradients. zero2 and zero3: a bucket; zero3: weights kept for reuse.
 Activations: what the highest moment of an update holds on top of the rows above. Until the backward, one
     trained block keeps for each picture width x ({block:g} bytes x image tokens + {text:g} bytes x text tokens).
-Stage 2 backpropagates its two losses one after the other. The second is the higher: a pass of the student, and
-    the frozen teacher up to its last tap, with the heads. With activations recomputed it may be the heads' update.
+Stage 2 backpropagates its losses one after the other, and the highest moment of any counts. With LADD that is a pass
+    of the student, and the frozen teacher up to its last tap, with the heads; recomputed, it may be the heads' update.
 Recomputed (activation_checkpointing): each block keeps its input alone and runs again in the
     backward, one block at a time.
 Not counted: text encoder and autoencoder, which add their weights if pictures are encoded while training;

@@ -202,8 +202,8 @@ def distill_memory(recipe: Recipe, networks: Networks, gpus: int) -> Parts:
         moments = update.drawing(forward_batch(recipe, reads, gpus)) if draws else []
         if consistent:
             moments += update.stored(tangent=True, first=True) if states else update.consistency()
-        if distill.regression > 0:
-            moments += update.stored(tangent=False, first=not consistent)
+        elif distill.regression > 0:
+            moments += update.stored(tangent=False, first=True)
         first = not consistent and distill.regression == 0
         if matched:
             sums = sums_bytes(recipe, networks, recomputed)

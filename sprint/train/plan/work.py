@@ -113,7 +113,9 @@ def flops_of(recipe: Recipe, networks: Networks) -> dict[str, float]:
     if distill.steps > 0:
         stored, regressed = distill.trajectories.states > 0, distill.regression > 0
         student = consistent * (work.stored(tangent=True) if stored else work.consistency())
-        student += regressed * work.stored(tangent=False)
+        student += (regressed and not consistent) * work.stored(
+            tangent=False
+        )  # else sCM's pass serves it too
         student += adverse * work.adversarial() + matched * work.matching()
         of_turn = {GENERATOR: student, DISCRIMINATOR: work.discriminator(), FAKE_SCORE: work.fake_score()}
         turns = cycle(distill)

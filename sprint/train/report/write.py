@@ -30,7 +30,7 @@ from sprint.train.report.verdict import best_student, distillation_goals, fid, i
 from sprint.weights.card import Facts, write_card
 from sprint.weights.checkpoint import understand
 
-TITLES = {"adapt": "Stage 1: adapt", "distill": "Stage 2: sCM + LADD", "evaluate": "Evaluation"}
+TITLES = {"adapt": "Stage 1: adapt", "distill": "Stage 2: distill", "evaluate": "Evaluation"}
 
 # keys of `Distill` whose defaults are the paper's
 OF_THE_METHOD = (
@@ -68,9 +68,7 @@ def evaluate_run(folder: Path, command: str) -> Result:
 
 def model_facts(recipe: Recipe, result: Result | None = None) -> Facts:
     """What the model cards say of this run."""
-    there = "prompts" if recipe.data.kind is DataKind.prompts else "pictures"
-    data = "built-in scenes" if recipe.data.kind is DataKind.scenes else f"the {there} in {recipe.data.path}"
-    facts = Facts(recipe=recipe.name, teacher=recipe.teacher, data=data)
+    facts = Facts(recipe=recipe.name, teacher=recipe.teacher, data=_what_was_learned(recipe))
     if result:
         columns = in_reading_order(result).columns
         facts["scores"] = {
@@ -80,6 +78,16 @@ def model_facts(recipe: Recipe, result: Result | None = None) -> Facts:
         }
         facts["spread"] = of_other_runs(recipe, result)
     return facts
+
+
+def _what_was_learned(recipe: Recipe) -> str:
+    data, traced = recipe.data, recipe.distill.trajectories.states > 0
+    if data.kind is DataKind.scenes:
+        data_of_run = "captions of built-in scenes" if traced else "built-in scenes"
+    else:
+        there = {DataKind.prompts: "prompts", DataKind.cache: "samples"}.get(data.kind, "pictures")
+        data_of_run = f"the {'captions' if traced else there} in {data.path}"
+    return f"{data_of_run}, and the teacher's trajectories for them" if traced else data_of_run
 
 
 def of_other_runs(recipe: Recipe, result: Result) -> str:

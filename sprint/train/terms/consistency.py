@@ -49,21 +49,18 @@ def stored_point(batch: Traced) -> Point:
     return Point(path.states[:, 0], path.t[:, 0], path.velocity[:, 0])
 
 
-def consistency_term(
-    student: Callable,
-    point: Point,
-    batch: Batch,
-    guidance: Tensor,
-    r: float,
-    settings: Consistency,
-    clock: Clock,
-) -> tuple[Tensor, Logged]:
-    """L_sCM.  (Algorithm 1; sCM, arXiv 2410.11081, Eq. 8)
-
-    guidance  [B], with which the teacher's D was made
-    r         the tangent's warm-up, 0 to 1
+class Pass(NamedTuple):
+    """What the student says at a point: F with its graph, F' = its total derivative along D times cos t · sin t, both
+    [B, C, h, w], and its log-variance [B].
     """
-    x_t, t, D = point
+
+    F: Tensor
+    F_prime: Tensor
+    logvar: Tensor
+
+
+def dual_pass(student: Callable, point: Point, batch: Batch, guidance: Tensor, clock: Clock) -> Pass:
+    """Value and tangent in one forward.  guidance [B], with which the teacher's D was made"""
     logvar = None
 
     def F_theta(x_hat, t):
@@ -72,11 +69,21 @@ def consistency_term(
         return F
 
     with clock.part("student"):
-        F, F_prime = value_and_tangent(F_theta, x_t / SIGMA_DATA, t, *losses.tangent_inputs(t, D))
+        v = losses.tangent_inputs(point.t, point.D)
+        F, F_prime = value_and_tangent(F_theta, point.x_t / SIGMA_DATA, point.t, *v)
+    return Pass(F, F_prime, logvar)
+
+
+def consistency_term(said: Pass, point: Point, r: float, settings: Consistency) -> tuple[Tensor, Logged]:
+    """L_sCM.  (Algorithm 1; sCM, arXiv 2410.11081, Eq. 8)
+
+    r   the tangent's warm-up, 0 to 1
+    """
+    F, F_prime, logvar = said
     F_minus = F.detach()
-    g = losses.consistency_tangent(F_minus, F_prime, D, x_t, t, r)
+    g = losses.consistency_tangent(F_minus, F_prime, point.D, point.x_t, point.t, r)
     if settings.normalise_tangent:
         g = losses.normalise_tangent(g, settings.tangent_normalisation)
-    loss = losses.consistency_loss(F, F_minus, g, logvar, t)
+    loss = losses.consistency_loss(F, F_minus, g, logvar, point.t)
     tangent_norm = torch.linalg.vector_norm(F_prime, dim=(1, 2, 3)).mean()
     return loss, {"loss_scm": loss, "tangent_norm": tangent_norm, "logvar": logvar.mean()}

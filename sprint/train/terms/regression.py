@@ -13,16 +13,21 @@ from sprint.data.batch import Traced
 from sprint.maths import losses
 from sprint.maths.trigflow import SIGMA_DATA, data_estimate
 from sprint.train.terms import Logged
-from sprint.train.terms.consistency import stored_point
+from sprint.train.terms.consistency import Point, stored_point
 
 
 def regression_term(student: Callable, batch: Traced, clock: Clock) -> tuple[Tensor, Logged]:
-    """mean[ (f_θ(x_t, t) − x_end)² ] / σ_d²; the batch's trajectories have one state each, and end at its latents."""
+    """The distance of a pass of its own; the batch's trajectories have one state each, and end at its latents."""
     point = stored_point(batch)
     with clock.part("student"):
         x_hat = point.x_t / SIGMA_DATA
         F, logvar = student(x_hat, point.t, batch.text, batch.mask, batch.trajectory.guidance)
-    x_0 = data_estimate(point.x_t, F, point.t)
-    loss = losses.end_point_loss(x_0, SIGMA_DATA * batch.latent)
+    loss, seen = end_point_distance(F, point, batch)
     # + 0 · logvar: every weight gets a gradient, or DDP would wait for those that have none
-    return loss + 0.0 * logvar.sum(), {"loss_end": loss}
+    return loss + 0.0 * logvar.sum(), seen
+
+
+def end_point_distance(F: Tensor, point: Point, batch: Traced) -> tuple[Tensor, Logged]:
+    """mean[ (f_θ(x_t, t) − x_end)² ] / σ_d², f_θ the data estimate of what the student said, F."""
+    loss = losses.end_point_loss(data_estimate(point.x_t, F, point.t), SIGMA_DATA * batch.latent)
+    return loss, {"loss_end": loss}

@@ -17,7 +17,7 @@ from sprint.base.random import step_generator
 from sprint.data.batch import Prompt, flat
 from sprint.data.batching import collate
 from sprint.data.cache.items import CACHE, CachedItems
-from sprint.data.encode.draws import own_teacher
+from sprint.data.encode.draws import TeacherDraws, own_teacher
 from sprint.data.encode.make import make_cache
 from sprint.data.encode.traces import TeacherTraces
 from sprint.data.items import BadSample
@@ -28,6 +28,7 @@ from sprint.maths.trigflow import HALF_PI, SIGMA_DATA
 from sprint.models.families import load_family
 from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import Data, DataKind
+from sprint.train.inputs import Inputs
 from tests.tolerance import assert_close, of_network, rounding
 
 pytest_plugins = "tests.cli.fixtures"
@@ -299,6 +300,33 @@ def test_a_look_at_a_cache_tells_of_trajectories(traced_recipe, whole):
     distill = replace(recipe.distill, guidance_scales=(4.5,))
     (found,) = examine_recipe_data(replace(recipe, distill=distill))
     assert "other trajectories than the recipe's: distill.guidance_scales = [4.5]" in found.what
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_trajectories_of_another_teacher_are_told(traced_recipe, whole, tmp_path, engine, caplog, other):
+    made = tmp_path / "cache"
+    shutil.copytree(whole, made)
+    if other:
+        content = json.loads((made / CACHE).read_text())
+        content["settings"]["weights"]["teacher"] = "0" * 64
+        (made / CACHE).write_text(json.dumps(content))
+    recipe = replace(traced_recipe, data=data_of(made))
+    assert Inputs(recipe, tmp_path / "run", engine).latent_shape == (4, 8, 8)
+    assert ("trajectories of another teacher than" in caplog.text) is other
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_only_what_a_stage_reads_is_tried(traced_recipe, tmp_path, engine, monkeypatch, steps):
+    drawn: list[str] = []
+    for kind in (TeacherDraws, TeacherTraces):
+        of_kind = kind.batch_of
+        monkeypatch.setattr(
+            kind,
+            "batch_of",
+            lambda self, *given, f=of_kind: drawn.append(type(self).__name__) or f(self, *given),
+        )
+    Inputs(replace(traced_recipe, adapt=replace(traced_recipe.adapt, steps=steps)), tmp_path, engine)
+    assert drawn == ["TeacherDraws"] * steps + ["TeacherTraces"]
 
 
 # ---- what is refused ----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch.nn import functional as nnf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sprint.base.products import onednn_linear
+from sprint.base.products import bf16_linear, onednn_linear
 from sprint.models.sana.family import Sana
 from sprint.recipe.schema import Precision
 from sprint.train.plan.networks import networks_of
@@ -18,7 +18,7 @@ from sprint.train.plan.work import Work, work_of
 from tests.tiny import tiny_batch, tiny_network
 from tools.bench import flops as bench_flops
 from tools.bench import growth as bench_growth
-from tools.bench import measure
+from tools.bench import measure, operators, peaks
 from tools.bench import memory as bench_memory
 
 TINY = measure.Request("tiny", 2, "cpu", Precision.fp32)
@@ -40,7 +40,7 @@ def counted(run) -> tuple[int, int, int]:
     with counter:
         run()
     operations = [each for part in counter.operations.values() for each in part]
-    return sum(f for f, _ in operations), sum(b for _, b in operations), len(operations)
+    return sum(each.flops for each in operations), sum(each.bytes for each in operations), len(operations)
 
 
 # ---- FLOPs and bytes of single operations --------------------------------------------------------------
@@ -114,7 +114,7 @@ def counts() -> dict:
 
 
 def flops_by_part(operations: dict) -> dict[str, int]:
-    return {name: sum(flops for flops, _ in part) for name, part in operations.items()}
+    return {name: sum(each.flops for each in part) for name, part in operations.items()}
 
 
 def test_every_part_has_its_place(counts):
@@ -181,15 +181,49 @@ def test_tensors_without_memory_have_the_same_flops(monkeypatch):
 
 
 def test_floors_of_known_operations():
-    operations = {"a": [(100, 10), (0, 40)], "b": [(50, 1000)]}
+    operation, speeds = bench_flops.Operation, bench_flops.Speeds({"float32": 50.0, "bfloat16": 100.0}, 20.0)
+    operations = {"a": [operation(100, 10), operation(0, 40)], "b": [operation(50, 1000, "bfloat16")]}
     seconds = {"a": [2.0, 4.0], "b": [30.0, 28.0]}
-    table = bench_flops.table_of(operations, (50.0, 20.0), seconds)
-    assert table["a"]["compute_seconds"] == 2.0 and table["a"]["floor_seconds"] == 2.0 + 2.0
+    table = bench_flops.table_of(operations, speeds, seconds)
+    assert table["a"]["compute_seconds"] == 2.0 and table["b"]["compute_seconds"] == 0.5
+    assert table["a"]["moved_seconds"] == 2.5 and table["b"]["moved_seconds"] == 50.0
+    assert table["a"]["floor_seconds"] == 2.0 + 2.0
     assert table["b"]["floor_seconds"] == 50.0 and table["all"]["floor_seconds"] == 54.0
     assert table["a"]["seconds"]["median"] == 3.0 and table["all"]["seconds"]["median"] == 32.0
-    assert table["all"]["mfu"] == pytest.approx(3 / 32)
+    assert table["all"]["mfu"] == pytest.approx(2.5 / 32)
+    assert table["all"]["share_of_bandwidth"] == pytest.approx(52.5 / 32)
     assert table["a"]["share_of_floor_reached"] == pytest.approx(4 / 3)
     assert table["all"]["flops"] == 150 and table["all"]["bytes"] == 1050
+
+
+def test_what_is_multiplied_in_bf16_is_counted_in_bf16():
+    x, weight = torch.randn(4, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
+    counter = bench_flops.Counts()
+    with counter:
+        bf16_linear(x, weight).sum().backward()
+    made = counter.operations["other"]
+    products = [each for each in made if each.flops]
+    assert [each.flops for each in products] == 3 * [2 * 4 * 5 * 7]
+    assert bench_flops.dtypes_multiplied({"G": {"other": made}}) == ["bfloat16"]
+    assert {each.dtype for each in made} == {"bfloat16", "float32"}
+
+
+def test_every_dtype_has_its_own_fastest_product_and_the_copy_moves_both_ways():
+    shapes = [*peaks.product_speeds(TINY, "bfloat16", rounds=1)]
+    speeds = peaks.product_speeds(TINY, "float32", rounds=1)
+    assert [*speeds] == shapes and min(speeds.values()) > 0
+    assert peaks.copy_speed("cpu", rounds=1) > 0
+
+
+def test_the_profile_names_what_takes_the_time():
+    a, b = torch.randn(1000, 1000), torch.randn(1000, 1000)
+    a @ b
+    found = operators.operators_of(lambda: [*(a @ b for _ in range(3)), a[:9] + b[:9]], torch.device("cpu"))
+    rows = {row["operator"]: row for row in found["operators"]}
+    assert rows["aten::mm"]["calls"] == 3 and rows["aten::add"]["calls"] == 1
+    assert rows["aten::mm"]["share"] > rows["aten::add"]["share"] > 0
+    assert sum(row["share"] for row in found["operators"]) == pytest.approx(1)
+    assert sum(row["seconds"] for row in found["operators"]) == pytest.approx(found["seconds"])
 
 
 # ---- growth -------------------------------------------------------------------------------------------
@@ -222,7 +256,10 @@ def test_flops_are_measured(tmp_path, capsys):
         *parts, everything = record[phase].values()
         for key in ("flops", "bytes", "floor_seconds"):
             assert everything[key] == pytest.approx(sum(part[key] for part in parts))
-        assert everything["floor_seconds"] >= everything["compute_seconds"] > 0
+        assert (
+            everything["floor_seconds"] >= max(everything["compute_seconds"], everything["moved_seconds"]) > 0
+        )
+        assert record["profile"][phase]["operators"][0]["share"] > 0
         assert 0 < everything["mfu"] < 2
 
 

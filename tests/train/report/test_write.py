@@ -6,7 +6,7 @@ import pytest
 
 from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import Distill
-from sprint.train.report.write import OF_THE_METHOD, beside_the_paper
+from sprint.train.report.write import OF_THE_METHOD, beside_the_paper, model_facts
 
 
 def test_what_is_not_the_papers_is_said():
@@ -17,6 +17,22 @@ def test_what_is_not_the_papers_is_said():
         "adversarial.weight 10 (the paper: 0.5); self_consistency 80 (the paper: 0); "
         "student_times [[1.5708, 0.85, 0]] (the paper: none)."
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "data"),
+    [
+        ([], "built-in scenes"),
+        (["data={kind: cache, path: c}"], "the samples in c"),
+        (["data={kind: prompts, path: p.txt}"], "the prompts in p.txt"),
+        (
+            ["data={kind: folder, path: p}", "distill.trajectories.states=4"],
+            "the captions in p, and the teacher's trajectories for them",
+        ),
+    ],
+)
+def test_a_card_says_what_was_learned(overrides, data):
+    assert model_facts(load_recipe("tiny", overrides))["data"] == data
 
 
 @pytest.mark.parametrize("name", ["0.6b", "1.6b", "4.8b"])
