@@ -91,7 +91,7 @@ rehearsal: $(READY) ## the evening before: RECIPE once at its real size, with ra
 	$(BIN)/python -m tools.rehearsal $(RECIPE) $(ARGS)
 
 .PHONY: ablations
-ablations: $(READY) ## the paper's ablations on the tiny family, beside the paper: hours; ARGS=--quick for a first look
+ablations: $(READY) ## one step against training time, and the paper's ablations, on the tiny family: hours; ARGS=--quick for a first look
 	$(BIN)/python -m tools.ablations $(ARGS)
 
 .PHONY: fuzz

@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 from sprint.base.door import at_home
 from sprint.base.errors import SprintError
 from sprint.base.names import BUILT_IN, resolve
@@ -15,10 +17,12 @@ from sprint.doctor.weights import names_of
 from sprint.models.depth import depth_words
 from sprint.models.families import check_role
 from sprint.recipe.load import load_recipe, recipe_hash
-from sprint.recipe.schema import Recipe
+from sprint.recipe.schema import Optimizer, Recipe
+from sprint.train.checks import unlearned_guidance
 from sprint.train.plan.activations import FP32
 from sprint.train.plan.engines import COPIES, GRADIENTS, average_bytes, count, layout_of, trained
-from sprint.train.plan.plan import Networks, build_networks, stages_of, totals_of
+from sprint.train.plan.networks import Networks, build_networks, fake_score_of
+from sprint.train.plan.plan import stages_of, totals_of
 from sprint.weights.checkpoint import understand
 from sprint.weights.hub import folder_here
 from sprint.weights.sources import HUB_ID
@@ -32,6 +36,8 @@ def examine_recipe(name: str, overrides: Sequence[str] = (), machine: Machine | 
     recipe, machine = load_recipe(name, overrides), machine or Machine.this()
     findings = [ok("recipe", f"{recipe.name}, hash {recipe_hash(recipe)}: every setting is in its range")]
     findings += _teacher(recipe) + _family(recipe) + _folder(recipe)
+    if told := unlearned_guidance(recipe):
+        findings.append(wrong("guidance", told, "set evaluate.guidance_scale to one of these, or between"))
     try:
         needs = needs_of(recipe, build_networks(recipe), max(1, len(machine.gpus)))
     except SprintError as error:
@@ -48,12 +54,19 @@ def needs_of(recipe: Recipe, networks: Networks, gpus: int) -> Needs:
         totals_of(stage.memory[gpus])[recipe.activation_checkpointing]
         for stage in stages_of(recipe, networks, (gpus,))
     ]
-    whole = layout_of(recipe, 1)
-    held = trained(networks.student, recipe.distill.optimizer.kind, recipe.precision, whole)
-    state = sum(size for part, size in held.items() if not part.startswith(NOT_KEPT))
-    average = average_bytes(networks.student, whole) if recipe.distill.ema_decay else 0
+    distill = recipe.distill
+    state = _kept(networks.student, distill.optimizer, recipe)
+    if distill.matching.weight > 0:
+        state += _kept(fake_score_of(recipe, networks), distill.matching.optimizer, recipe)
+    average = average_bytes(networks.student, layout_of(recipe, 1)) if distill.ema_decay else 0
     export = FP32 * (count(networks.adapted) + count(networks.student))
     return Needs(max(kept, default=0), state + average, export)
+
+
+def _kept(module: nn.Module, optimizer: Optimizer, recipe: Recipe) -> float:
+    """Bytes of it in a checkpoint."""
+    held = trained(module, optimizer.kind, recipe.precision, layout_of(recipe, 1))
+    return sum(size for part, size in held.items() if not part.startswith(NOT_KEPT))
 
 
 # ---- what it is made of -------------------------------------------------------------------------------

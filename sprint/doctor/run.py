@@ -82,9 +82,10 @@ def _seen(rows: list[dict], recipe: Recipe) -> list[Finding]:
     distill, done = recipe.distill, updates(rows, "G")
     if not done:
         return []
-    published = load_recipe(PUBLISHED).distill
+    published, states = load_recipe(PUBLISHED).distill, distill.trajectories.states
+    kind = f"states of {distill.batch_size // states} trajectories" if states else "pictures"
     text = (
-        f"{done:,} updates of {distill.batch_size} pictures, {done * distill.batch_size:,} in all (published: "
+        f"{done:,} updates of {distill.batch_size} {kind}, {done * distill.batch_size:,} in all (published: "
         f"{published.steps // 2:,} of {published.batch_size})"
     )
     if distill.batch_size < SMALL_BATCH:

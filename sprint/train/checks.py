@@ -30,6 +30,17 @@ def _check_arch(recipe: Recipe, config: Mapping) -> None:
             )
 
 
+def unlearned_guidance(recipe: Recipe) -> str:
+    """Of the scale at which the student is to be drawn with, where it is outside of what it learns; else ""."""
+    evaluate, scales = recipe.evaluate, recipe.distill.guidance_scales
+    if not evaluate.prompts or min(scales) <= evaluate.guidance_scale <= max(scales):
+        return ""
+    return (
+        f"evaluate.guidance_scale = {evaluate.guidance_scale:g}, but the student learns "
+        f"distill.guidance_scales = {list(scales)} alone"
+    )
+
+
 def needs_teacher(distill: Distill) -> bool:
     """Whether stage 2 asks the adapted teacher: its features for LADD, its score for distribution matching, its
     velocity where no trajectory stores it.

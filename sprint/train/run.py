@@ -32,6 +32,7 @@ from sprint.recipe.load import recipe_hash, recipe_text
 from sprint.recipe.schema import Recipe
 from sprint.recipe.shares import check_shares
 from sprint.train.adapt import AdaptStage
+from sprint.train.checks import unlearned_guidance
 from sprint.train.costs import note_cost
 from sprint.train.distill import DistillStage
 from sprint.train.folder import claim
@@ -66,6 +67,8 @@ class Run:
         if recipe.evaluate.prompts and self.inputs.of_scenes:
             import sprint.lab.reader  # noqa: F401 (scoring wants an extra: say so now, not after training)
         self.engine.broadcast_from_main(self._claim)
+        if (told := unlearned_guidance(recipe)) and self.engine.main_process:
+            log.warning("%s", told)
 
     def _claim(self) -> None:
         claim(self.folder, recipe_hash(self.recipe))

@@ -5,8 +5,9 @@ import pytest
 from sprint.base.errors import SprintError
 from sprint.doctor.findings import Level
 from sprint.doctor.machine import GIB, Machine, Needs, disk, memory, packages, processes, wandb_login
-from sprint.doctor.recipe import examine_recipe
+from sprint.doctor.recipe import examine_recipe, needs_of
 from sprint.recipe.load import load_recipe
+from sprint.train.plan.networks import build_networks
 from tests.doctor.test_model import found, troubles
 
 LAPTOP = Machine(cores=2, memory=16 * GIB, available=12 * GIB, gpus=())
@@ -78,6 +79,23 @@ def test_memory_of_a_gpu_and_of_a_laptop(tiny):
     assert memory(tiny, small._replace(memory=75 * GIB), NODE).level is Level.wrong  # 80 less a tenth
     assert memory(load_recipe("0.6b"), small, LAPTOP).level is Level.note
     assert memory(load_recipe("0.6b"), small, NODE).level is Level.ok
+
+
+def test_a_scale_that_the_student_never_learns():
+    findings = examine_recipe("tiny", ["distill.guidance_scales=[1.5,2]"], LAPTOP)
+    assert "the student learns distill.guidance_scales = [1.5, 2.0] alone" in found(
+        findings, Level.wrong, "guidance"
+    )
+
+
+def test_a_checkpoint_holds_the_fake_score():
+    alone, rank = load_recipe("tiny"), 4
+    whole = load_recipe("tiny", ["distill.matching.weight=1"])
+    added = load_recipe("tiny", [f"distill.matching={{weight: 1, lora_rank: {rank}}}"])
+    networks = build_networks(alone)
+    sizes = [needs_of(recipe, networks, 1).checkpoint for recipe in (alone, added, whole)]
+    weights = 4 * sum(p.numel() for p in networks.adapted.parameters())
+    assert 0 < sizes[1] - sizes[0] < weights < 2 * weights < sizes[2] - sizes[0] < 3 * weights  # CAME's state
 
 
 def test_a_disk_that_is_too_small(tmp_path):

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 from sprint.doctor.curves import examine_curves, updates
 from sprint.doctor.findings import Level
-from sprint.doctor.run import examine_run
+from sprint.doctor.run import _seen, examine_run
 from sprint.engine.checkpoint import Saver
+from sprint.recipe.load import load_recipe
 from sprint.recipe.schema import AdversarialLoss, Recipe
 from tests.doctor.cases import WEIGHTS, rows
 from tests.doctor.test_model import found, troubles
@@ -94,6 +95,16 @@ def test_a_healthy_run_is_well_but_for_its_evaluation(run):
     assert [one.about for one in troubles(findings)] == ["evaluation"]
     assert "384 in all" in found(findings, Level.ok, "seen")  # 12 updates of 32 pictures
     assert "away from the adapted teacher" in found(findings, Level.ok, "movement")
+
+
+def test_states_are_not_called_pictures():
+    rows = [{"stage": "distill", "phase": "G", "step": step} for step in (1, 2, 3)]
+    recipe = load_recipe(
+        "tiny",
+        ["distill.trajectories.states=4", "distill.adversarial.weight=0", "distill.self_consistency=0"],
+    )
+    (finding,) = _seen(rows, recipe)
+    assert "3 updates of 32 states of 8 trajectories, 96 in all" in finding.what
 
 
 def test_a_run_whose_student_never_moved(run, pair):
