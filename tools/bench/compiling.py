@@ -11,8 +11,8 @@ run and removed after it:
     kept folder    compile=true once more
 
 Each builds stage 2's step (products=fastest) and makes pairs of generator and discriminator updates. Compiling is the
-first pair, less the pair that the same process makes once all is compiled. Starting Python is not in it. The size of the
-folder after each start tells whether the last one compiled anything anew. Writes
+first pair, less the pair that the same process makes once all is compiled. Starting Python is not in it. The size of
+the folder after each start tells whether the last one compiled anything anew. Writes
 tools/results/bench_compiling_NETWORK_DEVICE.json.
 """
 
