@@ -79,7 +79,7 @@ class Precision(str, Enum):
 class Products(str, Enum):
     # in the network's own precision
     exact = "exact"
-    # of blocks on a CPU: of bf16 factors where that is much faster here, by the clock; all else as precision says
+    # of blocks on a CPU: of bf16 factors where that is faster here, by the clock; all else as precision says
     fastest = "fastest"
 
 
