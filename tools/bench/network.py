@@ -8,7 +8,7 @@
     plain                 diffusers' network as it is, eager, with the products that pip's torch gives
     plain, same products  the same with the matrix products of ours (tools/bench/variants.py)
     ours                  as the trainer's engine lays it out, products=exact
-    ours, fastest         products=fastest; on a CPU that multiplies bf16 much faster
+    ours, fastest         products=fastest; on a CPU that multiplies bf16 faster
     ours, compiled        products=fastest, blocks compiled as the trainer compiles them, for --compile
 
 A student with random weights, a mean of squares for a loss; no tangent (that is tools/bench/jvp.py). Beside the times

@@ -9,7 +9,7 @@
                           products that pip's torch gives
     plain, same products  the same with the matrix products of ours and nothing else of it (tools/bench/variants.py)
     ours                  sprint.train.distill.DistillStage, products=exact
-    ours, fastest         products=fastest; on a CPU that multiplies bf16 much faster
+    ours, fastest         products=fastest; on a CPU that multiplies bf16 faster
     ours, compiled        products=fastest and compile=true, for --compile
 
 Each of ours is held against plain, and against the plain step whose products are the same where that is another.
