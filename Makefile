@@ -68,13 +68,17 @@ triton-check: $(READY) ## the GPU's own kernels by Triton's interpreter, on a CP
 gpu-check: $(READY) ## everything that needs a GPU, in at most ten minutes
 	$(BIN)/python -m tools.gpu
 
-bench: $(READY) ## speed, memory, FLOPs and precision of the step and of sampling: about 25 minutes on two cores
+bench: $(READY) ## speed, memory, FLOPs and precision of the step and of sampling; 20M and the built-in network
+	for network in 20m tiny; do \
+	  $(BIN)/python -m tools.bench.step --compile --network $$network && \
+	  $(BIN)/python -m tools.bench.network --compile --network $$network && \
+	  $(BIN)/python -m tools.bench.compiling --network $$network && \
+	  $(BIN)/python -m tools.bench.flops --network $$network && \
+	  $(BIN)/python -m tools.bench.flops --network $$network --products fastest || exit 1; done
 	$(BIN)/python -m tools.bench.jvp --compile
-	$(BIN)/python -m tools.bench.step
 	$(BIN)/python -m tools.bench.sampling
 	$(BIN)/python -m tools.bench.memory
 	$(BIN)/python -m tools.bench.memory --network 0.6b --micro-batch 0 16
-	$(BIN)/python -m tools.bench.flops
 	$(BIN)/python -m tools.bench.flops --network 0.6b --precision bf16
 	$(BIN)/python -m tools.bench.growth
 	$(BIN)/python -m tools.bench.precision
@@ -87,7 +91,7 @@ rehearsal: $(READY) ## the evening before: RECIPE once at its real size, with ra
 	$(BIN)/python -m tools.rehearsal $(RECIPE) $(ARGS)
 
 .PHONY: ablations
-ablations: $(READY) ## the paper's ablations on the tiny family, beside the paper: hours; ARGS=--quick for a first look
+ablations: $(READY) ## one step against training time, and the paper's ablations, on the tiny family: hours; ARGS=--quick for a first look
 	$(BIN)/python -m tools.ablations $(ARGS)
 
 .PHONY: fuzz

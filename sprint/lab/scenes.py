@@ -83,7 +83,7 @@ def scene(seed: int, index: int, category: str | None = None) -> Scene:
         "color_attr": _two,
     }[category]
     claim, things = make(rng, category)
-    return Scene(_words(rng, claim), claim, things)
+    return Scene(caption_of(rng, claim), claim, things)
 
 
 def render(things: tuple[Thing, ...], size: int = SIZE) -> np.ndarray:
@@ -175,11 +175,13 @@ TEMPLATES = ("{}", "a picture of {}", "there is {}", "{} on a plain background")
 PLURAL_TEMPLATES = ("{}", "a picture of {}", "there are {}", "{} on a plain background")
 
 
-def _words(rng, claim: Claim) -> str:
+def caption_of(rng: np.random.Generator, claim: Claim) -> str:
+    """Words that say what the claim says, and nothing else."""
     first = claim.nouns[0]
     if first.count > 1:
         template = PLURAL_TEMPLATES[rng.integers(len(PLURAL_TEMPLATES))]
-        return template.format(f"{NUMBERS[first.count]} {_plural(first.shape)}")
+        said = (NUMBERS[first.count], first.color, _plural(first.shape))
+        return template.format(" ".join(word for word in said if word))
     joint = f" {claim.relation} " if claim.relation else " and "
     template = TEMPLATES[rng.integers(len(TEMPLATES))]
     return template.format(joint.join(_phrase(noun) for noun in claim.nouns))

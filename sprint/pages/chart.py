@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from statistics import median
+from types import MappingProxyType
 
 Point = tuple[float, float]
 
@@ -56,23 +57,35 @@ def running_median(points: Sequence[Point]) -> list[Point]:
     return smooth
 
 
-def line_chart(lines: Mapping[str, Sequence[Point]], x_label: str, y_label: str, log_y: bool = False) -> str:
+def line_chart(
+    lines: Mapping[str, Sequence[Point]],
+    x_label: str,
+    y_label: str,
+    log_y: bool = False,
+    log_x: bool = False,
+    around: Mapping[str, Sequence[Sequence[Point]]] = MappingProxyType({}),
+) -> str:
     """An <svg> of named lines of (x, y).
 
     Long lines are drawn twice: every point pale, the running median dark. The axes fit the median, so a lone
     pale spike may leave the frame. On a log axis, points at or below zero are left out.
+
+    around   by a line's name, paler lines that belong to it, of single runs say; the axes do not fit them
     """
-    raw = {name: [p for p in line if not log_y or p[1] > 0] for name, line in lines.items()}
+    raw = {name: [p for p in line if _drawable(p, log_x, log_y)] for name, line in lines.items()}
     raw = {name: line for name, line in raw.items() if line}
     if not raw:
         raise ValueError("a chart needs at least one point")
     smooth = {name: running_median(line) for name, line in raw.items()}
     points = [p for line in smooth.values() for p in line]
-    x = Scale(*_spread(min(p[0] for p in points), max(p[0] for p in points)), LEFT, RIGHT)
+    x = Scale(*_spread(min(p[0] for p in points), max(p[0] for p in points)), LEFT, RIGHT, log_x)
     y = _vertical([p[1] for p in points], log_y)
     drawn = [
         _path(raw[name], x, y, f"raw line-{n}") for n, name in enumerate(raw) if raw[name] != smooth[name]
     ]
+    for n, name in enumerate(raw):
+        paler = ([p for p in line if _drawable(p, log_x, log_y)] for line in around.get(name, ()))
+        drawn += [_path(line, x, y, f"raw line-{n}") for line in paler if line]
     drawn += [_path(smooth[name], x, y, f"smooth line-{n}") for n, name in enumerate(raw)]
     drawn += [_marks(name, smooth[name], x, y) for name in raw]
     label = escape(f"{y_label} by {x_label}: {', '.join(raw)}")
@@ -80,6 +93,10 @@ def line_chart(lines: Mapping[str, Sequence[Point]], x_label: str, y_label: str,
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
         f"{_grid(x, y, x_label, y_label)}{_frame(''.join(drawn))}</svg>"
     )
+
+
+def _drawable(point: Point, log_x: bool, log_y: bool) -> bool:
+    return (point[0] > 0 or not log_x) and (point[1] > 0 or not log_y)
 
 
 def short_number(value: float) -> str:

@@ -163,7 +163,7 @@ def test_training_is_reproducible():
 
 
 def test_sets_of_a_model():
-    sets = drawn_sets(["tiny:1"], 3)
+    sets = drawn_sets(["tiny:1"], 3, 2.0)
     assert list(sets) == ["real", "autoencoder", "teacher, 1 step"]
     assert {pictures.shape for pictures in sets.values()} == {(3, 64, 64, 3)}
     assert np.abs(sets["real"].astype(int) - sets["autoencoder"]).mean() < 5

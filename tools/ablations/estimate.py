@@ -7,9 +7,10 @@ from sprint.base.door import read_json
 from sprint.pages.html import duration
 from tools.ablations.jobs import RESULT, Job, is_done
 
-# Seconds of a thread of an AMD EPYC, by the runs behind tools/results/ablations.json (360 updates of 32 samples and 2,100
-# pictures in 188 s) and tiny-report.json (2 ms a picture and step). What has run here corrects both.
-A_SAMPLE, A_PICTURE = 0.0138, 0.014
+# Seconds of a thread of an AMD EPYC, from tools/results/ablations.json: 360 updates took a student alone 121 s and 180
+# of them 65 s, so 900 pictures of 1, 2 and 4 steps took 10; a base run had 178 s more for its 11,520 samples. What has
+# run here corrects both.
+A_SAMPLE, A_PICTURE = 178 / 11_520, 10 / 900
 
 
 def expected(job: Job) -> float:

@@ -89,9 +89,9 @@ class Settings:
         return range(1 if self.quick else row.seeds)
 
     def student(self, row: Row, seed: int) -> Job:
-        overrides = (*self.shared, *self._cached(row), f"seed={seed}", *row.overrides)
+        overrides = (*self.shared, *self._cached(row), *row.overrides)
         kind, teacher = ("sparse", "") if row.sparse else ("student", self.teacher(row).key)
-        return _job(kind, row, overrides, teacher)
+        return _job(kind, row, overrides, seed, teacher)
 
     def teacher(self, row: Row) -> Job:
         """Stage 1 of a row, of seed 0 for all seeds; what concerns stage 2 and --quick does not change it, nor how a
@@ -117,9 +117,12 @@ def weights_digest(teacher: str) -> str:
     return _sha256({str(file.relative_to(folder)): sha256(file) for file in files})[:8] if files else ""
 
 
+_read = cache(load_recipe)  # which takes a tenth of a second
+
+
 @cache
-def _job(kind: str, row: Row, overrides: tuple[str, ...], teacher: str = "") -> Job:
-    recipe = load_recipe(recipe_file(row.recipe), overrides)
+def _job(kind: str, row: Row, overrides: tuple[str, ...], seed: int = 0, teacher: str = "") -> Job:
+    recipe = replace(_read(recipe_file(row.recipe), overrides), seed=seed)
     steps = round(recipe.distill.steps * row.updates)
     distill = replace(recipe.distill, steps=steps)
     if row.warmup:

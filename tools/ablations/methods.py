@@ -1,7 +1,7 @@
 """What is added to the paper's recipe, one by one and together, and the whole list of `make ablations`.
 
-The base is recipes/tiny-paper.yaml. Rows have so many updates that all take about as long; the picture is drawn over
-the seconds that each did take. What is compared: score and FID at 1 step.
+The base is recipes/tiny-paper.yaml. Rows have more or fewer updates by a rough guess of what one costs; the picture is
+drawn over the seconds that each did take. What is compared: score and FID at 1 step.
 """
 
 from collections.abc import Sequence
@@ -86,9 +86,9 @@ METHODS = Group(
             warmup=0.25,
         ),
         _row(
-            "+ distribution matching",
+            "+ matching",
             ("distill.matching.weight=0.01", *MATCHING),
-            "beside sCM and LADD, with rCM's weight",
+            "distribution matching beside sCM and LADD, with rCM's weight",
             updates=1.2,
         ),
         _together("together", (), "no sharpening", updates=0.8),

@@ -18,6 +18,7 @@ from sprint.pages.chart import line_chart
 from sprint.pages.grid import picture_grid
 from sprint.pages.pictures import Cell, PictureRow, picture_rows
 from sprint.recipe.load import load_recipe
+from tools.ablations import curve
 from tools.ablations.answers import (
     PROMPTS,
     Answer,
@@ -25,15 +26,15 @@ from tools.ablations.answers import (
     collect,
     read_result,
 )
-from tools.ablations.jobs import RECIPE, Settings, feature_network
+from tools.ablations.jobs import Settings, feature_network, recipe_file
 from tools.ablations.rows import (
     AGREES,
     DISAGREES,
+    NAMES,
     RULE,
     WITHIN_NOISE,
     Group,
     Measured,
-    Row,
 )
 from tools.ablations.starts import STYLE
 from tools.bench.measure import environment
@@ -43,6 +44,12 @@ GRID_COLOURS = 128  # of the committed grid, which has to be small
 MOST_LINES = 3  # that a chart can tell apart
 FILE = "ablations"
 IN_ONE_STEP = "Not in the paper: which changes are better or worse at 1 step."
+NOT_ANNEALED = (
+    "Points before the end are the same runs on their way, with averaged weights where they have them and a rate that "
+    "has not fallen where it is going to. Thread-seconds are those of training on one thread, stage 1, pictures and "
+    "the teacher's trajectories among them, without scoring; an update of over three times its kind's median, as the "
+    "first is that compiles, counts as the median. Pale lines are seeds."
+)
 
 
 # ---- all that is written ----------------------------------------------------------------------------
@@ -51,8 +58,8 @@ IN_ONE_STEP = "Not in the paper: which changes are better or worse at 1 step."
 def write_results(
     groups: Sequence[Group], settings: Settings, jobs: int, out: Path, page_folder: Path
 ) -> list[Path]:
-    """out/ablations.json, .png, -one-step.png and -gradients.svg; page_folder/ablations.html and table.md.
-    -> the files
+    """out/ablations.json, .png, -one-step.png, -gradients.svg and -KEY.svg of groups over thread-seconds;
+    page_folder/ablations.html and table.md.  -> the files
 
     Prints the table and the files. What has no run yet is said to be missing.
     """
@@ -72,23 +79,32 @@ def write_results(
             files.append(write_whole(out / f"{name}.png", png.getvalue()))
     if drawing := gradients(answers):
         files.append(write_whole(out / f"{FILE}-gradients.svg", drawing))
+    for answer in answers:
+        if drawing := curve.drawing(answer):
+            files.append(write_whole(out / f"{FILE}-{answer.group.key}.svg", drawing))
     print(text, *files, sep="\n")
     return files
 
 
 def as_data(answers: Sequence[Answer], settings: Settings) -> dict:
     """Every figure as plain data."""
-    recipe, teacher = (
-        load_recipe(RECIPE, settings.shared),
-        read_result(settings.teacher(Row("base")), settings.root),
-    )
+    names = dict.fromkeys(line.row.recipe for answer in answers for line in answer.lines)
+    recipes = {name: load_recipe(recipe_file(name), settings.shared) for name in names}
+    bases = (answer.base.row for answer in answers)
+    teachers = (read_result(settings.teacher(row), settings.root) for row in bases)
+    teacher = next(filter(None, teachers), None)
     found = _all_results(answers, settings)
     return {
         "quick": settings.quick,
         "overrides": list(settings.overrides),
-        "steps": recipe.distill.steps,
-        "batch_size": recipe.distill.batch_size,
-        "prompts": recipe.evaluate.prompts,
+        "recipes": {
+            name: {
+                "steps": recipe.distill.steps,
+                "batch_size": recipe.distill.batch_size,
+                "prompts": recipe.evaluate.prompts,
+            }
+            for name, recipe in recipes.items()
+        },
         "fid": f"against {REFERENCE_SCENES} real scenes, {feature_network()}",
         "rule": RULE,
         "thread_seconds": round(sum(result["seconds"] for result in found), 1),
@@ -139,6 +155,9 @@ def _row_data(answer: Answer, line: Line) -> dict:
         "means": {count: _means(line.measured(count)) for count in steps},
         "verdicts": answer.verdicts(line),
         "outcome": answer.outcome(line),
+        "recipe": row.recipe,
+        "thread_seconds": curve.mean_cost(line),
+        "moments": curve.as_data(line) if row.points else [],
         "runs": [
             found and {key: found[key] for key in ("key", "seed", "failed", "scores", "norms", "seconds")}
             for found in line.results
@@ -165,6 +184,7 @@ HEAD = (
     ("score", "4 steps"),
     ("FID", "4 steps"),
     ("gradient norm", "median"),
+    ("training", "thread-seconds"),
 )
 
 
@@ -178,6 +198,7 @@ def cells(answer: Answer, line: Line) -> list[str]:
         f"{paper.fid:.2f} / {paper.clip:.2f}" if paper else "–",
         *(mean_and_spread(at[steps].get(measure)) for measure, steps in order),
         html.number(10**norm.mean if norm else None, ".3g"),
+        html.number(curve.mean_cost(line), ".0f"),
     ]
 
 
@@ -197,7 +218,32 @@ def table(answers: Sequence[Answer]) -> str:
         for line in answer.lines:
             row = [line.row.label, *cells(answer, line)]
             lines.append("| " + " | ".join(row[n] for n in keep) + " |")
+    for answer in answers:
+        if rows := curve.as_rows(answer):
+            titles = [", ".join(filter(None, title)) for title in curve.head(answer)]
+            lines += ["", "| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+            lines += ["| " + " | ".join([name, *found]) + " |" for name, found in rows]
+            lines += ["", *in_sentences(answer)]
+    if noise := within_the_noise(answers):
+        lines += ["", noise]
     return "\n".join(lines)
+
+
+def in_sentences(answer: Answer) -> list[str]:
+    """What the curve of a group says."""
+    return [*filter(None, (*curve.verdict_lines(answer), curve.cheapest(answer)))]
+
+
+def within_the_noise(answers: Sequence[Answer]) -> str:
+    """Which comparisons with the paper are; "" for none."""
+    stayed = [
+        f"{answer.group.title}, {line.row.label} ({' and '.join(measures)})"
+        for answer in answers
+        if not answer.group.ours
+        for line in answer.lines
+        if (measures := [NAMES[m] for m, word in answer.verdicts(line).items() if word == WITHIN_NOISE])
+    ]
+    return f"Of the comparisons with the paper within the noise: {'; '.join(stayed)}." if stayed else ""
 
 
 # ---- the page ---------------------------------------------------------------------------------------
@@ -207,8 +253,11 @@ def page(answers: Sequence[Answer], record: dict) -> str:
     """One self-contained file."""
     here = record["environment"]
     facts = {
-        "Each run": f"{record['steps']} updates of {record['batch_size']} samples",
-        "Scores": f"{record['prompts']} held-out prompts; mean ± standard deviation over seeds",
+        "Runs": "; ".join(
+            f"{name}: {each['steps']} updates of {each['batch_size']} samples, {each['prompts']} held-out prompts"
+            for name, each in record["recipes"].items()
+        ),
+        "Scores": "mean ± standard deviation over seeds",
         "FID": record["fid"],
         "Seeds": "change noise and times; teacher, pictures and prompts are the same for all",
         "Device": f"{here['device']} ({here['cpu']}), {record['jobs']} runs at once",
@@ -218,8 +267,8 @@ def page(answers: Sequence[Answer], record: dict) -> str:
         "Runs made by": "; ".join(f"{count}: {by}" for by, count in record["made_by"].items()) or "none yet",
     }
     lead = (
-        "The paper's ablations on the built-in tiny family, and changes of our own: the same teacher, the same number "
-        "of steps."
+        "On the built-in tiny family: what is added to the paper's recipe, by one-step score against training time, "
+        "and the paper's own ablations."
     )
     sections = [
         html.masthead("Ablations", "What each part of the recipe does", lead),
@@ -240,7 +289,8 @@ def _summary(answers: Sequence[Answer], record: dict) -> str:
         (f"{found['score']:.3f}", "teacher's scene score", f"{steps} steps, FID {found['fid']:.3f}")
         for steps, found in teacher.items()
     ]
-    return html.figures(figures)
+    noise = within_the_noise(answers)
+    return html.figures(figures) + (html.paragraph(noise) if noise else "")
 
 
 def _section(answer: Answer) -> str:
@@ -258,11 +308,21 @@ def _section(answer: Answer) -> str:
     return html.section(
         answer.group.title,
         html.paragraph(f"The paper: {answer.group.claim}" if answer.group.claim else IN_ONE_STEP),
+        *_curve(answer),
         html.table(HEAD, rows),
         *(html.paragraph(text, "aside") for text in (*notes, *stopped)),
         drawn if shown else "",
         html.charts(_charts(answer)),
     )
+
+
+def _curve(answer: Answer) -> list[str]:
+    """The picture over thread-seconds, its table and what it says; nothing without runs."""
+    if not (drawing := curve.drawing(answer)):
+        return []
+    sentences = [html.paragraph(sentence) for sentence in in_sentences(answer)]
+    table = html.table(curve.head(answer), curve.as_rows(answer))
+    return [f"<figure>{drawing}</figure>", html.paragraph(NOT_ANNEALED, "aside"), table, *sentences]
 
 
 def _charts(answer: Answer) -> list[str]:

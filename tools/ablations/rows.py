@@ -18,14 +18,14 @@ NOT_COMPARABLE = "not comparable"
 RULE = (
     "Each row is set against the base row of its group, at 2 steps: the sign of the difference in FID against the "
     "paper's in FID, in scene score against the paper's in CLIP score. What is added to the paper's recipe is set "
-    "against that at 1 step. A difference inside its 95% interval by Student's t is within the noise. Runs of the same "
-    "seed share teacher, prompts and, where both losses are on, data and noise, so a row of several seeds is compared seed by "
-    "seed: its interval is that of the mean of those differences, over seeds of this teacher and these prompts. A "
-    "row of one seed is set against the base's mean, and its error is that within its run (binomial for the score, "
-    "bootstrap over pictures for FID, over updates for norms) or the base's spread over seeds, whichever is larger: "
-    "unpaired, which is cautious, but with a base of one seed too (--quick) nothing stands for the seeds. All groups "
-    "share the same base runs, so their verdicts are not independent; of twenty at 95% one leaves the noise by "
-    "chance. Gradient norms are compared by the logarithm of a run's median."
+    "against that at 1 step. A difference inside its 95% interval by Student's t is within the noise. Runs of the "
+    "same seed share teacher, prompts and, where both losses are on, data and noise, so a row of several seeds is "
+    "compared seed by seed: its interval is that of the mean of those differences, over seeds of this teacher and "
+    "these prompts. A row of one seed is set against the base's mean, and its error is that within its run "
+    "(binomial for the score, bootstrap over pictures for FID, over updates for norms) or the base's spread over "
+    "seeds, whichever is larger: unpaired, which is cautious, but with a base of one seed too (--quick) nothing "
+    "stands for the seeds. All groups share the same base runs, so their verdicts are not independent; of twenty at "
+    "95% one leaves the noise by chance. Gradient norms are compared by the logarithm of a run's median."
 )
 
 

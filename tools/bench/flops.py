@@ -14,9 +14,9 @@ fastest product of every dtype that is multiplied (square, and of the step's own
     floor     the sum over operations of the larger of the two: the step as it is cut into operations; less only by
               fusing them, or where tensors fit a cache
 
-What eats the rest is told by the operators that take most of the time of an update by themselves (torch's profiler,
-one update of each phase). Writes tools/results/bench_flops_NETWORK_DEVICE.json (NETWORK_DEVICE_fastest.json with
---products fastest).
+What eats the rest is told by the operators that take most of an update by themselves, and by the time between them
+(torch's profiler, one update of each phase). Writes tools/results/bench_flops_NETWORK_DEVICE.json
+(NETWORK_DEVICE_fastest.json with --products fastest).
 """
 
 import argparse
@@ -291,6 +291,7 @@ def measure(request: Request, checkpointing: bool, rounds: int) -> dict:
     before = {dtype: product_speeds(request, dtype, rounds) for dtype in dtypes}
     copy = copy_speed(request.device, rounds)
     stage, batch = build(case, traced=False)
+    results["multiplied_by"] = stage.engine.multiply.__name__
     seconds = times_of(stage, batch, rounds)
     profiles = profiles_of(stage, batch)
     products = {}  # a machine's speed drifts: the mean of before and after
@@ -309,9 +310,11 @@ def measure(request: Request, checkpointing: bool, rounds: int) -> dict:
 
 
 def page(results: dict) -> str:
+    multiplied = f"blocks multiply by {results['multiplied_by']}, " if "multiplied_by" in results else ""
+    recomputed = ", activations recomputed" * results["activation_checkpointing"]
     lines = [
-        f"{results['network']}, batch {results['batch']}, {results['precision']}, products {results['products']}, "
-        f"{results['device']}" + (", activations recomputed" if results["activation_checkpointing"] else "")
+        f"{results['network']}, batch {results['batch']}, {results['precision']}, "
+        f"{multiplied}{results['device']}{recomputed}"
     ]
     for dtype, speeds in results.get("flops_per_second", {}).items():
         for name, speed in speeds.items():

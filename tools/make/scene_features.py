@@ -2,7 +2,7 @@
 
     python -m tools.make.scene_features                     writes weights.safetensors and training.json
     python -m tools.make.scene_features --steps 50 --out X  a quick look
-    python -m tools.make.scene_features --models runs/tiny/teacher:20 runs/tiny/student:1
+    python -m tools.make.scene_features --guidance 2 --models runs/tiny/teacher:20 runs/tiny/student:1
                                                             adds FID of their pictures to training.json
 
 A few minutes on one core, so it keeps no checkpoints: interrupted, it starts again. The same seed, threads and
@@ -73,7 +73,7 @@ from tools.bench.measure import command
 
 CELLS = 8
 NAME_COLORS = ("colors", "color_attr")  # categories whose captions name every colour
-PICTURES, BATCH, GUIDANCE = 600, 50, 4.5  # of each set in the FID table
+PICTURES, BATCH = 600, 50  # of each set in the FID table
 PALETTE = torch.tensor(list(COLORS.values()), dtype=torch.float32)
 PAGE = torch.tensor(BACKGROUND, dtype=torch.float32)
 LEARNING_RATE, WEIGHT_DECAY = 3e-3, 1e-2
@@ -316,7 +316,7 @@ def fid_table(
     return {name: round(fid(statistics(pictures), reference), 5) for name, pictures in sets.items()}
 
 
-def drawn_sets(models: list[str], count: int) -> dict[str, np.ndarray]:
+def drawn_sets(models: list[str], count: int, guidance: float) -> dict[str, np.ndarray]:
     """Held-out scenes, the same as the autoencoder gives them back, and what each model, "DIR:STEPS", draws of them."""
     sets, scenes = {}, held_out_scenes(count)
     for model in models:
@@ -334,12 +334,12 @@ def drawn_sets(models: list[str], count: int) -> dict[str, np.ndarray]:
             sets = {"real": np.concatenate(real), "autoencoder": np.concatenate(parts)}
         name = f"{role}, {steps} step{'s' * (steps != '1')}"
         captions, times = [s.caption for s in scenes], generator.times(int(steps))
-        drawn = in_batches(generator, captions, range(count), BATCH, times, GUIDANCE)
+        drawn = in_batches(generator, captions, range(count), BATCH, times, guidance)
         sets[name] = np.concatenate(list(drawn))
     return sets
 
 
-def measure(out: Path, models: list[str]) -> None:
+def measure(out: Path, models: list[str], guidance: float) -> None:
     """Add FID of models' pictures, beside their scene scores, to the training record.
 
     FID also of captions that name every colour: with the others a strongly guided model chooses its favourite
@@ -347,7 +347,7 @@ def measure(out: Path, models: list[str]) -> None:
     """
     record = json.loads((out / "training.json").read_text(encoding="utf-8"))
     claims = [s.claim for s in held_out_scenes(PICTURES)]
-    sets = drawn_sets(models, PICTURES)
+    sets = drawn_sets(models, PICTURES, guidance)
     network = scene_features(weights=out / "weights.safetensors")
     record["models"] = {
         "command": command(),
@@ -370,10 +370,13 @@ def main() -> None:
     parser.add_argument(
         "--models", nargs="+", metavar="DIR:STEPS", help="do not train: measure these models' pictures"
     )
+    parser.add_argument("--guidance", type=float, help="of the models' pictures: needed with --models")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.models and args.guidance is None:
+        parser.error("--models needs --guidance: what is best is in the teacher's training.json")
     if args.models:
-        measure(args.out, args.models)
+        measure(args.out, args.models, args.guidance)
         return
     began = time.perf_counter()
     pool = make_pool(FEATURES_SEEDS[args.seed], args.pool)

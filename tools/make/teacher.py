@@ -1,9 +1,12 @@
 """Train the tiny teacher on built-in scenes: `make teacher` runs this after tools/make/autoencoder.py.
 
-A base-style `SanaTransformer2DModel` (sparse time, no QK-norm) and a small Gemma2 text encoder learn
-together by flow matching. Constant learning rate after a warm-up, linear decay over the last fifth, EMA.
-Reads DIR/vae; writes DIR as a diffusers `SanaPipeline` folder in half precision, with training.json
-(command, seed, curve, scores). The same command again resumes from DIR/state.pt.
+A base-style `SanaTransformer2DModel` (sparse time, no QK-norm) and a small Gemma2 text encoder learn together by flow
+matching, half of the time under fuller captions (`tools.make.captions`). Constant learning rate after a warm-up,
+linear decay over the last fifth, EMA. Reads DIR/vae; writes DIR as a diffusers `SanaPipeline` folder in half
+precision, with training.json (command, seed, curve of the loss, score and FID over guidance).
+
+The same command again resumes from DIR/state.pt. Since the rate is constant until the decay, so does one with more
+steps, from a state saved before the decay began, as if it had been asked for them from the start.
 """
 
 import argparse
@@ -11,126 +14,71 @@ import copy
 import json
 import os
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderDC,
-    DPMSolverMultistepScheduler,
-    SanaPipeline,
-    SanaTransformer2DModel,
-)
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline
 from torch.nn.functional import mse_loss
 from tqdm import tqdm
-from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
-from sprint.lab.reader import score
+from sprint.base.cpu import keep_freed_memory
+from sprint.base.products import fastest_products
 from sprint.lab.scenes import render, scene
-from sprint.lab.series import HELD_OUT_SEED, TEACHER_SEEDS
-from sprint.maths.samplers import Noise, sample_ode
-from sprint.maths.schedule import shifted_logit_normal_flow_times, teacher_times
+from sprint.lab.series import TEACHER_SEEDS
+from sprint.maths.schedule import shifted_logit_normal_flow_times
 from sprint.models.encoders import Family
-from sprint.models.guidance import guided_velocity, with_null
 from sprint.models.sana.encoders import SanaEncoders, tokenize
-from sprint.models.teacher import SPARSE_TIME
-from sprint.models.view import TrigFlowView
 from sprint.weights.settings import SETTINGS_FILE
 from tools.bench.measure import command
+from tools.make.captions import described
+from tools.make.parts import MAX_LENGTH, Teacher, build_network, build_text_encoder, build_tokenizer
+from tools.make.verdict import drawn, guidance_curve, scored
 
-WIDTH, DEPTH, HEAD_DIM, TEXT_WIDTH = 128, 4, 32, 128
-VOCABULARY = 448  # 5 special tokens, 256 bytes, the rest learned
-MAX_LENGTH = 32  # tokens; the longest caption has 15
 EMA_DECAY = 0.999
+TOKENIZER_SCENES = 4000  # whose captions teach the tokenizer its words
+TOLD = 4  # captions of a training scene: its own, and fuller ones
+PLAIN = 0.5  # how often it is its own
+QUICK_PROMPTS, QUICK_GUIDANCES = 120, (2.0, 3.0)  # of the scores on the way
+ENCODED_AT_ONCE = 50  # pictures: more take longer each
+TEXT_TOKENS = 16  # captions are padded to a multiple of it
 
 
-def build_tokenizer(captions: list[str]) -> GemmaTokenizer:
-    """Gemma's kind of tokenizer (BPE with byte fallback, ▁ for spaces) with merges learned on scenes."""
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
-    byte_tokens = [f"<0x{b:02X}>" for b in range(256)]
-    bpe = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    bpe.normalizer = normalizers.Replace(" ", "▁")
-    bpe.pre_tokenizer = pre_tokenizers.Split("▁", behavior="merged_with_previous")
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=special + byte_tokens, show_progress=False
-    )
-    bpe.train_from_iterator((caption.replace(" ", "▁") for caption in captions), trainer)
-    learned = json.loads(bpe.to_str())["model"]
-    merges = [tuple(merge) for merge in learned["merges"]]
-    tokenizer = GemmaTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=8192)
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
-    )
-    return tokenizer
-
-
-def build_text_encoder(vocabulary: int) -> Gemma2Model:
-    config = Gemma2Config(
-        vocab_size=vocabulary,
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=2 * TEXT_WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        query_pre_attn_scalar=32,
-        max_position_embeddings=8192,
-    )
-    return Gemma2Model(config)
-
-
-def build_network(channels: int) -> SanaTransformer2DModel:
-    heads = WIDTH // HEAD_DIM
-    return SanaTransformer2DModel(
-        in_channels=channels,
-        out_channels=channels,
-        num_attention_heads=heads,
-        attention_head_dim=HEAD_DIM,
-        num_layers=DEPTH,
-        num_cross_attention_heads=heads,
-        cross_attention_head_dim=HEAD_DIM,
-        cross_attention_dim=WIDTH,
-        caption_channels=TEXT_WIDTH,
-        sample_size=8,
-        patch_size=1,
-    )
-
-
-class Teacher(torch.nn.Module):
-    """Text encoder and network, trained as one."""
-
-    def __init__(self, text_encoder: Gemma2Model, network: SanaTransformer2DModel):
-        super().__init__()
-        self.text_encoder, self.network = text_encoder, network
-
-    def forward(self, x_fm, t_fm, ids, mask):
-        text = self.text_encoder(ids, attention_mask=mask)[0]
-        return self.network(
-            x_fm,
-            encoder_hidden_states=text,
-            encoder_attention_mask=mask,
-            timestep=t_fm * SPARSE_TIME,
-            return_dict=False,
-        )[0]
+def captions_of(series: int, index: int) -> list[str]:
+    """TOLD captions of one scene, its own first."""
+    plain, rng = scene(series, index), np.random.default_rng([series, index, 1])
+    return [plain.caption, *(described(rng, plain).caption for _ in range(TOLD - 1))]
 
 
 def cached_scenes(path: Path, family: Family, count: int) -> dict[str, torch.Tensor]:
-    """Latents (half precision), token ids and masks of `count` training scenes, made once."""
+    """`count` training scenes, made once: latent [N, C, h, w] in half precision, ids and mask [N, TOLD, L]."""
     if path.exists():
         return torch.load(path, weights_only=True)
     latents, captions = [], []
-    for start in tqdm(range(0, count, 250), desc="encoding scenes"):
-        scenes = [scene(TEACHER_SEEDS[0], i) for i in range(start, min(start + 250, count))]
-        pictures = np.stack([render(s.things) for s in scenes])
+    for start in tqdm(range(0, count, ENCODED_AT_ONCE), desc="encoding scenes"):
+        numbers = range(start, min(start + ENCODED_AT_ONCE, count))
+        pictures = np.stack([render(scene(TEACHER_SEEDS[0], i).things) for i in numbers])
         latents.append(family.encode_pictures(pictures).half())
-        captions += [s.caption for s in scenes]
-    ids, mask, _ = tokenize(family.tokenizer, captions, MAX_LENGTH, instruction=False)
-    longest = int(mask.sum(1).max())
-    data = {"latent": torch.cat(latents), "ids": ids[:, :longest], "mask": mask[:, :longest]}
-    torch.save(data, path)
+        captions += [caption for i in numbers for caption in captions_of(TEACHER_SEEDS[0], i)]
+    ids, mask, longest = tokenize(family.tokenizer, captions, MAX_LENGTH, instruction=False)
+    length = -(-longest // TEXT_TOKENS) * TEXT_TOKENS
+    data = {"latent": torch.cat(latents)}
+    data |= {
+        "ids": ids[:, :length].unflatten(0, (-1, TOLD)),
+        "mask": mask[:, :length].unflatten(0, (-1, TOLD)),
+    }
+    save_atomically(data, path)
     return data
+
+
+def draw_batch(
+    data: dict[str, torch.Tensor], size: int, generator: torch.Generator
+) -> tuple[torch.Tensor, ...]:
+    """-> latent [B, C, h, w] float32, ids and mask [B, L] of one of each scene's captions"""
+    pick = torch.randint(len(data["latent"]), (size,), generator=generator)
+    fuller = torch.randint(1, TOLD, (size,), generator=generator)
+    told = torch.where(torch.rand(size, generator=generator) < PLAIN, 0, fuller)
+    return data["latent"][pick].float(), data["ids"][pick, told], data["mask"][pick, told]
 
 
 def learning_rate(step: int, steps: int, warmup: int = 200) -> float:
@@ -147,32 +95,9 @@ def train_step(model, batch, null, generator, device) -> torch.Tensor:
     t_fm = shifted_logit_normal_flow_times(len(latent), 1.5, generator)
     t = t_fm[:, None, None, None]
     x_fm = (1 - t) * latent + t * noise
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):  # there, products alone are in bf16
         v = model(*(a.to(device) for a in (x_fm, t_fm, ids, mask)))
     return mse_loss(v.float(), (noise - latent).to(device))
-
-
-@torch.no_grad()
-def scene_score(teacher: Teacher, family: Family, prompts: int, steps: int, scale: float) -> dict:
-    """The reader's verdict on `prompts` held-out scenes drawn with guidance."""
-    family.text_encoder = teacher.text_encoder
-    view = TrigFlowView(teacher.network, SPARSE_TIME).eval()
-    null_text, null_mask = family.encode_prompts([""])
-    pictures, claims = [], []
-    for start in range(0, prompts, 100):
-        scenes = [scene(HELD_OUT_SEED, i) for i in range(start, min(start + 100, prompts))]
-        text, mask = family.encode_prompts([s.caption for s in scenes])
-        guidance_scale = torch.full((len(scenes),), scale, device=text.device)
-
-        guided = with_null(text, mask, null_text, null_mask)
-        F = partial(guided_velocity, view, guided=guided, guidance_scale=guidance_scale)
-        noise = Noise(
-            list(range(start, start + len(scenes))), (view.network.config.in_channels, 8, 8), text.device
-        )
-        latent = sample_ode(F, noise, teacher_times(steps))
-        pictures.append(family.decode_latents(latent))
-        claims += [s.claim for s in scenes]
-    return score(np.concatenate(pictures), claims)
 
 
 def save_atomically(value: dict, path: Path) -> None:
@@ -184,11 +109,11 @@ def export(teacher: Teacher, family: Family, record: dict, out: Path) -> None:
     scheduler = DPMSolverMultistepScheduler(
         use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
     )
-    half = copy.deepcopy(teacher).half().cpu()
+    half = teacher.unhastened()
     pipeline = SanaPipeline(
         tokenizer=family.tokenizer,
         text_encoder=half.text_encoder,
-        vae=copy.deepcopy(family.autoencoder).half().cpu(),
+        vae=copy.deepcopy(family.autoencoder).half().cpu().to(memory_format=torch.contiguous_format),
         transformer=half.network,
         scheduler=scheduler,
     )
@@ -201,89 +126,133 @@ def export(teacher: Teacher, family: Family, record: dict, out: Path) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=8500)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=24000)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--scenes", type=int, default=48000, help="distinct training scenes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-every", type=int, default=1000)
+    parser.add_argument("--save-every", type=int, default=500)
+    parser.add_argument("--score-every", type=int, default=2000)
     parser.add_argument("--prompts", type=int, default=600, help="held-out prompts of the final score")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
 
-def main() -> None:
-    args = arguments()
-    torch.manual_seed(args.seed)
-    autoencoder = AutoencoderDC.from_pretrained(args.out / "vae").float().eval().requires_grad_(False)
-    tokenizer = build_tokenizer([scene(TEACHER_SEEDS[0], i).caption for i in range(4000)])
-    teacher = Teacher(
-        build_text_encoder(len(tokenizer)), build_network(autoencoder.config.latent_channels)
-    ).to(args.device)
-    family = SanaEncoders(tokenizer, teacher.text_encoder, autoencoder, MAX_LENGTH, False).to(args.device)
-    data = cached_scenes(args.out / "scenes.pt", family, args.scenes)
-    null = tokenize(tokenizer, [""], MAX_LENGTH, False)[:2]
-    null = [part[:, : data["ids"].shape[1]] for part in null]
+class Training:
+    """A teacher, what trains it and how far it is; as a whole it is saved to and comes back from DIR/state.pt."""
 
-    ema = torch.optim.swa_utils.AveragedModel(
-        teacher, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY)
-    )
-    optimizer = torch.optim.AdamW(teacher.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.01)
-    generator = torch.Generator().manual_seed(args.seed)
-    state = {"step": 0, "seconds": 0.0, "curve": []}
-    saved = args.out / "state.pt"
-    if saved.exists():
-        state = torch.load(saved, weights_only=True)
-        teacher.load_state_dict(state.pop("teacher"))
-        ema.load_state_dict(state.pop("ema"))
-        optimizer.load_state_dict(state.pop("optimizer"))
-        generator.set_state(state.pop("generator"))
-    compiled = torch.compile(teacher)
-    started = time.time() - state["seconds"]
+    def __init__(self, args: argparse.Namespace, autoencoder: AutoencoderDC):
+        torch.manual_seed(args.seed)
+        self.args = args
+        tokenizer = build_tokenizer(
+            [caption for i in range(TOKENIZER_SCENES) for caption in captions_of(TEACHER_SEEDS[0], i)]
+        )
+        self.teacher = Teacher(
+            build_text_encoder(len(tokenizer)), build_network(autoencoder.config.latent_channels)
+        ).to(args.device)
+        self.ema = torch.optim.swa_utils.AveragedModel(
+            self.teacher, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY)
+        )
+        self.family = SanaEncoders(tokenizer, self.ema.module.text_encoder, autoencoder, MAX_LENGTH, False)
+        self.family.to(args.device)
+        self.family.channels_last()
+        self.optimizer = torch.optim.AdamW(
+            self.teacher.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        )
+        self.generator = torch.Generator().manual_seed(args.seed)
+        self.step, self.curve, self.seconds, self.began = 0, [], 0.0, time.time()
 
-    def record(**scores) -> dict:
+    def save(self) -> None:
+        self.seconds, self.began = self.seconds + time.time() - self.began, time.time()
+        parts = {name: getattr(self, name).state_dict() for name in ("teacher", "ema", "optimizer")}
+        where = {"step": self.step, "curve": self.curve, "seconds": self.seconds}
+        save_atomically(parts | where | {"generator": self.generator.get_state()}, self.args.out / "state.pt")
+
+    def resume(self) -> None:
+        if not (self.args.out / "state.pt").exists():
+            return
+        state = torch.load(self.args.out / "state.pt", weights_only=True)
+        for name in ("teacher", "ema", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.generator.set_state(state["generator"])
+        self.step, self.curve, self.seconds = state["step"], state["curve"], state["seconds"]
+
+    def update(self, data: dict[str, torch.Tensor], null) -> torch.Tensor:
+        """One step -> its loss"""
+        self.optimizer.param_groups[0]["lr"] = self.args.lr * learning_rate(self.step, self.args.steps)
+        batch = draw_batch(data, self.args.batch, self.generator)
+        loss = train_step(self.teacher, batch, null, self.generator, self.args.device)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.teacher.parameters(), 1.0)
+        self.optimizer.step()
+        self.ema.update_parameters(self.teacher)
+        self.step += 1
+        return loss.detach()
+
+    def quick_scores(self) -> dict[str, float]:
+        view = self.ema.module.view().eval()
         return {
-            "command": command(),
-            "seed": args.seed,
-            "steps": args.steps,
-            "batch": args.batch,
-            "seconds": round(time.time() - started),
-            "parameters": {
-                "network": sum(p.numel() for p in teacher.network.parameters()),
-                "text_encoder": sum(p.numel() for p in teacher.text_encoder.parameters()),
-            },
-            **scores,
-            "curve": state["curve"],
+            f"{guidance:g}": round(
+                scored(drawn(view, self.family, QUICK_PROMPTS, guidance))["mean_over_samples"], 4
+            )
+            for guidance in QUICK_GUIDANCES
         }
 
-    bar, running = tqdm(range(state["step"], args.steps), desc="teacher", initial=state["step"]), []
-    for step in bar:
-        pick = torch.randint(len(data["latent"]), (args.batch,), generator=generator)
-        batch = data["latent"][pick].float(), data["ids"][pick], data["mask"][pick]
-        loss = train_step(compiled, batch, null, generator, args.device)
-        optimizer.param_groups[0]["lr"] = args.lr * learning_rate(step, args.steps)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(teacher.parameters(), 1.0)
-        optimizer.step()
-        ema.update_parameters(teacher)
-        running.append(loss.detach())
-        if (step + 1) % 100 == 0:
-            state["curve"].append({"step": step + 1, "loss": round(torch.stack(running).mean().item(), 5)})
-            bar.set_postfix(loss=state["curve"][-1]["loss"])
+    def record(self, **scores) -> dict:
+        """What training.json says."""
+        return {
+            "command": command(),
+            "seed": self.args.seed,
+            "steps": self.args.steps,
+            "batch": self.args.batch,
+            "threads": torch.get_num_threads(),
+            "products of the blocks": fastest_products().__name__,
+            "seconds": round(self.seconds),
+            "parameters": {
+                "network": sum(p.numel() for p in self.teacher.network.parameters()),
+                "text_encoder": sum(p.numel() for p in self.teacher.text_encoder.parameters()),
+            },
+            **scores,
+            "curve": self.curve,
+        }
+
+
+def main() -> None:
+    args = arguments()
+    keep_freed_memory()
+    autoencoder = AutoencoderDC.from_pretrained(args.out / "vae").float().eval().requires_grad_(False)
+    training = Training(args, autoencoder)
+    data = cached_scenes(args.out / "scenes.pt", training.family, args.scenes)
+    null = [
+        part[:, : data["ids"].shape[2]]
+        for part in tokenize(training.family.tokenizer, [""], MAX_LENGTH, False)[:2]
+    ]
+    training.resume()
+    for model in (training.teacher, training.ema.module):
+        model.hasten()
+    running = []
+    training.began = time.time()
+    bar = tqdm(range(training.step, args.steps), desc="teacher", initial=training.step, total=args.steps)
+    for _ in bar:
+        running.append(training.update(data, null))
+        if training.step % 100 == 0:
+            training.curve.append(
+                {"step": training.step, "loss": round(torch.stack(running).mean().item(), 5)}
+            )
+            bar.set_postfix(loss=training.curve[-1]["loss"])
             running = []
-        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
-            quick = scene_score(ema.module, family, 120, 20, 4.5)
-            state["curve"][-1]["scene_score"] = round(quick["mean_over_samples"], 4)
-            tqdm.write(f"step {step + 1}: {json.dumps(quick)}")
-            state |= {"step": step + 1, "seconds": time.time() - started}
-            weights = {"teacher": teacher.state_dict(), "ema": ema.state_dict()}
-            rest = {"optimizer": optimizer.state_dict(), "generator": generator.get_state()}
-            save_atomically(state | weights | rest, saved)
-            export(ema.module, family, record(), args.out)
-    scores = scene_score(ema.module, family, args.prompts, 20, 4.5)
-    export(ema.module, family, record(scores=scores), args.out)
-    print(scores)
+        judged = training.step % args.score_every == 0
+        if judged:
+            training.curve[-1]["scene_score"] = training.quick_scores()
+            tqdm.write(f"step {training.step}: {json.dumps(training.curve[-1])}")
+        if judged or training.step % args.save_every == 0 or training.step == args.steps:
+            training.save()
+        if judged:
+            export(training.ema.module, training.family, training.record(), args.out)
+    scores = guidance_curve(training.ema.module.view().eval(), training.family, args.prompts)
+    export(training.ema.module, training.family, training.record(scores=scores), args.out)
+    print(json.dumps(scores, indent=1))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def finish(settings: Settings, row: Row, seed: int, score: float, fid: float, on
 def made_up(tmp_path) -> tuple[Group, Settings]:
     base, other = (
         Row("base", seeds=2, paper=Paper(8.0, 28.0)),
-        Row("<b>other</b>", ("seed=9",), paper=Paper(9.0, 27.0)),
+        Row("<b>other</b>", ("distill.ema_decay=0.9",), paper=Paper(9.0, 27.0)),
     )
     missing = Row("missing", ("distill.steps=3",))
     group = Group("time", "<script>", "a & b", (other, base, missing))

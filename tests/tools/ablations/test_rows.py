@@ -13,6 +13,7 @@ from threading import Timer
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
+from safetensors.numpy import load_file
 
 from sprint.base.errors import Diverged, SprintError
 from sprint.data.encode.make import make_cache
@@ -32,16 +33,16 @@ from tools.ablations.jobs import (
     plan,
     steps_done,
 )
+from tools.ablations.methods import GROUPS, METHODS, chosen
 from tools.ablations.rows import (
     AGREES,
+    BASE_SEEDS,
     DISAGREES,
-    GROUPS,
     WITHIN_NOISE,
     Group,
     Measured,
     Paper,
     Row,
-    chosen,
     compare,
     expectations,
     in_words,
@@ -68,9 +69,9 @@ FEW = (
 
 def test_every_row_is_a_recipe_that_changes_what_it_says():
     settings = Settings()
-    base = settings.student(Row("base"), 0)
     for group in GROUPS:
         assert sum(row.is_base for row in group.rows) == 1
+        base = settings.student(group.base, 0)
         for row in group.rows:
             job = settings.student(row, 0)
             assert (job.key == base.key) == row.is_base, row.label
@@ -80,16 +81,17 @@ def test_every_row_is_a_recipe_that_changes_what_it_says():
 def test_the_plan_runs_the_base_once_per_seed_and_each_stage_1_once():
     jobs = plan(GROUPS, Settings())
     kinds = [job.kind for job in jobs.values()]
-    assert kinds.count("teacher") == 2  # with and without QK-norm; sparse time brings its own
-    assert kinds.count("sparse") == 1
-    bases = [
-        job for job in jobs.values() if job.key in {Settings().student(Row("base"), s).key for s in range(3)}
-    ]
-    assert len(bases) == 3
+    # two of the paper's rows, with and without QK-norm; sparse time brings its own; tiny-paper's; tiny's
+    assert kinds.count("teacher") == 4
+    seeds = range(BASE_SEEDS)
+    assert kinds.count("sparse") == len(seeds)
+    bases = {Settings().student(Row("base"), seed).key for seed in seeds}
+    assert len(bases) == len(seeds) and bases <= jobs.keys()
     assert all(job.teacher in jobs for job in jobs.values() if job.kind == "student")
     quick = plan(GROUPS, Settings(quick=True))
     assert {job.recipe.seed for job in quick.values()} == {0}
-    assert {job.recipe.distill.steps for job in quick.values() if job.kind == "student"} == {160, 80}
+    steps = {job.recipe.distill.steps for job in quick.values() if job.kind == "student"}
+    assert max(steps) == 160 * max(row.updates for group in GROUPS for row in group.rows) and 80 in steps
 
 
 def test_stage_1_is_shared_by_what_it_does_not_depend_on():
@@ -102,7 +104,7 @@ def test_stage_1_is_shared_by_what_it_does_not_depend_on():
 
 def test_a_new_field_of_recipes_leaves_old_runs_their_names():
     later = make_dataclass("Later", [("more", int, 0)], bases=(Recipe,))
-    recipe = load_recipe(ablation_jobs.RECIPE)
+    recipe = load_recipe(ablation_jobs.recipe_file("ablations"))
     fields = vars(recipe)
     assert ablation_jobs.digest(later(**fields)) == ablation_jobs.digest(recipe)
     assert ablation_jobs.digest(later(**fields, more=1)) != ablation_jobs.digest(recipe)
@@ -115,14 +117,41 @@ def test_half_the_steps_are_another_run():
     assert half.recipe.distill.steps * 2 == settings.student(Row("whole"), 0).recipe.distill.steps
 
 
-def test_another_teacher_text_or_data_has_a_cache_of_its_own():
-    assert Settings().cache_folder == ablation_jobs.RUNS / "cache-11520"
-    assert (
-        Settings(overrides=("data.size=64", "distill.ema_decay=0.9")).cache_folder == Settings().cache_folder
-    )
+def test_another_teacher_text_or_data_has_a_cache_of_its_own(monkeypatch):
+    plain = Settings().cache_folder
+    assert plain.parent == ablation_jobs.RUNS and plain.name.startswith("cache-11520-")
+    assert Settings(overrides=("data.size=64", "distill.ema_decay=0.9")).cache_folder == plain
     long = Settings(overrides=("text.max_length=40",)).cache_folder
     other = Settings(overrides=("data.seed=1",)).cache_folder
-    assert len({long, other, Settings().cache_folder}) == 3 and long.name.startswith("cache-11520-")
+    monkeypatch.setattr(ablation_jobs, "weights_digest", lambda teacher: "another")
+    assert len({long, other, plain, Settings().cache_folder}) == 4
+
+
+def test_another_teacher_of_the_same_name_is_another_run(tmp_path):
+    recipe = replace(load_recipe("tiny"), teacher=str(tmp_path))
+    keys = []
+    for weights in (b"one", b"other"):
+        ablation_jobs.weights_digest.cache_clear()
+        (tmp_path / "weights.safetensors").write_bytes(weights)
+        keys.append(ablation_jobs.digest(recipe))
+    assert len({*keys}) == 2
+
+
+def test_a_method_is_scored_on_its_way_and_at_its_end():
+    paper, *_ = METHODS.rows
+    job = Settings().student(paper, 0)
+    steps = job.recipe.distill.steps
+    assert job.points == (steps // 4, steps // 2)
+    assert (
+        Settings().student(replace(paper, points=()), 0).key == job.key
+    )  # it changes nothing that is trained
+
+
+def test_sharpening_begins_after_a_share_of_the_students_updates():
+    row = Row("late", ("distill.matching.weight=0.1", "distill.matching.updates=2"), warmup=0.5)
+    recipe = Settings(overrides=("distill.steps=80",)).student(row, 0).recipe
+    assert recipe.distill.adversarial.warmup_steps == 10  # a quarter of the updates are the student's
+    assert not row.is_base and not replace(row, overrides=()).is_base
 
 
 @pytest.mark.parametrize("override", ["seed=1", "name=mine", "data.path=elsewhere"])
@@ -250,7 +279,7 @@ if not (folder / "half").exists():
 @pytest.fixture
 def fake(tmp_path):
     """Starts a list of made-up jobs under fake workers, one at a time.  -> troubles"""
-    recipe = load_recipe(ablation_jobs.RECIPE)
+    recipe = load_recipe(ablation_jobs.recipe_file("ablations"))
 
     def start(*keys: str, at_once: int = 1) -> dict[str, str]:
         teachers = {key.partition("@")[2] for key in keys} - {""}
@@ -279,7 +308,7 @@ def test_a_failed_job_is_told_and_the_rest_goes_on(fake, tmp_path):
     troubles = fake("a@bad", "b@t", at_once=2)
     assert troubles["bad"] == "no such teacher (exit code 1)"
     assert troubles["a@bad"] == "its teacher is not there: no such teacher (exit code 1)"
-    assert is_done(Job("b@t", load_recipe(ablation_jobs.RECIPE), "student"), tmp_path)
+    assert is_done(Job("b@t", load_recipe(ablation_jobs.recipe_file("ablations")), "student"), tmp_path)
 
 
 def test_ctrl_c_stops_the_workers_and_the_same_command_goes_on(fake, tmp_path):
@@ -308,7 +337,7 @@ def test_ctrl_c_stops_the_workers_and_the_same_command_goes_on(fake, tmp_path):
 def few(tmp_path_factory):
     """Settings of two steps with a cache, and real statistics of a few scenes."""
     settings = Settings(overrides=FEW, root=tmp_path_factory.mktemp("ablations"))
-    recipe = load_recipe(ablation_jobs.RECIPE, [f"data.path={settings.cache_folder}", *FEW])
+    recipe = load_recipe(ablation_jobs.recipe_file("ablations"), [f"data.path={settings.cache_folder}", *FEW])
     recipe.data = Data(size=64)
     make_cache(recipe, settings.cache_folder, settings.cache_samples, dtype="fp32")
     with pytest.MonkeyPatch.context() as patched:
@@ -325,7 +354,7 @@ def fresh_engine():
 
 
 def test_a_run_from_stage_1_to_its_scores(few, monkeypatch, fresh_engine):
-    row = Row("base")
+    row = Row("longer", ("distill.steps=3",), points=(0.5,))
     teacher, job = few.teacher(row), few.student(row, 0)
     assert ablation_run.work(teacher, few.root) == 0
     assert set(read(few, teacher)["scores"]) == {"2"}
@@ -334,11 +363,19 @@ def test_a_run_from_stage_1_to_its_scores(few, monkeypatch, fresh_engine):
         assert ablation_run.work(job, few.root) == ablation_jobs.INTERRUPTED
     assert not is_done(job, few.root) and steps_done(job, few.root) == 0
     assert ablation_run.work(job, few.root) == 0
-    assert is_done(job, few.root) and steps_done(job, few.root) == 2
+    assert is_done(job, few.root) and steps_done(job, few.root) == 3
     found = read(few, job)
     assert found["failed"] is None and set(found["scores"]) == {"1", "2"}
     assert 0 <= found["scores"]["2"]["score"] <= 1 and found["scores"]["2"]["fid_error"] > 0
     assert found["norms"]["grad_norm"] > 0
+    (point,) = found["points"]
+    assert point["step"] == 2 and 0 < point["thread_seconds"] < found["training"]["thread_seconds"]
+    assert 0 <= point["score"] <= 1 and point["fid_error"] > 0
+    halfway, end = (
+        load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+        for folder in (ablation_run.point_folder(few.root / job.key, 2), few.root / job.key / "student")
+    )
+    assert halfway.keys() == end.keys() and any((halfway[name] != end[name]).any() for name in end)
     with np.load(few.root / job.key / ablation_run.PICTURES) as pictures:
         assert pictures["2"].shape == (6, 64, 64, 3)
     assert found["network"].startswith("scene network ") and found["made_by"]["versions"]["torch"]

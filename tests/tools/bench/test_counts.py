@@ -1,6 +1,7 @@
 """The benchmarks that count: bytes, FLOPs and growth. Known answers first, then each tool end to end at toy size."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -222,8 +223,17 @@ def test_the_profile_names_what_takes_the_time():
     rows = {row["operator"]: row for row in found["operators"]}
     assert rows["aten::mm"]["calls"] == 3 and rows["aten::add"]["calls"] == 1
     assert rows["aten::mm"]["share"] > rows["aten::add"]["share"] > 0
-    assert sum(row["share"] for row in found["operators"]) == pytest.approx(1)
-    assert sum(row["seconds"] for row in found["operators"]) == pytest.approx(found["seconds"])
+    assert [*rows][-2:] == [operators.REST, operators.BETWEEN]
+    assert sum(row["seconds"] for row in rows.values()) == pytest.approx(found["seconds"])
+
+
+def test_what_lies_between_operators_is_told():
+    def call():
+        torch.ones(3)
+        time.sleep(0.05)
+
+    *_, between = operators.operators_of(call, torch.device("cpu"))["operators"]
+    assert between["seconds"] > 0.04 and between["share"] > 0.5
 
 
 # ---- growth -------------------------------------------------------------------------------------------

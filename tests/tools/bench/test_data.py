@@ -220,7 +220,7 @@ def test_need_of_scenes_is_that_of_the_tiny_recipe(monkeypatch):
     asked = []
 
     def update_of(variant, request, checkpointing):
-        asked.append((variant, request.network, request.batch))
+        asked.append((variant.name, request.network, request.batch))
         return lambda step: time.sleep(0.002)
 
     monkeypatch.setattr(bench_data, "update_of", update_of)
