@@ -65,13 +65,14 @@ def out_of_range(group: object, prefix: str = "") -> Iterator[str]:
 def _of_engine(recipe: Recipe) -> Iterator[str]:
     engine = recipe.engine
     zero = engine in (EngineKind.zero2, EngineKind.zero3)
-    matching, cut = recipe.distill.matching, [recipe.adapt.optimizer, recipe.distill.optimizer]
+    matching, cut = recipe.distill.matching, ["adapt.optimizer", "distill.optimizer"]
     if matching.weight > 0 and matching.lora_rank == 0:
-        cut.append(matching.optimizer)
-    if zero and any(each.kind is OptimizerKind.came for each in cut):
+        cut.append("distill.matching.optimizer")
+    came = [key for key in cut if attrgetter(key)(recipe).kind is OptimizerKind.came]
+    if zero and came:
         yield (
             f"engine = {engine.value} hands optimizers flat pieces of weights, and CAME needs whole rows: "
-            "use engine=fsdp2, or the adamw optimizer"
+            f"use engine=fsdp2, or the adamw optimizer in {', '.join(came)}"
         )
     if recipe.shard_size > 0 and engine is not EngineKind.fsdp2:
         yield f"shard_size = {recipe.shard_size}, but engine = {engine.value} knows none; use engine=fsdp2"
