@@ -56,7 +56,7 @@ format: $(READY) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-teacher: $(READY) ## train the built-in tiny teacher anew into TEACHER_DIR: about an hour and a half on two cores
+teacher: $(READY) ## train the built-in tiny teacher anew into TEACHER_DIR: two hours or more on two cores; resumes
 	test -f $(TEACHER_DIR)/vae/training.json || $(BIN)/python -m tools.make.autoencoder --out $(TEACHER_DIR)
 	$(BIN)/python -m tools.make.teacher --out $(TEACHER_DIR)
 
