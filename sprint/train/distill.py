@@ -128,6 +128,10 @@ class DistillStage(Stage):
         return turn(step, self.settings)
 
     @property
+    def traced(self) -> bool:
+        return self.settings.trajectories.states > 0
+
+    @property
     def reads(self) -> int:
         return self.batch_size // (self.settings.trajectories.states or 1)
 

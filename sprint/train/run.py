@@ -160,8 +160,7 @@ class Run:
         """A stage from where it is to its last step; its checkpoints stay until its result is written."""
         recipe = self.recipe
         rhythm = Rhythm(recipe.save_every, recipe.log_every, recipe.data.workers)
-        trajectories = isinstance(stage, DistillStage) and recipe.distill.trajectories.states > 0
-        source, encode = self.inputs.feed(trajectories)
+        source, encode = self.inputs.feed(stage.traced)
         source = source.batched(stage.reads)
         seconds = train(stage, source, encode, self.engine, log, checkpoints, rhythm)
         if self.engine.main_process:

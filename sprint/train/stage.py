@@ -48,6 +48,11 @@ class Stage:
         return self.settings.batch_size
 
     @property
+    def traced(self) -> bool:
+        """Whether what it reads are whole trajectories of the teacher."""
+        return False
+
+    @property
     def reads(self) -> int:
         """Samples of the data that a batch is made of, over all processes."""
         return self.batch_size
