@@ -10,7 +10,7 @@ from tools.fuzz.mutate import BYTES, JSON, LEGACY, SAFETENSORS, TEXT, TORCH, mut
 from tools.fuzz.run import BAD, HANG, LEFT, MEMORY, OPENED, RAN, REFUSED, TRACEBACK, run
 from tools.fuzz.targets import TARGETS, safetensors_file, torch_file
 
-MINUTE = 60
+A_WHILE = 25  # seconds
 
 
 def refuse(argv):
@@ -72,9 +72,9 @@ def test_every_kind_can_be_chosen_by_its_name():
 
 
 @pytest.mark.slow
-def test_a_minute_of_mutations_ends_well():
-    """Another minute than the tool's own hour: seeds from a million."""
-    found = fuzz(chosen(None), count=400, seconds=MINUTE, seed=1_000_000, jobs=1, keep=None)
+def test_a_while_of_mutations_ends_well():
+    """Other cases than the tool's own half hour: seeds from a million."""
+    found = fuzz(chosen(None), count=400, seconds=A_WHILE, seed=1_000_000, jobs=1, keep=None)
     bad = [(TARGETS[each.case.target].name, each.case.seed, each.outcome) for each in found]
     assert len(found) >= len(TARGETS)
     assert not [each for each in bad if each[-1].kind in BAD]
